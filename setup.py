@@ -1,0 +1,45 @@
+"""Packaging of sr1_jax: Search-R1 in JAX."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="sr1_jax",
+    version="0.1.0",
+    description="Train language models to reason and search, by reinforcement learning, in JAX.",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["sr1_jax", "sr1_jax.*"]),
+    package_data={"sr1_jax": ["protocol/templates/*.txt"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.6",
+        "flax>=0.11",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11",
+        "grain>=0.2.10",
+        "tensorflow-datasets>=4.9.8",
+        "importlib_resources",  # tensorflow-datasets imports it without asking for it
+        "bm25s>=0.2.12",
+        "PyStemmer>=2.2",  # stemming inside bm25s' tokeniser
+        "ml-collections>=1.0",
+        "absl-py",
+        "numpy>=1.26",
+        "tokenizers>=0.20",
+        "safetensors>=0.4.5",
+        "gguf>=0.10",
+        "jaxtyping>=0.2.36",
+        "matplotlib>=3.8",  # the learning-curve picture
+        "rich>=13",  # live progress, tables, coloured trajectories
+        "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "ruff>=0.6"],
+        # Independent oracles for the extended tests; never imported by sr1_jax itself.
+        "oracle": ["torch>=2.4", "transformers>=4.45"],
+    },
+)

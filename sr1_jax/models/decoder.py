@@ -1,0 +1,304 @@
+"""The decoder of the Llama/Qwen family, and the value model on the same trunk.
+
+One module covers Qwen2.5, Llama and SmolLM2 (and QK-norm models such as Qwen3): pre-norm
+blocks of grouped-query attention with rotary positions and a SwiGLU feed-forward (Touvron et
+al. 2023). Layers are stacked along a leading axis L and scanned, so compile time does not grow
+with depth.
+
+Sequences are padded on the right: with causal attention, padding never reaches a real token,
+so no call needs a padding mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sr1_jax.models.attention import apply_rope, attention, rope_angles
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and numerics of a decoder.
+
+    `dtype` is what activations are computed in, `param_dtype` what parameters are kept in.
+    `unroll` layers are laid out one after the other in each turn of the scan over layers: more
+    compile time, less copying.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ff_width: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+    unroll: int = 1
+
+    def __post_init__(self):
+        for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ff_width"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"model.{field} must be at least 1, not {getattr(self, field)}."
+                )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} must be even for rotary positions.")
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every slot: k_LSXKE and v_LSXKE, X cache positions a slot."""
+
+    k_LSXKE: jax.Array
+    v_LSXKE: jax.Array
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, slots: int, positions: int) -> KVCache:
+        shape = (config.layers, slots, positions, config.kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, bias=False, scale=1.0):
+    axis = tuple(range(-len(fan_in), 0)) if isinstance(fan_in, tuple) else -1
+    return nnx.LinearGeneral(
+        fan_in,
+        out,
+        axis=axis,
+        use_bias=bias,
+        kernel_init=nnx.initializers.variance_scaling(scale, "fan_in", "normal"),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+def _flat(x_BTD: jax.Array) -> jax.Array:
+    """Tokens as rows. XLA's CPU backend runs gradients of two-dimensional products twice as
+    fast as those with separate batch and time axes; to TPUs it is all one."""
+    return x_BTD.reshape(-1, x_BTD.shape[-1])
+
+
+def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        size,
+        epsilon=config.norm_eps,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention of one layer."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.q = _linear(c, rngs, c.width, (c.heads, c.head_dim), bias=c.qkv_bias)
+        self.k = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias)
+        self.v = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias)
+        # The residual stream sums 2 L branches; their variance is kept at that of one.
+        self.o = _linear(c, rngs, (c.heads, c.head_dim), c.width, scale=0.5 / c.layers)
+        if c.qk_norm:
+            self.q_norm = _norm(c, rngs, c.head_dim)
+            self.k_norm = _norm(c, rngs, c.head_dim)
+        self.qk_norm, self.head_dim = c.qk_norm, c.head_dim
+
+    def project(self, x_BTD, cos_BTE2, sin_BTE2):
+        """Rotated queries and keys, and values: q_BTHE, k_BTKE, v_BTKE."""
+        x_ND = _flat(x_BTD)
+        q_BTHE, k_BTKE, v_BTKE = (
+            project(x_ND).reshape(*x_BTD.shape[:2], -1, self.head_dim)
+            for project in (self.q, self.k, self.v)
+        )
+        if self.qk_norm:
+            q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
+        return (
+            apply_rope(q_BTHE, cos_BTE2, sin_BTE2),
+            apply_rope(k_BTKE, cos_BTE2, sin_BTE2),
+            v_BTKE,
+        )
+
+    def merge(self, heads_BTHE):
+        """Output projection: heads_BTHE -> BTD."""
+        batch, length, *heads = heads_BTHE.shape
+        return self.o(heads_BTHE.reshape(batch * length, *heads)).reshape(batch, length, -1)
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.gate = _linear(c, rngs, c.width, c.ff_width)
+        self.up = _linear(c, rngs, c.width, c.ff_width)
+        self.down = _linear(c, rngs, c.ff_width, c.width, scale=0.5 / c.layers)
+
+    def __call__(self, x_BTD):
+        x_ND = _flat(x_BTD)
+        return self.down(jax.nn.silu(self.gate(x_ND)) * self.up(x_ND)).reshape(x_BTD.shape)
+
+
+class Block(nnx.Module):
+    """One pre-norm layer; `attend` receives q, k, v and decides what is attended to."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = _norm(config, rngs, config.width)
+        self.attention = Attention(config, rngs=rngs)
+        self.ff_norm = _norm(config, rngs, config.width)
+        self.ff = FeedForward(config, rngs=rngs)
+
+    def __call__(self, x_BTD, cos_BTE2, sin_BTE2, attend):
+        q_BTHE, k_BTKE, v_BTKE = self.attention.project(
+            self.attention_norm(x_BTD), cos_BTE2, sin_BTE2
+        )
+        x_BTD = x_BTD + self.attention.merge(attend(q_BTHE, k_BTKE, v_BTKE))
+        return x_BTD + self.ff(self.ff_norm(x_BTD))
+
+
+class Trunk(nnx.Module):
+    """Embedding, stacked blocks and final norm: ids_BT -> hidden_BTD."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = nnx.Embed(
+            config.vocab_size,
+            config.width,
+            embedding_init=nnx.initializers.normal(0.02),
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            rngs=rngs,
+        )
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stacked_blocks(layer_rngs):
+            return Block(config, rngs=layer_rngs)
+
+        self.layers = stacked_blocks(rngs)
+        self.norm = _norm(config, rngs, config.width)
+
+    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Hidden states of whole sequences; positions count from 0, padding is on the right."""
+        positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
+        cos, sin = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+        block_def, stack = nnx.split(self.layers)
+
+        def layer(x_BTD, params):
+            return nnx.merge(block_def, params)(x_BTD, cos, sin, attention), None
+
+        if self.config.remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x_BTD, _ = jax.lax.scan(layer, self.embed(ids_BT), stack, unroll=self.config.unroll)
+        return self.norm(x_BTD)
+
+    def cached(
+        self,
+        ids_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        cache: KVCache,
+        rows_B: Int[Array, " B"] | None = None,
+        *,
+        last_norm: bool = True,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Hidden states of new tokens that also see what `cache` holds; appends to the cache.
+
+        Args:
+            ids_BT: new tokens.
+            positions_BT: where in its sequence each stands. A position outside the cache is
+                not written: that is how padding and idle slots are kept out.
+            cache: keys and values so far; position x of a slot must hold token x.
+            rows_B: the slot of each row; None when row b is slot b.
+
+        Returns:
+            hidden_BTD and the updated cache.
+        """
+        cos, sin = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+        block_def, stack = nnx.split(self.layers)
+        write_rows_B1 = (jnp.arange(ids_BT.shape[0]) if rows_B is None else rows_B)[:, None]
+        mask_BTX = jnp.arange(cache.k_LSXKE.shape[2])[None, None] <= positions_BT[:, :, None]
+
+        # The cache is carried, not scanned over: a carried buffer is updated in place.
+        def layer(carry, layer_input):
+            x_BTD, k_LSXKE, v_LSXKE = carry
+            params, index = layer_input
+
+            def attend(q_BTHE, k_BTKE, v_BTKE):
+                nonlocal k_LSXKE, v_LSXKE
+                at = (index, write_rows_B1, positions_BT)
+                k_LSXKE = k_LSXKE.at[at].set(k_BTKE, mode="drop")
+                v_LSXKE = v_LSXKE.at[at].set(v_BTKE, mode="drop")
+                k_BXKE, v_BXKE = k_LSXKE[index], v_LSXKE[index]
+                if rows_B is not None:
+                    k_BXKE, v_BXKE = k_BXKE[rows_B], v_BXKE[rows_B]
+                return attention(q_BTHE, k_BXKE, v_BXKE, mask_BTX)
+
+            x_BTD = nnx.merge(block_def, params)(x_BTD, cos, sin, attend)
+            return (x_BTD, k_LSXKE, v_LSXKE), None
+
+        layers = jnp.arange(self.config.layers)
+        (x_BTD, k_LSXKE, v_LSXKE), _ = jax.lax.scan(
+            layer, (self.embed(ids_BT), *cache), (stack, layers), unroll=self.config.unroll
+        )
+        return (self.norm(x_BTD) if last_norm else x_BTD), KVCache(k_LSXKE, v_LSXKE)
+
+
+class Decoder(nnx.Module):
+    """The policy: `model(ids_BT) -> logits_BTV`."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.trunk = Trunk(config, rngs=rngs)
+        if not config.tied_embeddings:
+            self.head = _linear(config, rngs, config.width, config.vocab_size)
+
+    def logits(self, hidden_BTD: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Unnormalised next-token scores, in the compute dtype."""
+        if self.config.tied_embeddings:
+            return self.trunk.embed.attend(hidden_BTD)
+        return self.head(hidden_BTD)
+
+    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Logits at every position of right-padded sequences."""
+        return self.logits(self.trunk(ids_BT))
+
+
+class ValueModel(nnx.Module):
+    """The critic: the policy's trunk with a scalar head, a parameter tree of its own."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.trunk = Trunk(config, rngs=rngs)
+        # Zero: before the first update every state is worth nothing, whatever the trunk says.
+        self.head = nnx.Linear(
+            config.width,
+            1,
+            kernel_init=nnx.initializers.zeros,
+            dtype=jnp.float32,
+            param_dtype=config.param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        """Value, float32, of the state after each token."""
+        return self.head(self.trunk(ids_BT))[..., 0]
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,104 @@
+"""A thin layer over `tokenizers`: trusted and untrusted text, and the bytes of each token."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+
+# GPT-2's reversible map of bytes to printable characters, as used by every byte-level BPE:
+# printable Latin-1 stands for itself, the other 68 bytes are shifted to 256 and up.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_SHIFTED = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
+_BYTE_OF_CHAR = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + i): byte for i, byte in enumerate(_SHIFTED)
+}
+
+
+class Tokenizer:
+    """Ids of texts and back.
+
+    Args:
+        backend: a byte-level `tokenizers.Tokenizer`.
+        eos_ids: ids that end a response.
+        pad_id: id used for padding; masks, not this id, say what is padding.
+        chat_template: Jinja source of the model's chat template, if it has one.
+
+    Raises:
+        ValueError: the backend is not byte-level, or an id lies outside its vocabulary.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_ids: Iterable[int],
+        pad_id: int,
+        chat_template: str | None = None,
+    ):
+        description = json.loads(backend.to_str())
+        if "ByteLevel" not in json.dumps(description.get("decoder")):
+            raise ValueError(
+                "The tokenizer is not a byte-level BPE (its decoder is "
+                f"{description.get('decoder')}); the tag automaton needs the bytes of each token."
+            )
+        self._trusted = backend
+        # Text that we did not write must not become a special token, so it is encoded by a
+        # copy of the tokenizer that has never heard of them.
+        added = description.pop("added_tokens", None) or []
+        self._special_ids = frozenset(token["id"] for token in added if token["special"])
+        self._added = {token["id"]: token["content"] for token in added}
+        self._untrusted = tokenizers.Tokenizer.from_str(
+            json.dumps({**description, "added_tokens": [], "post_processor": None})
+        )
+        self.eos_ids = tuple(sorted(set(eos_ids)))
+        self.pad_id = pad_id
+        self.chat_template = chat_template
+        for token_id in (*self.eos_ids, pad_id):
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(
+                    f"Token id {token_id} lies outside the tokenizer's vocabulary of "
+                    f"{self.vocab_size}."
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self._trusted.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: nothing in it becomes an added or special token."""
+        return self._untrusted.encode(text, add_special_tokens=False).ids
+
+    def encode_trusted(self, text: str) -> list[int]:
+        """Ids of our own text (a prompt template), in which special tokens mean themselves."""
+        return self._trusted.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        return b"".join(self.token_bytes[int(i)] for i in ids).decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def token_bytes(self) -> list[bytes]:
+        """Bytes each id adds to the text; empty for special tokens and unused ids."""
+        table = [b""] * self.vocab_size
+        for token, token_id in self._untrusted.get_vocab(with_added_tokens=False).items():
+            if token_id not in self._added:
+                table[token_id] = _bytes_of(token)
+        for token_id, content in self._added.items():
+            if token_id not in self._special_ids:
+                table[token_id] = content.encode()
+        return table
+
+    def save(self, path: str) -> None:
+        """Writes the tokenizer.json of the backend."""
+        self._trusted.save(path)
+
+
+def _bytes_of(token: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF_CHAR[char] for char in token)
+    except KeyError:
+        return token.encode()  # a reserved name that is not written in the byte alphabet

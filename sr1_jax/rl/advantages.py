@@ -1,0 +1,149 @@
+"""Advantages: generalised advantage estimation, whitening, group-relative scores.
+
+Alignment: reward, value and mask at index t belong to token t, and values_BT[:, t] is the critic's
+estimate for the state before token t was chosen. A token with mask 0 (prompt, observation, padding)
+is stepped over as if it were not there. All arithmetic is float32; every function can be jitted.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from sr1_jax.rl.masked import masked_input, masked_mean, require_same_shape
+
+# A spread below this share of the largest magnitude is float32 rounding, not signal.
+_ROUNDING_SHARE = 1e-6
+
+
+def gae(
+    rewards_BT: Num[Array, "B T"],
+    values_BT: Float[Array, "B T"],
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+    *,
+    gamma: float,
+    lam: float,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Generalised advantage estimation over the policy's tokens.
+
+    Schulman et al. 2016 (arXiv 1506.02438), equations 11, 12 and 16, in recursive form. With t' the
+    next token of mask 1 after t, and V and A zero after the last one:
+
+        delta_t = r_t + gamma V_t' - V_t
+        A_t     = delta_t + gamma lam A_t'
+
+    Args:
+        rewards_BT: reward of each token. Rewards on masked tokens are ignored; under jit they
+            cannot be reported, so put the outcome reward on the last policy token.
+        values_BT: value before each token.
+        mask_BT: nonzero on policy tokens.
+        gamma: discount per policy token.
+        lam: lambda, the bias-variance trade-off.
+
+    Returns:
+        advantages_BT and returns_BT = advantages + values, float32, 0 on masked tokens. Neither
+        is whitened.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    require_same_shape(rewards=rewards_BT, values=values_BT, mask=mask_BT)
+    rewards_BT = masked_input(rewards_BT, mask_BT)
+    values_BT = masked_input(values_BT, mask_BT)
+    valid_BT = jnp.asarray(mask_BT) != 0
+
+    def step(carry, token):
+        next_value_B, next_advantage_B = carry
+        reward_B, value_B, valid_B = token
+        delta_B = reward_B + gamma * next_value_B - value_B
+        advantage_B = delta_B + gamma * lam * next_advantage_B
+        carry = (
+            jnp.where(valid_B, value_B, next_value_B),
+            jnp.where(valid_B, advantage_B, next_advantage_B),
+        )
+        return carry, jnp.where(valid_B, advantage_B, 0.0)
+
+    zero_B = jnp.zeros(rewards_BT.shape[0], jnp.float32)
+    _, advantages_TB = jax.lax.scan(
+        step, (zero_B, zero_B), (rewards_BT.T, values_BT.T, valid_BT.T), reverse=True
+    )
+    advantages_BT = advantages_TB.T
+    # Masked values are 0 already, so the sum is 0 there as well.
+    return advantages_BT, advantages_BT + values_BT
+
+
+def whiten(
+    x_BT: Float[Array, "B T"], mask_BT: Num[Array, "B T"] | Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """Shift and scale the valid tokens to mean 0 and unbiased variance 1, over the whole batch.
+
+    Args:
+        x_BT: any float dtype.
+        mask_BT: nonzero on valid tokens.
+
+    Returns:
+        float32, 0 on masked tokens. All zeros if there are fewer than two valid tokens or if they
+        do not differ by more than float32 rounding.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    require_same_shape(x=x_BT, mask=mask_BT)
+    x_BT = masked_input(x_BT, mask_BT)
+    # The result does not depend on the scale; at scale 1 squares neither overflow nor vanish.
+    magnitude = jnp.max(jnp.abs(x_BT), initial=0.0)
+    x_BT = x_BT / jnp.where(magnitude > 0, magnitude, 1.0)
+    centred_BT = x_BT - masked_mean(x_BT, mask_BT)
+    # Once more: the rounding error of the first mean is common to all tokens.
+    centred_BT = masked_input(centred_BT - masked_mean(centred_BT, mask_BT), mask_BT)
+    count = jnp.count_nonzero(jnp.asarray(mask_BT))
+    variance = jnp.sum(centred_BT**2) / jnp.maximum(count - 1, 1).astype(jnp.float32)
+    spreads = variance > _ROUNDING_SHARE**2
+    scale = jax.lax.rsqrt(jnp.where(spreads, variance, 1.0))
+    return jnp.where(spreads, centred_BT * scale, 0.0)
+
+
+def group_relative(
+    scores_B: Num[Array, "B"],
+    group_B: Int[Array, "B"] | Int[np.ndarray, "B"],
+    *,
+    eps: float = 1e-6,
+) -> Float[Array, "B"]:
+    """Advantage of each trajectory within its group: (score - mean) / (std + eps).
+
+    Source: GRPO, Shao et al. 2024 (arXiv 2402.03300), section 4.1.2, with the unbiased standard
+    deviation. A group of one keeps its score. A group whose scores are all equal gets exact zeros.
+
+    Args:
+        scores_B: one score per trajectory.
+        group_B: one integer per trajectory, equal within a group; any integers, in any order. NumPy
+            ids may use all 64 bits; JAX ids are what JAX keeps of them, 32 bits by default.
+        eps: added to the standard deviation.
+
+    Returns:
+        advantages_B, float32.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    require_same_shape(scores=scores_B, group=group_B)
+    if not isinstance(group_B, jax.Array):
+        # Ranks instead of ids: JAX would cut 64-bit ids to 32 and could merge groups.
+        group_B = np.unique(np.asarray(group_B), return_inverse=True)[1]
+    scores_B = jnp.asarray(scores_B).astype(jnp.float32)
+    group_B = jnp.asarray(group_B)
+    same_BB = group_B[:, None] == group_B[None, :]
+
+    # Sums of selected entries, not a matrix product: that would be bfloat16 on a TPU.
+    def group_sum(x_B):
+        return jnp.sum(jnp.where(same_BB, x_B[None, :], 0.0), axis=1)
+
+    size_B = jnp.sum(same_BB, axis=1)
+    centred_B = scores_B - group_sum(scores_B) / size_B
+    variance_B = group_sum(centred_B**2) / jnp.maximum(size_B - 1, 1)
+    relative_B = centred_B / (jnp.sqrt(variance_B) + eps)
+
+    lowest_B = jnp.min(jnp.where(same_BB, scores_B[None, :], jnp.inf), axis=1)
+    highest_B = jnp.max(jnp.where(same_BB, scores_B[None, :], -jnp.inf), axis=1)
+    relative_B = jnp.where(lowest_B == highest_B, 0.0, relative_B)
+    return jnp.where(size_B == 1, scores_B, relative_B)
