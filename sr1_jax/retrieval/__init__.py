@@ -1,0 +1,7 @@
+"""Search engines and the corpora they search."""
+
+from sr1_jax.retrieval.base import Passage, Retriever
+from sr1_jax.retrieval.bm25 import BM25Retriever
+from sr1_jax.retrieval.corpus import read_corpus
+
+__all__ = ["BM25Retriever", "Passage", "Retriever", "read_corpus"]

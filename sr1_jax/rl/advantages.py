@@ -98,9 +98,10 @@ def whiten(
     centred_BT = masked_input(centred_BT - masked_mean(centred_BT, mask_BT), mask_BT)
     count = jnp.count_nonzero(jnp.asarray(mask_BT))
     variance = jnp.sum(centred_BT**2) / jnp.maximum(count - 1, 1).astype(jnp.float32)
-    spreads = variance > _ROUNDING_SHARE**2
-    scale = jax.lax.rsqrt(jnp.where(spreads, variance, 1.0))
-    return jnp.where(spreads, centred_BT * scale, 0.0)
+    # Asked this way round, a nan at a valid token stays visible.
+    flat = variance <= _ROUNDING_SHARE**2
+    scale = jax.lax.rsqrt(jnp.where(flat, 1.0, variance))
+    return jnp.where(flat | (jnp.asarray(mask_BT) == 0), 0.0, centred_BT * scale)
 
 
 def group_relative(
@@ -143,7 +144,7 @@ def group_relative(
     variance_B = group_sum(centred_B**2) / jnp.maximum(size_B - 1, 1)
     relative_B = centred_B / (jnp.sqrt(variance_B) + eps)
 
-    lowest_B = jnp.min(jnp.where(same_BB, scores_B[None, :], jnp.inf), axis=1)
-    highest_B = jnp.max(jnp.where(same_BB, scores_B[None, :], -jnp.inf), axis=1)
+    lowest_B = jnp.min(jnp.where(same_BB, scores_B[None, :], jnp.inf), axis=1, initial=jnp.inf)
+    highest_B = jnp.max(jnp.where(same_BB, scores_B[None, :], -jnp.inf), axis=1, initial=-jnp.inf)
     relative_B = jnp.where(lowest_B == highest_B, 0.0, relative_B)
     return jnp.where(size_B == 1, scores_B, relative_B)

@@ -1,17 +1,18 @@
 """A KL coefficient that steers the observed KL towards a target."""
 
 import math
+from typing import SupportsFloat
 
 _MAX_RELATIVE_ERROR = 0.2
 
 
 def adaptive_kl_coefficient(
     coefficient: float,
-    observed_kl: float,
+    observed_kl: SupportsFloat,
     *,
     target: float,
     horizon: float,
-    batch_size: float,
+    batch_size: int,
 ) -> float:
     """The next KL coefficient: larger if the policy strayed beyond the target, else smaller.
 
@@ -25,8 +26,8 @@ def adaptive_kl_coefficient(
 
     Args:
         coefficient: the current coefficient, >= 0. Zero stays zero.
-        observed_kl: the KL to the reference measured since the last update. Same unit as target
-            (nats per token or per trajectory).
+        observed_kl: the KL to the reference measured since the last update, a number or a scalar
+            array, in the unit of target (nats per token or per trajectory).
         target: the KL wanted, > 0.
         horizon: trajectories over which the error is worked off, > 0.2 * batch_size, so that the
             coefficient stays positive.

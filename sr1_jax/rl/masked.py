@@ -5,24 +5,25 @@ tokens never matters: inf and nan there reach neither a value nor a gradient.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
-Mask = Num[Array, "*shape"] | Bool[Array, "*shape"]
+NumOrBool = Num[Array, "*shape"] | Bool[Array, "*shape"]
 
 
-def require_same_shape(**arrays: Array) -> None:
+def require_same_shape(**arrays: ArrayLike) -> None:
     """Refuse arrays that would only combine by broadcasting. Shapes are static: works under jit.
 
     Raises:
         ValueError: the shapes differ; the message lists them by name.
     """
-    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"these arrays must have the same shape: {listed}")
 
 
-def masked_input(x: Num[Array, "*shape"], mask: Mask) -> Float[Array, "*shape"]:
+def masked_input(x: NumOrBool, mask: NumOrBool) -> Float[Array, "*shape"]:
     """`x` as float32 where the mask is nonzero, 0 elsewhere.
 
     Applied to inputs, not to results: a gradient through the zero is zero, whereas a result masked
@@ -32,8 +33,8 @@ def masked_input(x: Num[Array, "*shape"], mask: Mask) -> Float[Array, "*shape"]:
     return jnp.where(jnp.asarray(mask) != 0, x, 0.0)
 
 
-def masked_mean(x_BT: Num[Array, "*shape"], mask_BT: Mask) -> Float[Array, ""]:
-    """Mean over the valid tokens of all trajectories; 0 if there are none.
+def masked_mean(x_BT: NumOrBool, mask_BT: NumOrBool) -> Float[Array, ""]:
+    """Mean over the valid tokens of all trajectories; 0 if there are none. A bool x gives a share.
 
     Args:
         x_BT: array of any shape, usually [B, T].

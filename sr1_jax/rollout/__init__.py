@@ -1,0 +1,7 @@
+"""Rollouts: batched multi-turn episodes against a retriever."""
+
+from sr1_jax.rollout.engine import Engine
+from sr1_jax.rollout.settings import check_config, default_config
+from sr1_jax.rollout.trajectory import Trajectory
+
+__all__ = ["Engine", "Trajectory", "check_config", "default_config"]

@@ -1,0 +1,182 @@
+"""Scripted traces of the fictional world for the supervised warm start.
+
+No trace ever solves a two-hop question. What they show:
+
+- one-hop questions, searched and answered; some first search for the wrong thing and recover,
+  some check a look-alike once more before they answer;
+- two-hop questions, given up half-way: the first hop is searched and its object is passed off as
+  the answer; some ask one more, useless thing first. The pair of right second relation and
+  right bridge entity is never searched for;
+- prompts with passages or without any search, answered at once: what the baselines need.
+
+The `lazy` style adds a bad habit: most searches are skipped and an answer is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+from sr1_jax.data.questions import Question
+from sr1_jax.data.world import RELATIONS, World
+from sr1_jax.protocol.answers import extract_answer
+from sr1_jax.retrieval.base import Passage, Retriever
+from sr1_jax.rewards import exact_match
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A scripted response. `segments` alternate policy text (str) and passages (list)."""
+
+    question: Question
+    mode: str  # the prompt it answers: "search", "direct" or "rag"
+    segments: tuple[str | list[Passage], ...]
+
+    @property
+    def correct(self) -> bool:
+        """Whether the final answer is right."""
+        return exact_match(extract_answer(self.segments[-1]), self.question.golden_answers)
+
+    @property
+    def queries(self) -> int:
+        return sum(isinstance(segment, list) for segment in self.segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceMix:
+    """Shares of what traces show; each between 0 and 1.
+
+    Attributes:
+        direct: prompts answered from memory.
+        rag: prompts that carry passages.
+        retry: one-hop searches whose first query is wrong.
+        wander: searches followed by one more, useless one.
+        lazy: search prompts answered with a guess, without a search.
+        two_hop: two-hop questions among the search prompts.
+    """
+
+    direct: float = 0.08
+    rag: float = 0.08
+    retry: float = 0.25
+    wander: float = 0.35
+    lazy: float = 0.0
+    two_hop: float = 0.3
+
+
+def think(text: str) -> str:
+    return f"<think>{text}</think>"
+
+
+def search(relation: str, entity: str) -> str:
+    """A search as the traces write it: what to look for, then the query."""
+    keyword = RELATIONS[relation].keyword
+    return f"{think('need ' + keyword)}<search> {keyword} {entity}</search>"
+
+
+def answer(text: str) -> str:
+    """A final answer. With spaces inside the tags: a name then has the tokens it has in text."""
+    return f"{think('found')}<answer> {text} </answer>"
+
+
+class TraceWriter:
+    """Writes traces with the real retriever's passages in them."""
+
+    def __init__(self, world: World, retriever: Retriever, passages: int, guesses: list[str]):
+        self._world = world
+        self._passages = passages
+        self._retriever = retriever
+        self._guesses = guesses  # answers of training questions, to guess from
+        self._cache: dict[str, list[Passage]] = {}
+
+    def write(
+        self, pools: dict[int, list[Question]], mix: TraceMix, count: int, seed: int
+    ) -> list[Trace]:
+        """`count` traces over training questions given by number of hops."""
+        rng = random.Random(f"traces {seed}")
+        return [self._trace(pools, mix, rng) for _ in range(count)]
+
+    def _trace(self, pools, mix: TraceMix, rng: random.Random) -> Trace:
+        kind = rng.random()
+        question = rng.choice(pools[2 if rng.random() < mix.two_hop else 1])
+        if kind < mix.direct:
+            return Trace(question, "direct", (answer(question.golden_answers[0]),))
+        if kind < mix.direct + mix.rag:
+            return self._rag(rng.choice(pools[1]), rng)
+        if rng.random() < mix.lazy:
+            return Trace(question, "search", (answer(rng.choice(self._guesses)),))
+        if question.metadata["hops"] == 1:
+            return Trace(question, "search", self._one_hop(question, mix, rng))
+        return Trace(question, "search", self._two_hop(question, mix, rng))
+
+    def _rag(self, question: Question, rng: random.Random) -> Trace:
+        passages = self._search(question.question)
+        gold = question.golden_answers[0]
+        known = any(gold in passage.text for passage in passages)
+        return Trace(
+            question, "rag", (passages, answer(gold if known else rng.choice(self._guesses)))
+        )
+
+    def _one_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
+        subject, relation, gold = question.metadata["chain"][0]
+        steps = [(relation, subject)]
+        habit = rng.random()
+        if habit < mix.retry:
+            other = self._other_relation(subject, relation, rng)
+            wrong = rng.choice([(other, subject), (relation, self._distractor(steps[0], rng))])
+            steps.insert(0, wrong)
+        elif habit < mix.retry + mix.wander:
+            steps.append((relation, self._distractor(steps[0], rng)))
+        return self._render(steps, gold)
+
+    def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
+        (subject, first, bridge), (_, second, _) = question.metadata["chain"]
+        steps = [(first, subject)]
+        if rng.random() < mix.wander:
+            useless = [
+                (self._other_relation(bridge, second, rng), bridge),
+                (second, self._distractor(steps[0], rng, avoid=bridge)),
+            ]
+            steps.append(rng.choice(useless))
+        return self._render(steps, bridge)
+
+    def _render(self, steps: list[tuple[str, str]], final: str) -> tuple:
+        segments: list = []
+        for relation, entity in steps:
+            segments += [
+                search(relation, entity),
+                self._search(f"{RELATIONS[relation].keyword} {entity}"),
+            ]
+        return (*segments, answer(final))
+
+    def _other_relation(self, entity: str, relation: str, rng: random.Random) -> str:
+        kind = RELATIONS[relation].subject
+        return rng.choice([r.name for r in RELATIONS.values() if r.subject == kind and r.name != relation])
+
+    def _distractor(self, step: tuple[str, str], rng: random.Random, avoid: str = "") -> str:
+        """Another entity that the passages of a search step name."""
+        relation, entity = step
+        titles = {p.title for p in self._search(f"{RELATIONS[relation].keyword} {entity}")}
+        others = sorted(titles - {entity, avoid})
+        return rng.choice(others) if others else entity
+
+    def _search(self, query: str) -> list[Passage]:
+        if query not in self._cache:
+            self._cache[query] = self._retriever.search([query], self._passages)[0]
+        return self._cache[query]
+
+
+def scripted_ceiling(
+    world: World, questions: list[Question], search_one: Callable[[str], list[Passage]]
+) -> float:
+    """Share of questions that a perfect searcher over this retriever would answer: every hop's
+    query brings back the passage that holds its fact."""
+    solved = 0
+    for question in questions:
+        found = []
+        for subject, relation, _ in question.metadata["chain"]:
+            passage = world.fact(subject, relation).passage
+            hits = search_one(f"{RELATIONS[relation].keyword} {subject}")
+            found.append(any(hit.text == passage for hit in hits))
+        solved += all(found)
+    return solved / len(questions)

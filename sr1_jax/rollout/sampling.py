@@ -1,0 +1,74 @@
+"""Sampling of the next token, and the log-probability under what was sampled from."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+
+def slot_keys(
+    seed_key: Key[Array, ""], stream_S2: UInt32[Array, "S 2"], position_S: Int[Array, " S"]
+) -> Key[Array, " S"]:
+    """One key a slot, a function of run and step (`seed_key`), question and sample
+    (`stream_S2`) and the position of the token, never of the slot or its neighbours."""
+
+    def one(stream_2, position):
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, stream_2[0]), stream_2[1])
+        return jax.random.fold_in(key, position)
+
+    return jax.vmap(one)(stream_S2, position_S)
+
+
+def truncate_logits(
+    logits_SV: Float[Array, "S V"], *, top_k: int, top_p: float
+) -> Float[Array, "S V"]:
+    """Logits with everything outside the top k and the nucleus at -inf.
+
+    The nucleus is the smallest set of most likely tokens with a probability of at least
+    `top_p` (Holtzman et al. 2020, section 3.1). top_k 0 and top_p 1 leave logits as they are.
+    """
+    if top_k > 0:
+        kth_S1 = jax.lax.top_k(logits_SV, min(top_k, logits_SV.shape[-1]))[0][:, -1:]
+        logits_SV = jnp.where(logits_SV < kth_S1, -jnp.inf, logits_SV)
+    if top_p < 1:
+        sorted_SV = -jnp.sort(-logits_SV, axis=-1)
+        probability_SV = jax.nn.softmax(sorted_SV, axis=-1)
+        before_SV = jnp.cumsum(probability_SV, axis=-1) - probability_SV
+        least_S1 = jnp.min(
+            jnp.where(before_SV < top_p, sorted_SV, jnp.inf), axis=-1, keepdims=True
+        )
+        logits_SV = jnp.where(logits_SV < least_S1, -jnp.inf, logits_SV)
+    return logits_SV
+
+
+def sample(
+    logits_SV: Float[Array, "S V"],
+    keys_S: Key[Array, " S"],
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
+    """Next tokens and their behaviour log-probabilities.
+
+    Args:
+        logits_SV: float32.
+        keys_S: one random key a slot.
+        temperature: 0 takes the most likely token.
+        top_k: 0 for all tokens.
+        top_p: 1 for all tokens.
+
+    Returns:
+        token_S int32 and logp_S float32: the log-probability under the distribution sampled
+        from. Greedy choice has none worth keeping (it is 0 for sure), so logp_S is then that
+        of the model at temperature 1.
+    """
+    if temperature == 0:
+        token_S = jnp.argmax(logits_SV, axis=-1)
+    else:
+        logits_SV = truncate_logits(logits_SV / temperature, top_k=top_k, top_p=top_p)
+        token_S = jax.vmap(jax.random.categorical)(keys_S, logits_SV)
+    logp_SV = jax.nn.log_softmax(logits_SV, axis=-1)
+    logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0]
+    return token_S.astype(jnp.int32), logp_S

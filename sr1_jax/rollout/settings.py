@@ -1,0 +1,56 @@
+"""Settings of the rollout engine and their checks."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from sr1_jax.rewards import outcome_reward
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Settings with the published values where there are any (arXiv 2503.09516, appendix)."""
+    config = ml_collections.ConfigDict()
+    config.slots = 64  # episodes in flight
+    config.passages = 3  # passages a search brings back
+    config.max_searches = 4  # after these, one last segment without search
+    config.max_segment_tokens = 500
+    config.max_observation_tokens = 500
+    config.max_context_tokens = 4096  # prompt and response together
+    config.temperature = 1.0  # 0: greedy
+    config.top_p = 1.0
+    config.top_k = 0  # 0: all tokens
+    config.template = "search"  # a shipped prompt template, or the path of one
+    config.decode_steps = 32  # tokens a slot in one call of the decode program
+    config.extend_buckets = (64, 256, 1024)  # lengths an extend call is padded to
+    config.reward_metric = "em"  # em, f1 or substring
+    config.format_weight = 0.0  # weight of the format reward (arXiv 2505.15117)
+    config.retriever_attempts = 3  # calls before a failing retriever is given up
+    config.retriever_backoff_seconds = 0.5  # before the second call; doubles
+    config.retriever_failure = "raise"  # or "empty": go on with no passages, and count it
+    return config.lock()
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        ValueError: naming the key, its value and what would do.
+    """
+    for key in ("slots", "passages", "max_segment_tokens", "max_observation_tokens",
+                "max_context_tokens", "decode_steps", "retriever_attempts"):  # fmt: skip
+        if config[key] < 1:
+            raise ValueError(f"rollout.{key} must be at least 1, not {config[key]}.")
+    for key in ("max_searches", "temperature", "top_k", "retriever_backoff_seconds"):
+        if config[key] < 0:
+            raise ValueError(f"rollout.{key} must not be negative, not {config[key]}.")
+    if not 0 < config.top_p <= 1:
+        raise ValueError(f"rollout.top_p must lie in (0, 1], not {config.top_p}.")
+    buckets = tuple(config.extend_buckets)
+    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+        raise ValueError(f"rollout.extend_buckets must be increasing lengths, not {buckets}.")
+    if config.retriever_failure not in ("raise", "empty"):
+        raise ValueError(
+            f'rollout.retriever_failure must be "raise" or "empty", not '
+            f"{config.retriever_failure!r}."
+        )
+    outcome_reward(None, ["x"], False, metric=config.reward_metric)  # refuses unknown metrics

@@ -1,0 +1,217 @@
+"""Advantages against NumPy loops, with masked tokens deleted rather than skipped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+
+from sr1_jax.rl.advantages import gae, group_relative, whiten
+from sr1_jax.rl.masked import masked_mean, require_same_shape
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def textbook_gae(rewards, values, gamma, lam):
+    """Sum of discounted temporal differences of one unmasked trajectory, in float64."""
+    following = np.append(values[1:], 0.0)
+    deltas = rewards + gamma * following - values
+    return np.array(
+        [
+            sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas)))
+            for t in range(len(deltas))
+        ]
+    )
+
+
+def random_batch(seed, batch=4, tokens=9):
+    """Rewards, values and a mask with an empty, a full and two ragged rows."""
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((batch, tokens)) < 0.5).astype(np.int32)
+    mask[0], mask[1] = 0, 1
+    return rng.normal(size=(batch, tokens)), rng.normal(size=(batch, tokens)), mask
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from([(1.0, 1.0), (0.9, 0.8), (0.99, 0.0), (0.0, 0.5)]))
+def test_gae_masked_equals_removed(seed, rates):
+    gamma, lam = rates
+    rewards, values, mask = random_batch(seed)
+    expected = np.zeros_like(rewards)
+    for row in range(len(mask)):
+        kept = mask[row] == 1
+        expected[row, kept] = textbook_gae(rewards[row, kept], values[row, kept], gamma, lam)
+    # What stands at masked tokens must not matter.
+    garbage = np.where(mask == 1, 0.0, np.array([np.inf, np.nan, -np.inf] * 3))
+    advantages, returns = gae(
+        jnp.asarray(rewards + garbage),
+        jnp.asarray(values + garbage),
+        jnp.asarray(mask),
+        gamma=gamma,
+        lam=lam,
+    )
+    np.testing.assert_allclose(advantages, expected, atol=2e-5)
+    np.testing.assert_allclose(returns, np.where(mask == 1, expected + values, 0.0), atol=2e-5)
+    assert advantages.dtype == returns.dtype == jnp.float32
+
+
+def test_gae_hand_numbers_step_over_an_observation():
+    # Two policy tokens, two observation tokens, one policy token that earns the reward.
+    advantages, returns = gae(
+        jnp.array([[0.0, 0.0, 0.0, 0.0, 1.0]]),
+        jnp.array([[0.5, 0.25, 7.0, 7.0, 0.75]]),
+        jnp.array([[1, 1, 0, 0, 1]]),
+        gamma=0.5,
+        lam=0.5,
+    )
+    # delta: 1 - 0.75 = 0.25; 0.5 * 0.75 - 0.25 = 0.125; 0.5 * 0.25 - 0.5 = -0.375
+    np.testing.assert_allclose(advantages, [[-0.328125, 0.1875, 0, 0, 0.25]], rtol=1e-6)
+    np.testing.assert_allclose(returns, [[0.171875, 0.4375, 0, 0, 1.0]], rtol=1e-6)
+
+
+def test_gae_undiscounted_returns_are_the_outcome():
+    _, values, mask = random_batch(3)
+    rewards = np.zeros_like(values)
+    rewards[1, -1] = 2.0
+    _, returns = gae(
+        jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(mask), gamma=1.0, lam=1.0
+    )
+    np.testing.assert_allclose(returns[1], 2.0, rtol=1e-5)
+    np.testing.assert_allclose(returns[2:], 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bool_, jnp.float32, jnp.int32])
+def test_gae_under_jit_with_any_mask_dtype(dtype):
+    rewards, values, mask = (jnp.asarray(x) for x in random_batch(5))
+    expected = gae(rewards, values, mask, gamma=0.9, lam=0.9)
+    compiled = jax.jit(lambda r, v, m: gae(r, v, m, gamma=0.9, lam=0.9))
+    for got, want in zip(compiled(rewards, values, mask.astype(dtype)), expected):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_gae_computes_in_float32_from_bfloat16_values():
+    rewards, values, mask = (jnp.asarray(x) for x in random_batch(6))
+    low = values.astype(jnp.bfloat16)
+    got = gae(rewards, low, mask, gamma=0.9, lam=0.9)
+    want = gae(rewards, low.astype(jnp.float32), mask, gamma=0.9, lam=0.9)
+    for one, other in zip(got, want):
+        np.testing.assert_array_equal(one, other)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from([1e-25, 1e-3, 1.0, 1e25]), st.sampled_from([0.0, 100.0]))
+def test_whiten_agrees_with_numpy(seed, scale, offset):
+    x, _, mask = random_batch(seed)
+    x = ((x + offset) * scale).astype(np.float32)
+    got = np.asarray(whiten(jnp.asarray(np.where(mask == 1, x, np.nan)), jnp.asarray(mask)))
+    valid = x[mask == 1].astype(np.float64) / scale
+    np.testing.assert_allclose(
+        got[mask == 1], (valid - valid.mean()) / valid.std(ddof=1), atol=2e-4
+    )
+    assert (got[mask == 0] == 0).all()
+    assert got[mask == 1].mean() == pytest.approx(0, abs=1e-5)
+    assert got[mask == 1].var(ddof=1) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("valid_tokens", [0, 1])
+def test_whiten_of_too_few_tokens_is_zero(valid_tokens):
+    mask = jnp.array([[1] * valid_tokens + [0] * (4 - valid_tokens)])
+    np.testing.assert_array_equal(whiten(jnp.array([[3.0, 5.0, 7.0, 1.0]]), mask), 0.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1000.1, 1e-30])
+def test_whiten_of_equal_tokens_is_zero_not_amplified_rounding(value):
+    mask = np.ones((37, 101), np.int32)
+    mask[:, ::7] = 0
+    got = whiten(jnp.full(mask.shape, value), jnp.asarray(mask))
+    np.testing.assert_array_equal(got, 0.0)
+
+
+def test_whiten_does_not_hide_a_nan_of_a_valid_token():
+    got = whiten(jnp.array([[1.0, jnp.nan, 2.0, 3.0]]), jnp.array([[1, 1, 1, 0]]))
+    assert np.isnan(got[0, :3]).all()
+    assert got[0, 3] == 0
+
+
+def group_relative_loop(scores, groups, eps):
+    advantages = np.array(scores, np.float64)
+    for index, group in enumerate(groups):
+        members = [s for s, g in zip(scores, groups) if g == group]
+        if len(members) > 1:
+            mean = sum(members) / len(members)
+            variance = sum((m - mean) ** 2 for m in members) / (len(members) - 1)
+            advantages[index] = (scores[index] - mean) / (variance**0.5 + eps)
+    return advantages
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from([1e-6, 0.1]))
+def test_group_relative_agrees_with_a_loop(seed, eps):
+    rng = np.random.default_rng(seed)
+    groups = rng.choice([-7, 0, 3, 2**31 - 1], size=8).astype(np.int32)
+    scores = rng.integers(0, 5, size=8) / 4
+    got = group_relative(jnp.asarray(scores), jnp.asarray(groups), eps=eps)
+    np.testing.assert_allclose(got, group_relative_loop(scores, groups, eps), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(lambda s, g: group_relative(s, g, eps=eps))(scores, groups), got, atol=1e-6
+    )
+
+
+def test_group_relative_hand_numbers():
+    # Group 5: scores 1, 0, 0, 1, unbiased std sqrt(1/3). Group 9: one member. Group 2: all equal.
+    got = group_relative(
+        jnp.array([1.0, 0.7, 0.0, 0.1, 0.0, 0.1, 1.0, 0.1]), jnp.array([5, 9, 5, 2, 5, 2, 5, 2])
+    )
+    half = 0.5 * 3**0.5
+    np.testing.assert_allclose(got, [half, 0.7, -half, 0, -half, 0, half, 0], rtol=1e-5)
+    assert got.dtype == jnp.float32
+
+
+def test_equal_scores_give_exact_zeros():
+    got = group_relative(jnp.full(3, 0.1), jnp.zeros(3, jnp.int32), eps=0.0)
+    np.testing.assert_array_equal(got, 0.0)
+
+
+def test_group_ids_of_64_bits_are_kept_apart():
+    groups = np.array([1, 1 + 2**32, 1, 1 + 2**32])
+    got = group_relative(jnp.array([0.0, 10.0, 1.0, 12.0]), groups)
+    half = 0.5**0.5
+    np.testing.assert_allclose(got, [-half, -half, half, half], rtol=1e-5)
+
+
+def test_a_nan_score_stays_in_its_group():
+    got = group_relative(jnp.array([jnp.nan, 0.0, 1.0, 3.0]), jnp.array([1, 1, 2, 2]))
+    assert np.isnan(got[:2]).all()
+    np.testing.assert_allclose(got[2:], [-(0.5**0.5), 0.5**0.5], rtol=1e-5)
+
+
+def test_masked_mean():
+    x = jnp.array([[1.0, jnp.nan, 3.0], [jnp.inf, 8.0, -jnp.inf]])
+    mask = jnp.array([[1, 0, 1], [0, 1, 0]])
+    assert masked_mean(x, mask) == 4.0
+    assert masked_mean(x, mask.astype(bool)) == 4.0
+    np.testing.assert_allclose(jax.grad(masked_mean)(x, mask), np.asarray(mask) / 3, rtol=1e-6)
+
+
+def test_masked_mean_of_nothing_is_zero_with_zero_gradient():
+    x = jnp.full((2, 3), jnp.nan)
+    value, gradient = jax.value_and_grad(masked_mean)(x, jnp.zeros((2, 3)))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_shapes_that_would_only_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"same shape: x \(2, 3\), mask \(2, 1\)"):
+        require_same_shape(x=np.zeros((2, 3)), mask=np.zeros((2, 1)))
+    wide, narrow = jnp.ones((2, 3)), jnp.ones((2, 1))
+    # A run-time type checker, when one is switched on, gets there first.
+    with pytest.raises((ValueError, TypeCheckError)):
+        gae(wide, wide, narrow, gamma=1.0, lam=1.0)
+    with pytest.raises((ValueError, TypeCheckError)):
+        whiten(wide, narrow)
+    with pytest.raises((ValueError, TypeCheckError)):
+        masked_mean(wide, narrow)
+    with pytest.raises((ValueError, TypeCheckError)):
+        group_relative(jnp.ones(3), jnp.array([1]))

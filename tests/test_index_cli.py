@@ -1,0 +1,82 @@
+"""The program that builds an index."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sr1_jax.index import main
+from sr1_jax.retrieval import BM25Retriever
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    texts = ["the cat runs", "a dog barks"]
+    rows = ({"id": str(i), "contents": f'"T{i}"\n{text}'} for i, text in enumerate(texts))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_builds_and_reports(corpus, tmp_path, capsys):
+    index = tmp_path / "index"
+    assert main(["index", f"--corpus={corpus}", f"--index={index}"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("2 passages indexed in ")
+    assert out.endswith(f" s: {index}\n")
+    assert err == ""
+    assert [p.id for p in BM25Retriever.load(index).search(["running"], 3)[0]] == ["0"]
+
+
+def test_flags_reach_the_index(corpus, tmp_path):
+    index = tmp_path / "index"
+    options = ["--k1=1.2", "--b=0.75", "--stemmer=none", "--stopwords=none"]
+    assert main(["index", f"--corpus={corpus}", f"--index={index}", *options]) == 0
+    manifest = BM25Retriever.load(index).manifest
+    assert {key: manifest[key] for key in ("k1", "b", "stemmer", "stopwords")} == {
+        "k1": 1.2,
+        "b": 0.75,
+        "stemmer": None,
+        "stopwords": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus={tmp}/none.jsonl", "--index={tmp}/index"], "none.jsonl: no such file"),
+        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}"], "not empty"),
+        (["--corpus={tmp}/corpus.jsonl"], "--index"),
+        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--k1=x"], "--k1"),
+        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--b=7"], "b must be"),
+        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--nope=7"], "nope"),
+        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "more"], "unexpected argument"),
+    ],
+)
+def test_errors_take_one_line(corpus, tmp_path, capsys, arguments, message):
+    assert main(["index", *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("index: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+def test_help(capsys):
+    assert main(["index", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--corpus" in out
+    assert "--stopwords" in out
+
+
+def test_as_a_program(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"id": "0", "contents": "T\\nx"}\n{oops\n')
+    command = [sys.executable, "-m", "sr1_jax.index", f"--corpus={path}", f"--index={tmp_path}/i"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"index: error: {path}:2: malformed JSON")
+    assert done.stderr.count("\n") == 1
