@@ -51,9 +51,7 @@ class DecoderConfig:
     def __post_init__(self):
         for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ff_width"):
             if getattr(self, field) < 1:
-                raise ValueError(
-                    f"model.{field} must be at least 1, not {getattr(self, field)}."
-                )
+                raise ValueError(f"model.{field} must be at least 1, not {getattr(self, field)}.")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}."
@@ -231,7 +229,10 @@ class Trunk(nnx.Module):
         cos, sin = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
         block_def, stack = nnx.split(self.layers)
         write_rows_B1 = (jnp.arange(ids_BT.shape[0]) if rows_B is None else rows_B)[:, None]
-        mask_BTX = jnp.arange(cache.k_LSXKE.shape[2])[None, None] <= positions_BT[:, :, None]
+        cache_length = cache.k_LSXKE.shape[2]
+        mask_BTX = jnp.arange(cache_length)[None, None] <= positions_BT[:, :, None]
+        # As an index a negative position would count from the end.
+        write_at_BT = jnp.where(positions_BT < 0, cache_length, positions_BT)
 
         # The cache is carried, not scanned over: a carried buffer is updated in place.
         def layer(carry, layer_input):
@@ -240,7 +241,7 @@ class Trunk(nnx.Module):
 
             def attend(q_BTHE, k_BTKE, v_BTKE):
                 nonlocal k_LSXKE, v_LSXKE
-                at = (index, write_rows_B1, positions_BT)
+                at = (index, write_rows_B1, write_at_BT)
                 k_LSXKE = k_LSXKE.at[at].set(k_BTKE, mode="drop")
                 v_LSXKE = v_LSXKE.at[at].set(v_BTKE, mode="drop")
                 k_BXKE, v_BXKE = k_LSXKE[index], v_LSXKE[index]

@@ -112,8 +112,8 @@ class _Metadata:
 
     def integer(self, key: str, default: Any = _REQUIRED) -> int:
         value = self.get(key, default)
-        if not isinstance(value, int):
-            raise ValueError(f"{self.path}: {key}={value!r} must be one integer.")
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"{self.path}: {key}={value!r} must be one integer, 0 or more.")
         return value
 
 
@@ -124,7 +124,7 @@ def _decoder_config(
         return metadata.integer(f"{architecture}.{key}", default)
 
     width, heads = integer("embedding_length"), integer("attention.head_count")
-    head_dim = integer("attention.key_length", width // heads)
+    head_dim = integer("attention.key_length", width // max(1, heads))
     # What would change the computation in a way the decoder does not know.
     for key, plain in {
         "expert_count": 0,

@@ -54,15 +54,22 @@ def _decoder_config(
                 f"{file}: {key}={json.dumps(raw[key])} is not supported; it must be "
                 f"{json.dumps(value)}."
             )
-    width, heads = (_required(raw, key, file) for key in ("hidden_size", "num_attention_heads"))
+
+    def size(key: str, default: int | None = None) -> int:
+        value = default if raw.get(key) is None else raw[key]
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{file}: {key}={json.dumps(value)} must be a positive integer.")
+        return value
+
+    width, heads = size("hidden_size"), size("num_attention_heads")
     return DecoderConfig(
-        vocab_size=_required(raw, "vocab_size", file),
+        vocab_size=size("vocab_size"),
         width=width,
-        layers=_required(raw, "num_hidden_layers", file),
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or width // heads,
-        ff_width=_required(raw, "intermediate_size", file),
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", width // heads),
+        ff_width=size("intermediate_size"),
         rope_theta=_rope_theta(raw, file),
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         qkv_bias=family.qkv_bias,

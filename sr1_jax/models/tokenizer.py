@@ -39,10 +39,11 @@ class Tokenizer:
         chat_template: str | None = None,
     ):
         description = json.loads(backend.to_str())
-        if "ByteLevel" not in json.dumps(description.get("decoder")):
+        kind, decoder = description["model"]["type"], description.get("decoder")
+        if kind != "BPE" or "ByteLevel" not in json.dumps(decoder):
             raise ValueError(
-                "The tokenizer is not a byte-level BPE (its decoder is "
-                f"{description.get('decoder')}); the tag automaton needs the bytes of each token."
+                f"The tokenizer is not a byte-level BPE (its model is {kind}, its decoder "
+                f"{decoder}); the tag automaton needs the bytes of each token."
             )
         self._trusted = backend
         # Text that we did not write must not become a special token, so it is encoded by a
@@ -50,8 +51,9 @@ class Tokenizer:
         added = description.pop("added_tokens", None) or []
         self._special_ids = frozenset(token["id"] for token in added if token["special"])
         self._added = {token["id"]: token["content"] for token in added}
+        model = _without(description["model"], set(self._added.values()))
         self._untrusted = tokenizers.Tokenizer.from_str(
-            json.dumps({**description, "added_tokens": [], "post_processor": None})
+            json.dumps({**description, "added_tokens": [], "post_processor": None, "model": model})
         )
         self.eos_ids = tuple(sorted(set(eos_ids)))
         self.pad_id = pad_id
@@ -95,6 +97,21 @@ class Tokenizer:
     def save(self, path: str) -> None:
         """Writes the tokenizer.json of the backend."""
         self._trusted.save(path)
+
+
+def _without(model: dict, tokens: set[str]) -> dict:
+    """The BPE model without some tokens: no merge, whole-word match or unknown byte gives one."""
+
+    def harmless(merge: str | list[str]) -> bool:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        return tokens.isdisjoint((left, right, left + right))
+
+    return {
+        **model,
+        "unk_token": None if model.get("unk_token") in tokens else model.get("unk_token"),
+        "vocab": {token: i for token, i in model["vocab"].items() if token not in tokens},
+        "merges": [merge for merge in model["merges"] if harmless(merge)],
+    }
 
 
 def _bytes_of(token: str) -> bytes:

@@ -1,0 +1,93 @@
+"""Trajectories as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sr1_jax.rollout.trajectory import Trajectory
+
+
+class Batch(NamedTuple):
+    """Right-padded trajectories.
+
+    Attributes:
+        ids_BT: int32 tokens.
+        mask_BT: float32, 1 on tokens that train.
+        logp_BT: float32 behaviour log-probs, 0 where nothing was sampled.
+        reward_B: float32 outcome rewards.
+        group_B: int32; trajectories of one question share a number.
+    """
+
+    ids_BT: np.ndarray
+    mask_BT: np.ndarray
+    logp_BT: np.ndarray
+    reward_B: np.ndarray
+    group_B: np.ndarray
+
+
+def make_batch(
+    trajectories: Sequence[Trajectory],
+    *,
+    length: int,
+    pad_id: int,
+    mask_observations: bool = True,
+    truncated: str = "mask",
+    truncation_penalty: float = 0.0,
+) -> Batch:
+    """Stacks trajectories.
+
+    Args:
+        trajectories: any, of at most `length` tokens.
+        length: T.
+        pad_id: fills `ids_BT`; never read, masks say what counts.
+        mask_observations: False trains on everything after the prompt (an ablation).
+        truncated: what an episode that ran out of budget counts for: "mask" trains on none of
+            its tokens, "penalise" gives it the reward `-truncation_penalty`.
+        truncation_penalty: see above.
+
+    Raises:
+        ValueError: a trajectory is longer than `length`, or `truncated` is unknown.
+    """
+    if truncated not in ("mask", "penalise"):
+        raise ValueError(f'learner.truncated must be "mask" or "penalise", not {truncated!r}.')
+    shape = (len(trajectories), length)
+    ids_BT, mask_BT = np.full(shape, pad_id, np.int32), np.zeros(shape, np.float32)
+    logp_BT, reward_B = np.zeros(shape, np.float32), np.zeros(len(trajectories), np.float32)
+    group_of: dict[str, int] = {}
+    group_B = np.zeros(len(trajectories), np.int32)
+    for row, trajectory in enumerate(trajectories):
+        size = len(trajectory.ids)
+        if size > length:
+            raise ValueError(
+                f"Trajectory {trajectory.question_id} has {size} tokens, the batch holds {length}."
+            )
+        ids_BT[row, :size] = trajectory.ids
+        logp_BT[row, :size] = trajectory.logp
+        reward_B[row] = trajectory.reward
+        group_B[row] = group_of.setdefault(trajectory.question_id, len(group_of))
+        mask_BT[row, :size] = trajectory.mask
+        if not mask_observations:
+            mask_BT[row, trajectory.prompt_length : size] = 1
+        if trajectory.status == "truncated":
+            if truncated == "mask":
+                mask_BT[row] = 0
+            else:
+                reward_B[row] = -truncation_penalty
+    return Batch(ids_BT, mask_BT, logp_BT, reward_B, group_B)
+
+
+def bucket(longest: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `longest` tokens.
+
+    Raises:
+        ValueError: none does.
+    """
+    for size in buckets:
+        if size >= longest:
+            return size
+    raise ValueError(
+        f"A trajectory of {longest} tokens fits no learner.length_buckets {tuple(buckets)}."
+    )

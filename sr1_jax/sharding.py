@@ -1,0 +1,124 @@
+"""Where arrays live: one table of logical axes, one of mesh axes.
+
+Every parameter has logical axes by its name; every logical axis maps to mesh axes. The mesh is
+`data × fsdp × tensor`, also when it has one device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes.
+RULES: dict[str | None, tuple[str, ...] | str | None] = {
+    "batch": ("data", "fsdp"),
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ff": "tensor",
+    "layer": None,
+    None: None,
+}
+
+# End of a parameter's path -> its logical axes. Layers are stacked in front.
+PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
+    "trunk/embed/embedding": ("vocab", "embed"),
+    "trunk/norm/scale": (None,),
+    "attention_norm/scale": ("layer", None),
+    "ff_norm/scale": ("layer", None),
+    "attention/q/kernel": ("layer", "embed", "heads", None),
+    "attention/k/kernel": ("layer", "embed", "kv_heads", None),
+    "attention/v/kernel": ("layer", "embed", "kv_heads", None),
+    "attention/o/kernel": ("layer", "heads", None, "embed"),
+    "attention/q/bias": ("layer", "heads", None),
+    "attention/k/bias": ("layer", "kv_heads", None),
+    "attention/v/bias": ("layer", "kv_heads", None),
+    "attention/q_norm/scale": ("layer", None),
+    "attention/k_norm/scale": ("layer", None),
+    "ff/gate/kernel": ("layer", "embed", "ff"),
+    "ff/up/kernel": ("layer", "embed", "ff"),
+    "ff/down/kernel": ("layer", "ff", "embed"),
+    "head/kernel": ("embed", "vocab"),
+    "head/bias": (None,),
+}
+
+CACHE_AXES = ("layer", "batch", None, "kv_heads", None)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh over all devices; one axis may be -1 and takes what is left.
+
+    Raises:
+        ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp, tensor]
+    known = int(np.prod([size for size in shape if size != -1]))
+    if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
+        raise ValueError(f"mesh {shape}: sizes are positive, and at most one is -1.")
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {len(devices)} devices: "
+            "the sizes must multiply to that number."
+        )
+    return jax.make_mesh(
+        tuple(shape),
+        MESH_AXES,
+        devices=devices,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
+    )
+
+
+def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Partition spec of logical axes."""
+    return PartitionSpec(*(RULES[axis] for axis in axes))
+
+
+def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """Sharding of an array with the given logical axes."""
+    return NamedSharding(mesh, spec(axes))
+
+
+def _axes_of(path: str, array: Any) -> tuple[str | None, ...]:
+    name = path.removesuffix("/value")
+    for ending, axes in PARAMETER_AXES.items():
+        # The critic's head is as thin as one column: nothing to shard over the vocabulary.
+        if name.endswith(ending) and len(axes) == array.ndim:
+            return ("embed", None) if ending == "head/kernel" and array.shape[1] == 1 else axes
+    if array.ndim == 0:
+        return ()
+    raise ValueError(f"Parameter {path} {array.shape} has no entry in PARAMETER_AXES.")
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of parameters or of optimizer state (whose moments end alike).
+
+    Args:
+        tree: arrays or shapes.
+        mesh: of `make_mesh`.
+
+    Raises:
+        ValueError: a parameter without logical axes, or a size that the mesh does not divide.
+    """
+
+    def one(path, array):
+        text = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = _axes_of(text, array)
+        for axis, size in zip(axes, array.shape):
+            parts = int(np.prod([mesh.shape[name] for name in np.atleast_1d(RULES[axis] or [])]))
+            if size % max(parts, 1):
+                raise ValueError(
+                    f"{text}: axis {axis} of size {size} does not divide over {parts} devices of "
+                    f"mesh {dict(mesh.shape)}; change the mesh."
+                )
+        return NamedSharding(mesh, spec(axes))
+
+    return jax.tree_util.tree_map_with_path(one, tree)

@@ -1,0 +1,157 @@
+"""Supervised fine-tuning on traces: the warm start, and the SFT baseline."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from sr1_jax.data.traces import Trace
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.protocol.observations import render_observation
+from sr1_jax.protocol.prompts import PromptTemplate
+from sr1_jax.rl.learner import ModelState
+from sr1_jax.rl.masked import masked_mean
+from sr1_jax.rl.token_logp import token_logp
+from sr1_jax.sharding import named, tree_shardings
+
+
+class Example(NamedTuple):
+    """Token ids of a trace, and 1 on those the policy would have written."""
+
+    ids: list[int]
+    mask: list[int]
+
+
+def encode_trace(
+    trace: Trace,
+    templates: dict[str, PromptTemplate],
+    tokenizer: Tokenizer,
+    max_observation_tokens: int,
+) -> Example:
+    """A trace as the rollout engine would have left it.
+
+    Args:
+        trace: what to encode.
+        templates: by mode of the trace.
+        tokenizer: of the policy.
+        max_observation_tokens: as in rollouts.
+    """
+    segments = list(trace.segments)
+    information = None
+    if templates[trace.mode].wants_information:
+        information = render_observation(segments.pop(0), tokenizer, max_observation_tokens)
+    ids = templates[trace.mode].render(tokenizer, trace.question.question, information)
+    mask = [0] * len(ids)
+    for segment in segments:
+        if isinstance(segment, str):
+            new = tokenizer.encode(segment)
+        else:
+            new = render_observation(segment, tokenizer, max_observation_tokens)
+        ids = ids + new
+        mask += [int(isinstance(segment, str))] * len(new)
+    return Example(ids, mask)
+
+
+def supervised_batches(
+    examples: Sequence[Example], *, batch: int, buckets: Sequence[int], pad_id: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless shuffled batches (ids_BT, mask_BT), each of examples that fit one length bucket.
+
+    Raises:
+        ValueError: an example is longer than the last bucket, or no bucket fills a batch.
+    """
+    longest = max(len(example.ids) for example in examples)
+    if longest > buckets[-1]:
+        raise ValueError(
+            f"A trace of {longest} tokens is longer than the last of "
+            f"warm_start.length_buckets={tuple(buckets)}."
+        )
+    by_bucket: dict[int, list[Example]] = {size: [] for size in buckets}
+    for example in examples:
+        by_bucket[next(size for size in buckets if size >= len(example.ids))].append(example)
+    if max(map(len, by_bucket.values())) < batch:
+        raise ValueError(f"{len(examples)} traces do not fill one batch of {batch}.")
+    rng = np.random.default_rng(seed)
+    while True:
+        batches = []
+        for size, members in by_bucket.items():
+            order = rng.permutation(len(members))
+            for start in range(0, len(members) - batch + 1, batch):
+                batches.append((size, [members[i] for i in order[start : start + batch]]))
+        for index in rng.permutation(len(batches)):
+            size, rows = batches[index]
+            ids_BT = np.full((batch, size), pad_id, np.int32)
+            mask_BT = np.zeros((batch, size), np.float32)
+            for row, example in enumerate(rows):
+                ids_BT[row, : len(example.ids)] = example.ids
+                mask_BT[row, : len(example.ids)] = example.mask
+            yield ids_BT, mask_BT
+
+
+class SupervisedTrainer:
+    """Maximum likelihood of the policy's tokens in traces, on a mesh.
+
+    Args:
+        model: trained from its current parameters; the model itself is left as it is.
+        mesh: of `sharding.make_mesh`.
+        schedule: learning rate by optimizer step.
+        gradient_clip: global norm.
+        context_weight: weight of the loss on tokens the policy did not write. 0 everywhere but
+            in language-model pretraining of a policy from scratch.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        mesh: Mesh,
+        *,
+        schedule: optax.Schedule,
+        gradient_clip: float = 1.0,
+        context_weight: float = 0.0,
+    ):
+        self._mesh = mesh
+        self._graph, params = nnx.split(model)
+        self._optimizer = optax.chain(
+            optax.clip_by_global_norm(gradient_clip), optax.adamw(schedule, b2=0.98)
+        )
+        shardings = tree_shardings(params, mesh)
+        params = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=shardings)(params)
+        abstract = jax.eval_shape(self._optimizer.init, params)
+        init = jax.jit(self._optimizer.init, out_shardings=tree_shardings(abstract, mesh))
+        self.state = ModelState(params, init(params))
+        self._update = jax.jit(
+            functools.partial(self._update_fn, context_weight=context_weight),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, self.state), None),
+        )
+
+    def _update_fn(self, state: ModelState, ids_BT, mask_BT, *, context_weight: float):
+        def loss_fn(params):
+            logp_BT, _ = token_logp(nnx.merge(self._graph, params), ids_BT)
+            loss = -masked_mean(logp_BT, mask_BT)
+            if context_weight:
+                length_B1 = jnp.max(
+                    jnp.arange(ids_BT.shape[1]) * (mask_BT > 0), axis=1, keepdims=True
+                )
+                context_BT = (mask_BT == 0) & (jnp.arange(ids_BT.shape[1])[None] <= length_B1)
+                loss -= context_weight * masked_mean(logp_BT, context_BT)
+            return loss
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        return ModelState(optax.apply_updates(state.params, updates), opt_state), loss
+
+    def step(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> float:
+        """One optimizer step; returns the loss in nats a token."""
+        ids_BT, mask_BT = jax.device_put((ids_BT, mask_BT), named(self._mesh, "batch"))
+        self.state, loss = self._update(self.state, ids_BT, mask_BT)
+        return loss

@@ -1,0 +1,300 @@
+"""The decoder against NumPy, and its cached path against its plain path."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sr1_jax.models import Decoder, DecoderConfig, KVCache, ValueModel, parameter_count
+from sr1_jax.models.attention import apply_rope, attention, rope_angles
+
+CONFIG = DecoderConfig(
+    vocab_size=31,
+    width=24,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=6,
+    ff_width=20,
+    qkv_bias=True,
+    qk_norm=True,
+)
+BEYOND = 10_000  # a position outside every cache used here
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random in every parameter: in biases of zero and scales of one mistakes do not show."""
+    built = nnx.eval_shape(lambda: Decoder(CONFIG, rngs=nnx.Rngs(0)))
+    nnx.update(built, jax.tree.map(lambda x: 0.3 * x, _noise(nnx.state(built))))
+    return built
+
+
+@nnx.jit
+def _logits(model, ids):
+    return model(ids)
+
+
+def _noise(state, seed=0):
+    """Standard normal numbers in the shapes of a state."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.array(rng.normal(size=x.shape), x.dtype), state)
+
+
+def _moved(state, direction, step):
+    return jax.tree.map(lambda x, d: x + step * d, state, direction)
+
+
+def _ids(seed, *shape):
+    return jnp.array(np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape))
+
+
+def _numpy_attention(q, k, v, mask):
+    batch, length, heads, width = q.shape
+    group = heads // k.shape[2]
+    out = np.zeros_like(q)
+    for b in range(batch):
+        for t in range(length):
+            for h in range(heads):
+                seen = np.flatnonzero(mask[b, t])
+                scores = k[b, seen, h // group] @ q[b, t, h] / np.sqrt(width)
+                weights = np.exp(scores - scores.max())
+                out[b, t, h] = weights @ v[b, seen, h // group] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_equals_numpy_loop(causal):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 5, 4, 6)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 5, 2, 6)).astype(np.float32)
+    mask = np.tril(np.ones((5, 5), bool))[None].repeat(2, 0)
+    if not causal:
+        mask = rng.random((2, 5, 5)) < 0.5
+        mask[:, :, 0] = True
+    out = attention(q, k, v, None if causal else mask)
+    np.testing.assert_allclose(out, _numpy_attention(q, k, v, mask), atol=1e-5)
+
+
+def test_rope_equals_complex_rotation():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    positions = np.array([[0, 1, 2], [7, 100, 1000]])
+    cos, sin = rope_angles(jnp.asarray(positions), 6, 10_000.0)
+    rotated = np.asarray(apply_rope(x, cos, sin))
+    for pair in range(3):
+        angle = positions * 10_000.0 ** (-2 * pair / 6)
+        turned = (x[..., pair] + 1j * x[..., pair + 3]) * np.exp(1j * angle)[:, :, None]
+        np.testing.assert_allclose(rotated[..., pair], turned.real, atol=2e-4)
+        np.testing.assert_allclose(rotated[..., pair + 3], turned.imag, atol=2e-4)
+
+
+def _numpy_forward(model, ids):
+    """Logits of one sequence, written out with loops over layers, tokens and heads."""
+    c = model.config
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(model)))
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * scale
+
+    def rope(x):
+        out = np.empty_like(x)
+        half = c.head_dim // 2
+        for t in range(x.shape[0]):
+            for i in range(half):
+                angle = t * c.rope_theta ** (-2 * i / c.head_dim)
+                a, b = x[t, :, i], x[t, :, i + half]
+                out[t, :, i] = a * np.cos(angle) - b * np.sin(angle)
+                out[t, :, i + half] = b * np.cos(angle) + a * np.sin(angle)
+        return out
+
+    x = p["trunk"]["embed"]["embedding"][ids]
+    causal = np.tril(np.ones((len(ids), len(ids)), bool))[None]
+    for layer in range(c.layers):
+        w = jax.tree.map(lambda stacked, i=layer: stacked[i], p["trunk"]["layers"])
+        a, h = w["attention"], norm(x, w["attention_norm"]["scale"])
+        q, k, v = (np.einsum("td,dne->tne", h, a[n]["kernel"]) + a[n]["bias"] for n in "qkv")
+        q, k = rope(norm(q, a["q_norm"]["scale"])), rope(norm(k, a["k_norm"]["scale"]))
+        heads = _numpy_attention(q[None], k[None], v[None], causal)[0]
+        x = x + np.einsum("the,hed->td", heads, a["o"]["kernel"])
+        h = norm(x, w["ff_norm"]["scale"])
+        gate = h @ w["ff"]["gate"]["kernel"]
+        x = (
+            x
+            + (gate / (1 + np.exp(-gate)) * (h @ w["ff"]["up"]["kernel"]))
+            @ (w["ff"]["down"]["kernel"])
+        )
+    return norm(x, p["trunk"]["norm"]["scale"]) @ p["trunk"]["embed"]["embedding"].T
+
+
+def test_logits_equal_numpy_loops(model):
+    ids = _ids(0, 1, 9)
+    np.testing.assert_allclose(
+        _logits(model, ids)[0], _numpy_forward(model, np.asarray(ids[0])), atol=2e-4
+    )
+
+
+def test_padding_on_the_right_changes_no_real_token(model):
+    ids = _ids(0, 2, 12)
+    padded = ids.at[0, 5:].set(7)
+    np.testing.assert_allclose(
+        _logits(model, padded)[0, :5], _logits(model, ids[:1, :5])[0], atol=1e-5
+    )
+    np.testing.assert_allclose(_logits(model, padded)[1], _logits(model, ids)[1], atol=1e-5)
+
+
+@nnx.jit
+def _extended_logits(model, cache, ids, positions, rows):
+    hidden, cache = model.trunk.cached(ids, positions, cache, rows)
+    return model.logits(hidden), cache
+
+
+def _extend(model, cache, ids, positions, rows=None):
+    rows = None if rows is None else jnp.array(rows)
+    logits, cache = _extended_logits(model, cache, jnp.array(ids), jnp.array(positions), rows)
+    return np.asarray(logits), cache
+
+
+def test_cache_equals_no_cache_with_rows_at_different_positions(model):
+    """Two slots of four prefilled unevenly and padded, then extended in swapped row order."""
+    a, b = np.asarray(_ids(0, 2, 10))
+    want_a, want_b = (np.asarray(_logits(model, ids[None])[0]) for ids in (a, b))
+    cache = KVCache.empty(CONFIG, slots=4, positions=10)
+
+    ids = [[*a[:3], 5], b[:4]]
+    got, cache = _extend(model, cache, ids, [[0, 1, 2, BEYOND], [0, 1, 2, 3]], rows=[2, 0])
+    np.testing.assert_allclose(got[0, :3], want_a[:3], atol=1e-5)
+    np.testing.assert_allclose(got[1], want_b[:4], atol=1e-5)
+
+    ids, positions = [b[4:6], a[3:5]], [[4, 5], [3, 4]]
+    got, cache = _extend(model, cache, ids, positions, rows=[0, 2])
+    np.testing.assert_allclose(got[0], want_b[4:6], atol=1e-5)
+    np.testing.assert_allclose(got[1], want_a[3:5], atol=1e-5)
+
+    # One token for every slot; slots 1 and 3 are idle.
+    got, cache = _extend(model, cache, [[b[6]], [1], [a[5]], [2]], [[6], [BEYOND], [5], [-1]])
+    np.testing.assert_allclose(got[0, 0], want_b[6], atol=1e-5)
+    np.testing.assert_allclose(got[2, 0], want_a[5], atol=1e-5)
+    assert np.isfinite(got).all()
+    for part in cache:
+        assert not np.asarray(part)[:, [1, 3]].any()
+        assert not np.asarray(part)[:, 0, 7:].any()
+        assert not np.asarray(part)[:, 2, 6:].any()
+
+
+@pytest.mark.parametrize("outside", [BEYOND, 8, -1])
+def test_positions_outside_the_cache_write_nothing(model, outside):
+    cache = KVCache(*(jnp.ones_like(x) for x in KVCache.empty(CONFIG, 2, 8)))
+    _, after = _extend(model, cache, [[1, 2], [3, 4]], [[outside, outside]] * 2)
+    for before, part in zip(cache, after):
+        np.testing.assert_array_equal(before, part)
+
+
+def test_cache_ignores_what_a_former_owner_left_behind(model):
+    """A slot that is taken over holds stale keys at later positions; nobody may see them."""
+    ids = _ids(0, 1, 6)
+    stale = KVCache(*(jnp.full_like(x, 3.0) for x in KVCache.empty(CONFIG, 1, 8)))
+    got, _ = _extend(model, stale, ids, [range(6)])
+    np.testing.assert_allclose(got, _logits(model, ids), atol=1e-5)
+
+
+def test_last_norm_can_be_left_to_the_caller(model):
+    ids, positions = _ids(0, 1, 4), jnp.arange(4)[None]
+    cache = KVCache.empty(CONFIG, 1, 4)
+
+    @nnx.jit
+    def hidden(model):
+        raw, _ = model.trunk.cached(ids, positions, cache, last_norm=False)
+        return raw, model.trunk.norm(raw), model.trunk(ids)
+
+    raw, normed, want = hidden(model)
+    np.testing.assert_allclose(normed, want, atol=1e-5)
+    assert np.abs(raw - want).max() > 0.1
+
+
+def test_remat_and_unroll_change_no_number(model):
+    config = dataclasses.replace(CONFIG, remat=True, unroll=3)
+    other = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    nnx.update(other, nnx.state(model))
+    ids = _ids(0, 2, 6)
+
+    @nnx.jit
+    @nnx.value_and_grad
+    def loss(m):
+        return (m(ids) ** 2).mean()
+
+    (want, want_grad), (got, got_grad) = loss(model), loss(other)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_grad, want_grad
+    )
+
+
+def test_gradient_reaches_every_parameter_and_equals_a_difference_quotient(model):
+    ids = _ids(0, 2, 6)
+    graph, state = nnx.split(model)
+
+    def loss(params):
+        return jax.nn.log_softmax(nnx.merge(graph, params)(ids))[..., 0].mean()
+
+    gradient = jax.jit(jax.grad(loss))(state)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    step, direction = 1e-3, _noise(state, seed=1)
+    loss_along = jax.jit(lambda step: loss(_moved(state, direction, step)))
+    slope = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+    np.testing.assert_allclose(
+        (loss_along(step) - loss_along(-step)) / (2 * step), slope, rtol=1e-2
+    )
+
+
+def test_gradient_of_a_token_does_not_reach_later_tokens(model):
+    @jax.jit
+    @jax.grad
+    def early_gradient(embedded):
+        positions = jnp.arange(6)[None]
+        cos, sin = rope_angles(positions, CONFIG.head_dim, CONFIG.rope_theta)
+        block_def, stack = nnx.split(model.trunk.layers)
+        for layer in range(CONFIG.layers):
+            params = jax.tree.map(lambda x, i=layer: x[i], stack)
+            embedded = nnx.merge(block_def, params)(embedded, cos, sin, attention)
+        return embedded[:, 2].sum()
+
+    gradient = np.asarray(early_gradient(model.trunk.embed(_ids(0, 1, 6))))
+    assert np.abs(gradient[:, :3]).min() > 0
+    assert not gradient[:, 3:].any()
+
+
+def test_value_model_starts_at_zero_in_float32():
+    config = dataclasses.replace(CONFIG, layers=1, dtype="bfloat16", param_dtype="bfloat16")
+    values = nnx.jit(lambda ids: ValueModel(config, rngs=nnx.Rngs(0))(ids))(_ids(0, 2, 5))
+    assert values.dtype == jnp.float32
+    np.testing.assert_array_equal(values, np.zeros((2, 5)))
+
+
+def _count(config):
+    return parameter_count(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+
+
+def test_parameter_count_by_hand():
+    attention = 24 * 4 * 6 * 2 + 24 * 2 * 6 * 2 + (4 + 2 + 2) * 6 + 2 * 6
+    layer = attention + 3 * 24 * 20 + 2 * 24
+    tied = 31 * 24 + 3 * layer + 24
+    assert _count(CONFIG) == tied
+    untied = dataclasses.replace(CONFIG, tied_embeddings=False)
+    assert _count(untied) == tied + 31 * 24
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"layers": 0}, "model.layers must be at least 1"),
+        ({"kv_heads": 3}, "multiple of model.kv_heads=3"),
+        ({"head_dim": 5}, "model.head_dim=5 must be even"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
