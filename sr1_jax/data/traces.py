@@ -65,7 +65,7 @@ class TraceMix:
 
 
 def think(text: str) -> str:
-    return f"<think>{text}</think>"
+    return f"<think> {text}</think>"
 
 
 def search(relation: str, entity: str) -> str:
@@ -74,9 +74,12 @@ def search(relation: str, entity: str) -> str:
     return f"{think('need ' + keyword)}<search> {keyword} {entity}</search>"
 
 
-def answer(text: str) -> str:
-    """A final answer. With spaces inside the tags: a name then has the tokens it has in text."""
-    return f"{think('found')}<answer> {text} </answer>"
+def answer(text: str, evidence: str = "a guess") -> str:
+    """A final answer after a thought that repeats the evidence for it.
+
+    With spaces inside the tags, so that a name has the tokens it has in text.
+    """
+    return f"{think(evidence)}<answer> {text} </answer>"
 
 
 class TraceWriter:
@@ -112,10 +115,9 @@ class TraceWriter:
     def _rag(self, question: Question, rng: random.Random) -> Trace:
         passages = self._search(question.question)
         gold = question.golden_answers[0]
-        known = any(gold in passage.text for passage in passages)
-        return Trace(
-            question, "rag", (passages, answer(gold if known else rng.choice(self._guesses)))
-        )
+        known = [passage.text for passage in passages if gold in passage.text]
+        final = answer(gold, known[0]) if known else answer(rng.choice(self._guesses))
+        return Trace(question, "rag", (passages, final))
 
     def _one_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
         subject, relation, gold = question.metadata["chain"][0]
@@ -127,7 +129,7 @@ class TraceWriter:
             steps.insert(0, wrong)
         elif habit < mix.retry + mix.wander:
             steps.append((relation, self._distractor(steps[0], rng)))
-        return self._render(steps, gold)
+        return self._render(steps, gold, self._world.fact(subject, relation).passage)
 
     def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
         (subject, first, bridge), (_, second, _) = question.metadata["chain"]
@@ -138,20 +140,22 @@ class TraceWriter:
                 (second, self._distractor(steps[0], rng, avoid=bridge)),
             ]
             steps.append(rng.choice(useless))
-        return self._render(steps, bridge)
+        return self._render(steps, bridge, self._world.fact(subject, first).passage)
 
-    def _render(self, steps: list[tuple[str, str]], final: str) -> tuple:
+    def _render(self, steps: list[tuple[str, str]], final: str, evidence: str) -> tuple:
         segments: list = []
         for relation, entity in steps:
             segments += [
                 search(relation, entity),
                 self._search(f"{RELATIONS[relation].keyword} {entity}"),
             ]
-        return (*segments, answer(final))
+        return (*segments, answer(final, evidence))
 
     def _other_relation(self, entity: str, relation: str, rng: random.Random) -> str:
         kind = RELATIONS[relation].subject
-        return rng.choice([r.name for r in RELATIONS.values() if r.subject == kind and r.name != relation])
+        return rng.choice(
+            [r.name for r in RELATIONS.values() if r.subject == kind and r.name != relation]
+        )
 
     def _distractor(self, step: tuple[str, str], rng: random.Random, avoid: str = "") -> str:
         """Another entity that the passages of a search step name."""

@@ -86,7 +86,8 @@ RELATIONS = {
              "It was {o} who founded {s}."),
         ),
         Relation(
-            "headquarters", "company", "town", "headquarters", "the town with the headquarters of {s}",
+            "headquarters", "company", "town", "headquarters",
+            "the town with the headquarters of {s}",
             ("Where are the headquarters of {s}?", "In which town are the headquarters of {s}?"),
             ("{s} has its headquarters in {o}.", "The headquarters of {s} are in {o}.",
              "From its headquarters in {o}, {s} runs its trade."),

@@ -1,7 +1,9 @@
 """The one place where attention kernels are chosen.
 
-Everything that attends goes through `attention`; today it is `jax.nn.dot_product_attention`
-on every backend, and a Pallas kernel for TPUs has its place here.
+Everything that attends goes through `attention`. It is `jax.nn.dot_product_attention`, but for
+causal attention over whole sequences on a CPU, where XLA runs that twice as slowly as the
+same products written as plain batched matrices (`benchmarks/attention.py` measures both). A
+Pallas kernel for TPUs has its place here.
 """
 
 from __future__ import annotations
@@ -28,10 +30,40 @@ def attention(
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
-    mask = None if mask_BTX is None else mask_BTX[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTHE, k_BXKE, v_BXKE, mask=mask, is_causal=mask_BTX is None
+    if mask_BTX is not None:
+        return jax.nn.dot_product_attention(q_BTHE, k_BXKE, v_BXKE, mask=mask_BTX[:, None])
+    if jax.default_backend() == "cpu":
+        return causal_by_matmul(q_BTHE, k_BXKE, v_BXKE)
+    return jax.nn.dot_product_attention(q_BTHE, k_BXKE, v_BXKE, is_causal=True)
+
+
+def causal_by_matmul(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BTKE: Float[Array, "B T K E"],
+    v_BTKE: Float[Array, "B T K E"],
+) -> Float[Array, "B T H E"]:
+    """Causal attention as two batched matrix products, one matrix a key/value head."""
+    batch, length, heads, size = q_BTHE.shape
+    kv_heads = k_BTKE.shape[2]
+    group = heads // kv_heads
+    matrices = batch * kv_heads
+    q = (q_BTHE * size**-0.5).transpose(0, 2, 1, 3).reshape(matrices, group * length, size)
+    k = k_BTKE.transpose(0, 2, 3, 1).reshape(matrices, size, length)
+    v = v_BTKE.transpose(0, 2, 1, 3).reshape(matrices, length, size)
+    visible_TT = jnp.tril(jnp.ones((length, length), bool))
+    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(matrices, group, length, length)
+    scores = jnp.where(visible_TT, scores, -jnp.inf)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    # Divided after the second product: E numbers a query instead of T.
+    sums = weights.sum(axis=-1)[..., None]
+    mixed = jnp.matmul(
+        weights.reshape(matrices, group * length, length).astype(v.dtype),
+        v,
+        preferred_element_type=jnp.float32,
     )
+    out = mixed.reshape(matrices, group, length, size) / sums
+    return out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
 
 
 def rope_angles(

@@ -39,7 +39,9 @@ class PromptTemplate:
             ValueError: the template asks for information and none was given.
         """
         if self.wants_information and information is None:
-            raise ValueError(f"Template {self.name} has {{information}}, but no passages were given.")
+            raise ValueError(
+                f"Template {self.name} has {{information}}, but no passages were given."
+            )
         ids: list[int] = []
         for index, part in enumerate(self.parts):
             if index % 2 == 0:

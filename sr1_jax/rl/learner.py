@@ -134,18 +134,20 @@ class Learner:
             ),
         )
         self.reference = self._copy(policy_params, tree_shardings(policy_params, mesh))
-        self._prepare = jax.jit(self._prepare_fn)
+        self._prepare = jax.jit(self._prepare_fn, static_argnames="most")
         # Updates hand back their state where they found it, so that donation works and nothing
         # moves between steps.
         self._update_policy = jax.jit(
             functools.partial(self._update, self._policy_loss, "policy"),
             donate_argnums=0,
+            static_argnames="most",
             out_shardings=(_shardings(self.initial_state.policy), None),
         )
         if critic is not None:
             self._update_critic = jax.jit(
                 functools.partial(self._update, self._critic_loss, "critic"),
                 donate_argnums=0,
+                static_argnames="most",
                 out_shardings=(_shardings(critic_state), None),
             )
 
@@ -173,8 +175,9 @@ class Learner:
             The new state and metrics averaged over the updates.
         """
         sharding = named(self._mesh, "batch")
+        most = _row_bound(batch.mask_BT)
         prepared, metrics = self._prepare(
-            state, self.reference, jax.device_put(batch, sharding)
+            state, self.reference, jax.device_put(batch, sharding), most=most
         )
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
@@ -182,10 +185,14 @@ class Learner:
         for _ in range(self._config.epochs):
             order = rng.permutation(len(batch.reward_B))
             for rows in np.split(order, self._config.minibatches):
-                minibatch = jax.device_put(jax.tree.map(lambda x: x[rows], prepared), sharding)
-                policy, logged = self._update_policy(policy, minibatch, state.kl_coefficient)
+                minibatch = jax.device_put(_take_rows(prepared, rows), sharding)
+                policy, logged = self._update_policy(
+                    policy, minibatch, state.kl_coefficient, most=most
+                )
                 if critic is not None:
-                    critic, more = self._update_critic(critic, minibatch, state.kl_coefficient)
+                    critic, more = self._update_critic(
+                        critic, minibatch, state.kl_coefficient, most=most
+                    )
                     logged |= more
                 history.append(logged)
         means = {key: float(np.mean([float(h[key]) for h in history])) for key in history[0]}
@@ -197,23 +204,18 @@ class Learner:
 
     # Everything below is traced.
 
-    def _prepare_fn(self, state: LearnerState, reference, batch: Batch):
+    def _prepare_fn(self, state: LearnerState, reference, batch: Batch, *, most: int):
         config = self._config
-        micro = self._by_micro_batch(batch.ids_BT)
+        micro = jax.tree.map(self._by_micro_batch, (batch.ids_BT, batch.mask_BT))
 
-        def logp(params, ids_BT):
-            model = nnx.merge(self._policy_graph, params)
-            return token_logp(
-                model,
-                ids_BT,
-                temperature=self._temperature,
-                chunk_tokens=config.chunk_tokens,
-            )[0]
+        def logp(params, rows):
+            return self._token_logp(params, *rows, most)[0]
 
-        def passes(ids_BT):
+        def passes(rows):
+            ids_BT, _ = rows
             zeros = jnp.zeros(ids_BT.shape, jnp.float32)
-            ref_logp = zeros if config.kl_in == "none" else logp(reference, ids_BT)
-            old = logp(state.policy.params, ids_BT) if config.old_logp == "trainer" else zeros
+            ref_logp = zeros if config.kl_in == "none" else logp(reference, rows)
+            old = logp(state.policy.params, rows) if config.old_logp == "trainer" else zeros
             values = zeros if state.critic is None else self._values(state.critic.params, ids_BT)
             return ref_logp, old, values
 
@@ -257,12 +259,19 @@ class Learner:
         """[B, …] -> [micro-batches, micro_batch, …]."""
         return x.reshape(-1, self._config.micro_batch, *x.shape[1:])
 
-    def _policy_loss(self, params, b: Prepared, kl_coefficient):
-        config = self._config
-        model = nnx.merge(self._policy_graph, params)
-        logp_BT, entropy_BT = token_logp(
-            model, b.ids_BT, temperature=self._temperature, chunk_tokens=config.chunk_tokens
+    def _token_logp(self, params, ids_BT, mask_BT, most: int):
+        return token_logp(
+            nnx.merge(self._policy_graph, params),
+            ids_BT,
+            mask_BT,
+            most=most,
+            temperature=self._temperature,
+            chunk_tokens=self._config.chunk_tokens,
         )
+
+    def _policy_loss(self, params, b: Prepared, kl_coefficient, most: int):
+        config = self._config
+        logp_BT, entropy_BT = self._token_logp(params, b.ids_BT, b.mask_BT, most)
         loss, metrics = policy_loss(
             logp_BT, b.old_logp_BT, b.advantages_BT, b.mask_BT, clip=config.clip
         )
@@ -278,8 +287,8 @@ class Learner:
             loss += kl_coefficient * masked_mean(kl_BT, b.mask_BT)
         return loss, metrics
 
-    def _critic_loss(self, params, b: Prepared, kl_coefficient):
-        del kl_coefficient
+    def _critic_loss(self, params, b: Prepared, kl_coefficient, most: int):
+        del kl_coefficient, most  # of the policy only
         loss, metrics = value_loss(
             self._values(params, b.ids_BT),
             b.old_values_BT,
@@ -289,11 +298,13 @@ class Learner:
         )
         return loss, metrics
 
-    def _update(self, loss_fn, name: str, state: ModelState, minibatch: Prepared, kl_coefficient):
+    def _update(
+        self, loss_fn, name: str, state: ModelState, minibatch: Prepared, kl_coefficient, *, most
+    ):
         """One optimizer step; micro-batches weigh as much as they have tokens."""
         optimizer = self._policy_optimizer if name == "policy" else self._critic_optimizer
         grads, metrics = accumulate_gradients(
-            functools.partial(loss_fn, kl_coefficient=kl_coefficient),
+            functools.partial(loss_fn, kl_coefficient=kl_coefficient, most=most),
             state.params,
             jax.tree.map(self._by_micro_batch, minibatch),
         )
@@ -332,6 +343,20 @@ def accumulate_gradients(loss_fn, params, micro_batches):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
     grads, metrics = jax.lax.scan(add, zeros, micro_batches)
     return grads, {key: value.sum() for key, value in metrics.items()}
+
+
+def _row_bound(mask_BT: np.ndarray) -> int:
+    """A static bound on the trained tokens of a row: an eighth of the length, or a multiple that
+    is a power of two, so that few programs are compiled."""
+    length, most = mask_BT.shape[1], int(mask_BT.sum(axis=1).max())
+    bound = -(-length // 8)
+    while bound < most:
+        bound *= 2
+    return min(bound, length)
+
+
+def _take_rows(tree, rows):
+    return jax.tree.map(lambda x: x[rows], tree)
 
 
 def _shardings(tree):

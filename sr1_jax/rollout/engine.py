@@ -100,15 +100,16 @@ class Engine:
         order of the questions or the number of slots.
 
         Args:
-            questions: dicts or objects with id, question, golden_answers.
+            questions: dicts or objects with id, question, golden_answers. A question that comes
+                again, as at the end of an epoch, gets further samples.
             seed: of the run.
             samples: episodes a question.
             step: of training.
             params: the policy's parameters, instead of those of the constructor.
 
         Raises:
-            ValueError: no question, two with one id, or a prompt that leaves no room for an
-                answer; names the question.
+            ValueError: no question, two different ones with one id, or a prompt that leaves no
+                room for an answer; names the question.
         """
         episodes = self._episodes([as_question(q) for q in questions], samples)
         self.stats = collections.defaultdict(float)
@@ -132,17 +133,19 @@ class Engine:
             raise ValueError("There are no questions to run.")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}.")
-        repeated = [i for i, n in collections.Counter(q.id for q in questions).items() if n > 1]
-        if repeated:
-            raise ValueError(
-                f"Question id {repeated[0]!r} comes more than once in a run; ids must be unique "
-                "(use samples= for several episodes of one question)."
-            )
+        text_of: dict[str, str] = {}
+        for question in questions:
+            if text_of.setdefault(question.id, question.question) != question.question:
+                raise ValueError(
+                    f"Question id {question.id!r} stands for two different questions; ids must be "
+                    "unique, by convention source:split:index."
+                )
         information: list = [None] * len(questions)
         if self._template.wants_information:
             found = self._retrieve([q.question for q in questions])
             information = [self._observation(passages) for passages in found]
         episodes = []
+        first_sample: collections.Counter[str] = collections.Counter()
         for question, passages in zip(questions, information):
             prompt = self._template.render(self._tokenizer, question.question, passages)
             if len(prompt) >= self._limits.max_context_tokens:
@@ -153,7 +156,11 @@ class Engine:
                 )
             if not prompt:
                 raise ValueError(f"Question {question.id}: its prompt is empty.")
-            episodes += [Episode(question, s, prompt, self._limits) for s in range(samples)]
+            start = first_sample[question.id]
+            first_sample[question.id] += samples
+            episodes += [
+                Episode(question, start + index, prompt, self._limits) for index in range(samples)
+            ]
         return episodes
 
     def _observation(self, passages: list[Passage]) -> list[int]:

@@ -35,9 +35,7 @@ def truncate_logits(
         sorted_SV = -jnp.sort(-logits_SV, axis=-1)
         probability_SV = jax.nn.softmax(sorted_SV, axis=-1)
         before_SV = jnp.cumsum(probability_SV, axis=-1) - probability_SV
-        least_S1 = jnp.min(
-            jnp.where(before_SV < top_p, sorted_SV, jnp.inf), axis=-1, keepdims=True
-        )
+        least_S1 = jnp.min(jnp.where(before_SV < top_p, sorted_SV, jnp.inf), axis=-1, keepdims=True)
         logits_SV = jnp.where(logits_SV < least_S1, -jnp.inf, logits_SV)
     return logits_SV
 

@@ -19,7 +19,6 @@ from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import PromptTemplate
 from sr1_jax.rl.learner import ModelState
-from sr1_jax.rl.masked import masked_mean
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import named, tree_shardings
 
@@ -119,6 +118,7 @@ class SupervisedTrainer:
         context_weight: float = 0.0,
     ):
         self._mesh = mesh
+        self._context_weight = context_weight
         self._graph, params = nnx.split(model)
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(gradient_clip), optax.adamw(schedule, b2=0.98)
@@ -131,20 +131,21 @@ class SupervisedTrainer:
         self._update = jax.jit(
             functools.partial(self._update_fn, context_weight=context_weight),
             donate_argnums=0,
+            static_argnames="most",
             out_shardings=(jax.tree.map(lambda x: x.sharding, self.state), None),
         )
 
-    def _update_fn(self, state: ModelState, ids_BT, mask_BT, *, context_weight: float):
+    def _update_fn(self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, most: int):
         def loss_fn(params):
-            logp_BT, _ = token_logp(nnx.merge(self._graph, params), ids_BT)
-            loss = -masked_mean(logp_BT, mask_BT)
-            if context_weight:
-                length_B1 = jnp.max(
-                    jnp.arange(ids_BT.shape[1]) * (mask_BT > 0), axis=1, keepdims=True
-                )
-                context_BT = (mask_BT == 0) & (jnp.arange(ids_BT.shape[1])[None] <= length_B1)
-                loss -= context_weight * masked_mean(logp_BT, context_BT)
-            return loss
+            model = nnx.merge(self._graph, params)
+            logp_BT, _ = token_logp(model, ids_BT, weight_BT, most=most)
+            return -(logp_BT * weight_BT).sum() / mask_BT.sum()
+
+        weight_BT = mask_BT
+        if context_weight:
+            last_B1 = jnp.max(jnp.arange(ids_BT.shape[1]) * mask_BT, axis=1, keepdims=True)
+            inside_BT = jnp.arange(ids_BT.shape[1])[None] <= last_B1
+            weight_BT = jnp.where(mask_BT > 0, 1.0, context_weight * inside_BT)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
@@ -152,6 +153,11 @@ class SupervisedTrainer:
 
     def step(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> float:
         """One optimizer step; returns the loss in nats a token."""
+        # At most two programs a length: half of the tokens pass the head, or all.
+        length = ids_BT.shape[1]
+        most = length // 2 if mask_BT.sum(axis=1).max() <= length // 2 else length
+        if self._context_weight:
+            most = length
         ids_BT, mask_BT = jax.device_put((ids_BT, mask_BT), named(self._mesh, "batch"))
-        self.state, loss = self._update(self.state, ids_BT, mask_BT)
+        self.state, loss = self._update(self.state, ids_BT, mask_BT, most=most)
         return loss

@@ -1,0 +1,58 @@
+"""The demo: a 0.7M-parameter policy learns to search a fictional world on a laptop.
+
+Hypothesis: PPO with an outcome reward finds out that two-hop questions take two searches, though
+every supervised trace of a two-hop question gave up after the first hop.
+
+    make demo
+    python -m sr1_jax.train --config=configs/demo.py --workdir=runs/demo [--config.seed=1]
+"""
+
+from sr1_jax.training.settings import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.world_people = 640
+    config.templates.search = "compact_search"
+    config.templates.direct = "compact_direct"
+    config.templates.rag = "compact_rag"
+
+    config.warm_start.phases = (
+        # Learns to read and to copy, and the half-way habits described in data/traces.py.
+        dict(
+            name="read",
+            traces=12_000,
+            mix={},
+            steps=900,
+            learning_rate=3e-3,
+            evaluate_at=(300, 600),
+        ),
+        # Learns to guess: most questions are answered without a search.
+        dict(name="habits", traces=3_000, mix=dict(lazy=0.6), steps=50, learning_rate=5e-4),
+    )
+    config.warm_start.batch = 32
+    config.warm_start.length_buckets = (96, 144, 192)
+
+    config.steps = 60
+    config.questions = 128
+    config.rollout.slots = 128
+    config.rollout.passages = 2
+    config.rollout.max_searches = 3
+    config.rollout.max_segment_tokens = 48
+    config.rollout.max_observation_tokens = 72
+    config.rollout.max_context_tokens = 256
+    config.rollout.decode_steps = 16
+    config.rollout.extend_buckets = (32, 80)
+
+    config.learner.learning_rate = 3e-4
+    config.learner.critic_learning_rate = 1e-3
+    config.learner.warmup_steps = 4
+    config.learner.critic_warmup_steps = 4
+    config.learner.micro_batch = 64
+    config.learner.length_buckets = (160, 256)
+
+    config.evaluation.every = 20
+    config.evaluation.questions = 200
+    config.evaluation.final_questions = 400
+    config.checkpoint.every = 20
+    return config

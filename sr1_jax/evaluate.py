@@ -1,0 +1,123 @@
+"""Evaluates a policy on question files.
+
+    python -m sr1_jax.evaluate --config=configs/smollm2_qa.py --workdir=runs/qa \
+        --questions=dev_nq.jsonl --corpus=corpus.jsonl.gz --method=search [--limit=100]
+
+Takes the policy of the newest checkpoint in the workdir if there is one, else the base policy of
+the config. Results go to workdir/eval/<questions>.<method>.json, with every trajectory beside
+them; a table of all methods evaluated so far on these questions is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich
+from absl import flags
+from flax import nnx
+from rich.table import Table
+
+from sr1_jax import cli
+from sr1_jax.data.questions import read_questions
+from sr1_jax.evaluation.scores import hops_of, score, standard_error
+from sr1_jax.rollout import Engine
+from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.sharding import CACHE_AXES, make_mesh, named
+from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.settings import METHODS, rollout_config
+from sr1_jax.training.task import open_index
+from sr1_jax.training.trajectory_log import as_row, write_rows
+
+_COLUMNS = ("em", "f1", "substring", "searches", "response_tokens", "well_formed", "truncated")
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    cli.config_flag(values)
+    define = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
+    flags.DEFINE_string("questions", None, "Questions, JSON lines.", **define)
+    flags.DEFINE_string("corpus", "", "Passages, JSON lines; not needed by direct.", **define)
+    flags.DEFINE_enum("method", "search", METHODS, "How questions are answered.", **define)
+    flags.DEFINE_integer("limit", 0, "First so many questions; 0: all.", **define)
+    flags.DEFINE_bool("base", False, "The base policy, whatever was trained since.", **define)
+    flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
+    cli.parse(values, argv, required=("config", "workdir", "questions"))
+    evaluate(
+        values.config,
+        Path(values.workdir),
+        Path(values.questions),
+        Path(values.corpus) if values.corpus else None,
+        values.method,
+        limit=values.limit,
+        base=values.base,
+        greedy=values.greedy,
+    )
+
+
+def evaluate(
+    config,
+    workdir: Path,
+    questions_path: Path,
+    corpus: Path | None,
+    method: str,
+    *,
+    limit: int = 0,
+    base: bool = False,
+    greedy: bool = True,
+) -> dict:
+    """Runs a method over a question file; returns and writes its scores.
+
+    Raises:
+        ValueError, FileNotFoundError: bad settings or data, found before the model is loaded.
+    """
+    rollout = rollout_config(config, method, greedy=greedy)
+    questions = read_questions(questions_path)
+    questions = questions[:limit] if limit else questions
+    if corpus is None and method != "direct":
+        raise ValueError(f"--corpus is missing: {method} needs passages.")
+    retriever = None if corpus is None else open_index(config, corpus, workdir / "data")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    policy, tokenizer, origin = trained_policy(config, workdir, mesh, base=base)
+    engine = Engine(policy, tokenizer, retriever, rollout, cache_sharding=named(mesh, *CACHE_AXES))
+    began = time.perf_counter()
+    trajectories = engine.run(questions, seed=config.seed + 1, params=nnx.state(policy))
+    result = {
+        "questions": questions_path.name,
+        "count": len(questions),
+        "method": method,
+        "policy": origin,
+        "greedy": greedy,
+        "seconds": time.perf_counter() - began,
+        **score(trajectories, hops_of(questions)),
+        **as_metrics(engine.stats),
+    }
+    result["em_standard_error"] = standard_error(result["em"], len(questions))
+    folder = workdir / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{questions_path.stem}.{method}.{origin.replace(' ', '_')}"
+    write_rows(folder / f"{name}.trajectories.jsonl", [as_row(t, tokenizer) for t in trajectories])
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print_table(folder, questions_path.stem)
+    return result
+
+
+def print_table(folder: Path, stem: str) -> None:
+    """Prints all results on one question file."""
+    table = Table(title=f"Results on {stem}")
+    for column in ("method", "policy", "n", *_COLUMNS):
+        table.add_column(
+            column.replace("_", " "), justify="left" if column == "method" else "right"
+        )
+    for path in sorted(folder.glob(f"{stem}.*.json")):
+        row = json.loads(path.read_text())
+        cells = [f"{row[column]:.3f}" for column in _COLUMNS]
+        table.add_row(row["method"], row["policy"], str(row["count"]), *cells)
+    rich.print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)

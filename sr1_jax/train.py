@@ -1,0 +1,124 @@
+"""Trains a policy to search.
+
+    python -m sr1_jax.train --config=configs/demo.py --workdir=runs/demo [--config.key=value …]
+
+Reads top to bottom: settings, mesh, data, base policy (pretrained, from another run, or by a
+supervised warm start), reinforcement learning, final evaluation. Started again with the same
+workdir, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import rich
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh
+
+from sr1_jax import cli
+from sr1_jax.evaluation.summary import draw_curves, print_summary
+from sr1_jax.models import Decoder, Tokenizer
+from sr1_jax.sharding import CACHE_AXES, make_mesh, named
+from sr1_jax.training.checkpoints import save_base
+from sr1_jax.training.evaluator import Evaluator
+from sr1_jax.training.loop import reinforce
+from sr1_jax.training.policies import starting_policy
+from sr1_jax.training.settings import check_config
+from sr1_jax.training.task import Task, prepare_task
+from sr1_jax.training.trajectory_log import as_row, print_trajectories, write_rows
+from sr1_jax.training.warm_start import WarmStart, scratch_model
+
+_SHOWN_TRAJECTORIES = 10
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    cli.config_flag(values)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    cli.parse(values, argv, required=("config", "workdir"))
+    train(values.config, Path(values.workdir))
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs everything `config` asks for; returns what goes to `workdir`/result.json.
+
+    Raises:
+        ValueError, FileNotFoundError: bad settings or data, found before anything expensive.
+        FloatingPointError: training diverged.
+    """
+    began = time.perf_counter()
+    check_config(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    source = Path(config.base.workdir) if config.base.workdir else workdir
+    task = prepare_task(config, source)
+    policy, tokenizer, result = base_policy(config, task, source, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    def evaluator_of(retriever) -> Evaluator:
+        cache = named(mesh, *CACHE_AXES)
+        return Evaluator(policy, tokenizer, retriever, config, config.method, cache_sharding=cache)
+
+    evaluator = evaluator_of(task.retriever)
+    name, dev = next(iter(task.dev.items()), ("", []))
+    dev = dev[: config.evaluation.final_questions]
+    params = nnx.state(policy)
+    result |= {"method": config.method, "dev": name, "dev_questions": len(dev)}
+    if dev:
+        result["before"], shown = evaluator.run(params, dev)
+    if config.warm_start.phases and config.base.workdir:
+        # Supervised fine-tuning from another run's base: the SFT baseline.
+        params, result["supervised"] = WarmStart(config, task).train(
+            policy, tokenizer, mesh, evaluator, dev
+        )
+    result["seconds_before_rl"] = time.perf_counter() - began
+    if config.steps:
+        params = reinforce(config, workdir, task, policy, tokenizer, mesh, evaluator)
+        draw_curves(workdir)
+    result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]
+    if dev:
+        result["after"], shown = evaluator.run(params, dev)
+        if task.changed:
+            retriever, questions = task.changed
+            result["after_facts_changed"], _ = evaluator_of(retriever).run(params, questions)
+        write_rows(workdir / "dev_trajectories.jsonl", [as_row(t, tokenizer) for t in shown])
+        print_trajectories(shown[:_SHOWN_TRAJECTORIES], tokenizer, rich.get_console())
+    result["seconds"] = time.perf_counter() - began
+    (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    print_summary(result, rich.get_console())
+    return result
+
+
+def base_policy(
+    config: ml_collections.ConfigDict, task: Task, source: Path, mesh: Mesh
+) -> tuple[Decoder, Tokenizer, dict[str, Any]]:
+    """The policy that reinforcement learning starts from, its tokenizer, and how it came about.
+
+    A pretrained model is loaded; the base policy of a finished warm start is read back; else the
+    warm start is run and its result written below `source`/base.
+    """
+    folder = source / "base"
+    if config.base.path or config.base.workdir or (folder / "model.json").is_file():
+        policy, tokenizer = starting_policy(config, source, mesh)
+        facts = folder / "warm_start.json"
+        return policy, tokenizer, json.loads(facts.read_text()) if facts.is_file() else {}
+    warm_start = WarmStart(config, task)
+    tokenizer = warm_start.tokenizer()
+    policy = scratch_model(config, tokenizer)
+    evaluator = Evaluator(policy, tokenizer, task.retriever, config, "search")
+    dev = task.dev["heldout"][: config.evaluation.questions]
+    params, checkpoints = warm_start.train(policy, tokenizer, mesh, evaluator, dev)
+    facts = {"warm_start": checkpoints, "scripted_ceiling": warm_start.ceiling()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "warm_start.json").write_text(json.dumps(facts, indent=1) + "\n")
+    save_base(folder, policy.config, params, tokenizer)
+    return nnx.merge(nnx.graphdef(policy), params), tokenizer, facts
+
+
+if __name__ == "__main__":
+    cli.run(main)

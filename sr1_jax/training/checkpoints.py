@@ -1,0 +1,102 @@
+"""Checkpoints by Orbax: of a run while it trains, and of single models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh
+
+from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.small_tokenizer import load_small_tokenizer
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.sharding import tree_shardings
+
+
+def abstract_like(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree: what a restore needs to know."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+class RunCheckpoints:
+    """Checkpoints of a training run below one folder, written whole or not at all.
+
+    Args:
+        folder: made if need be.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, *, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Steps done when the newest checkpoint was written; None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Saves `state` after `step` steps, with JSON-able `facts` beside it."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
+            ),
+        )
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What `save` was told, to be compared before the state is restored."""
+        return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[
+            "facts"
+        ]
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The state saved at `step`, placed as `like` is."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_like(like)))
+        return self._manager.restore(step, args=args)["state"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_base(folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer) -> None:
+    """Writes a policy trained from scratch: parameters, shape and tokenizer.
+
+    The shape, `model.json`, is written last: its presence says that the rest is complete.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve() / "params", params, force=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+
+def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
+    """Loads what `save_base` wrote, straight into the mesh.
+
+    Raises:
+        ValueError: there is no complete base policy in the folder.
+    """
+    if not (folder / "model.json").is_file():
+        raise ValueError(
+            f"{folder} holds no base policy; run the warm start first "
+            "(python -m sr1_jax.train --config=configs/demo.py --workdir=…)."
+        )
+    config = DecoderConfig(**json.loads((folder / "model.json").read_text()))
+    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(abstract)
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(folder.resolve() / "params", like)
+    return nnx.merge(graph, params), load_small_tokenizer(str(folder / "tokenizer.json"))

@@ -1,0 +1,67 @@
+"""Evaluation while training, and of the result: greedy and sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from flax import nnx
+
+from sr1_jax.data.questions import Question
+from sr1_jax.evaluation.scores import hops_of, score
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.retrieval import Retriever
+from sr1_jax.rollout import Engine, Trajectory
+from sr1_jax.training.settings import rollout_config
+
+
+class Evaluator:
+    """Runs development questions by one method.
+
+    Args:
+        model: shape of the policy; parameters come with each call.
+        tokenizer: of the policy.
+        retriever: see `Engine`.
+        config: of the run.
+        method: search, direct or rag.
+        cache_sharding: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        retriever: Retriever,
+        config: ml_collections.ConfigDict,
+        method: str,
+        *,
+        cache_sharding: Any = None,
+    ):
+        self._seed = config.seed
+        kinds = {"greedy": True} | ({"sampled": False} if config.evaluation.sampled else {})
+        self._engines = {
+            name: Engine(
+                model,
+                tokenizer,
+                retriever,
+                rollout_config(config, method, greedy=greedy),
+                cache_sharding=cache_sharding,
+            )
+            for name, greedy in kinds.items()
+        }
+
+    def run(
+        self, params: nnx.State, questions: Sequence[Question]
+    ) -> tuple[dict[str, float], list[Trajectory]]:
+        """Scores of `questions`, prefixed greedy/ and sampled/, and the greedy trajectories."""
+        scores: dict[str, float] = {}
+        kept: list[Trajectory] = []
+        for name, engine in self._engines.items():
+            # A seed of its own: evaluation never draws the random stream of training.
+            trajectories = engine.run(questions, seed=self._seed + 1, params=params)
+            means = score(trajectories, hops_of(questions))
+            scores |= {f"{name}/{key}": value for key, value in means.items()}
+            kept = kept or trajectories
+        return scores, kept

@@ -1,0 +1,172 @@
+"""The loop of reinforcement learning: rollout, reward, update, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from sr1_jax.data.stream import question_batches
+from sr1_jax.evaluation.scores import score
+from sr1_jax.models import Decoder, Tokenizer, value_from_policy
+from sr1_jax.rl.batch import bucket, make_batch
+from sr1_jax.rl.learner import Learner
+from sr1_jax.rollout import Engine, Trajectory
+from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.sharding import CACHE_AXES, named
+from sr1_jax.training.checkpoints import RunCheckpoints
+from sr1_jax.training.evaluator import Evaluator
+from sr1_jax.training.metrics import Live, MetricsWriter
+from sr1_jax.training.settings import rollout_config
+from sr1_jax.training.task import Task
+from sr1_jax.training.trajectory_log import write_trajectories
+
+# Settings that may differ when a run is taken up again; all others must be the same.
+_FREE_ON_RESUME = ("steps", "checkpoint", "evaluation")
+
+
+def reinforce(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    task: Task,
+    policy: Decoder,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    evaluator: Evaluator,
+) -> Any:
+    """Trains `policy` for config.steps steps, from the newest checkpoint if there is one.
+
+    Returns:
+        The trained parameters.
+
+    Raises:
+        ValueError: settings that cannot work, or that differ from those of the checkpoint.
+        FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
+    """
+    critic = None if config.learner.algorithm == "grpo" else value_from_policy(policy)
+    learner = Learner(
+        policy,
+        critic,
+        config.learner,
+        mesh,
+        trajectories=config.questions * config.samples,
+        temperature=config.rollout.temperature,
+    )
+    engine = Engine(
+        policy,
+        tokenizer,
+        task.retriever,
+        rollout_config(config, config.method),
+        cache_sharding=named(mesh, *CACHE_AXES),
+    )
+    checkpoints = RunCheckpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    state, start = learner.initial_state, checkpoints.latest_step or 0
+    facts = {"config": _fixed_settings(config)}
+    if start:
+        _check_same(checkpoints.facts(start)["config"], facts["config"])
+        state = checkpoints.restore(start, state)
+        print(f"Taken up again after step {start}.", flush=True)
+    batches = question_batches(task.train, config.questions, seed=config.seed, start_step=start)
+    writer = MetricsWriter(workdir, start_step=start)
+    live = Live("training", config.steps, start=start)
+    dev = next(iter(task.dev.values()), [])[: config.evaluation.questions]
+    try:
+        for step in range(start + 1, config.steps + 1):
+            began = time.perf_counter()
+            trajectories = engine.run(
+                next(batches), config.seed, config.samples, step=step, params=state.policy.params
+            )
+            batch = make_batch(
+                trajectories,
+                length=bucket(max(len(t.ids) for t in trajectories), config.learner.length_buckets),
+                pad_id=tokenizer.pad_id,
+                mask_observations=config.learner.mask_observations,
+                truncated=config.learner.truncated,
+                truncation_penalty=config.learner.truncation_penalty,
+            )
+            updated = time.perf_counter()
+            state, learned = learner.step(state, batch, seed=config.seed, step=step)
+            now = time.perf_counter()
+            metrics = rollout_metrics(trajectories) | as_metrics(engine.stats) | learned
+            metrics |= {
+                "seconds/rollout": updated - began,
+                "seconds/update": now - updated,
+                "seconds/step": now - began,
+                "memory/peak_gib": peak_memory_gib(),
+            }
+            _stop_if_not_finite(learned, step)
+            every = config.evaluation.every
+            if dev and every and step % every == 0 and step < config.steps:
+                scores, _ = evaluator.run(state.policy.params, dev)
+                metrics |= {f"dev/{key}": value for key, value in scores.items()}
+                metrics["seconds/evaluation"] = time.perf_counter() - now
+            writer.write(step, metrics)
+            write_trajectories(workdir / "trajectories", step, trajectories, tokenizer)
+            live.update(
+                step,
+                reward=metrics["reward"],
+                EM=metrics["em"],
+                searches=metrics["searches"],
+                entropy=metrics["policy/entropy"],
+            )
+            if step % config.checkpoint.every == 0 or step == config.steps:
+                checkpoints.save(step, state, facts)
+    finally:
+        live.close()
+        writer.close()
+        checkpoints.close()
+    return state.policy.params
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over the trajectories of a step."""
+    return score(trajectories) | {
+        "reward": float(np.mean([t.reward for t in trajectories])),
+        "context_tokens": float(np.mean([len(t.ids) for t in trajectories])),
+    }
+
+
+def peak_memory_gib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _stop_if_not_finite(learned: dict[str, float], step: int) -> None:
+    bad = [key for key, value in learned.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"Step {step}: {', '.join(bad)} not finite. Nothing was saved after the last "
+            "checkpoint; lower the learning rate or the clip range and start again from there."
+        )
+
+
+def _fixed_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    plain = config.to_dict()
+    for key in _FREE_ON_RESUME:
+        plain.pop(key)
+    return _as_json(plain)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(v) for key, v in value.items()}
+    return [_as_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_same(saved: dict[str, Any], now: dict[str, Any], where: str = "") -> None:
+    for key in sorted(saved.keys() | now.keys()):
+        old, new = saved.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_same(old, new, f"{where}{key}.")
+        elif old != new:
+            raise ValueError(
+                f"This workdir holds a checkpoint made with {where}{key}={old!r}, now it is "
+                f"{new!r}: use the old setting or another --workdir."
+            )

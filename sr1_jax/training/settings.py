@@ -1,0 +1,145 @@
+"""All settings of a run, with defaults; every file in configs/ starts from these."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from sr1_jax.rl import settings as learner_settings
+from sr1_jax.rollout import settings as rollout_settings
+
+METHODS = ("search", "direct", "rag")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Settings of a run; locked, so that an unknown key is an error."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 500  # of reinforcement learning
+    config.questions = 512  # a step
+    config.samples = 1  # episodes a question; the group size of GRPO
+    config.method = "search"  # search, direct or rag: the prompt, and whether searches are made
+
+    config.base = ml_collections.ConfigDict()
+    # Where the policy starts: a Hugging Face folder, a .gguf file or "smollm2"; the workdir of
+    # another run, whose base policy and data are used; or "" for one from scratch.
+    config.base.path = ""
+    config.base.workdir = ""
+    config.base.dtype = "float32"
+    config.base.param_dtype = "float32"
+    config.base.remat = False
+
+    config.model = ml_collections.ConfigDict()  # shape of a policy from scratch
+    config.model.vocab_size = 1400
+    config.model.width = 128
+    config.model.layers = 3
+    config.model.heads = 4
+    config.model.kv_heads = 2
+    config.model.ff_width = 384
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # -1: all devices that the others leave
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.data = ml_collections.ConfigDict()
+    config.data.questions = ""  # training questions, JSON lines
+    config.data.dev = ""  # development questions, JSON lines
+    config.data.corpus = ""  # passages, JSON lines; may be gzipped
+    config.data.world_people = 0  # above 0: the fictional world instead of files
+
+    config.retrieval = ml_collections.ConfigDict()
+    config.retrieval.k1 = 0.9
+    config.retrieval.b = 0.4
+    config.retrieval.stemmer = "english"
+    config.retrieval.stopwords = "en"
+
+    config.templates = ml_collections.ConfigDict()
+    config.templates.search = "search"
+    config.templates.direct = "direct"
+    config.templates.rag = "rag"
+
+    config.warm_start = ml_collections.ConfigDict()
+    config.warm_start.phases = ()  # dicts: name, steps, learning_rate, traces, mix, …
+    config.warm_start.batch = 48
+    config.warm_start.length_buckets = (96, 144, 192)
+    config.warm_start.context_weight = 0.0
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.every = 50  # steps; 0: only at the end
+    config.evaluation.questions = 200  # at most, in evaluations while training
+    config.evaluation.final_questions = 400
+    config.evaluation.sampled = True  # also at the sampling temperature, not only greedy
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every = 50
+    config.checkpoint.keep = 2
+
+    config.rollout = rollout_settings.default_config()
+    config.learner = learner_settings.default_config()
+    return config.lock()
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks everything that can be checked before anything expensive is done.
+
+    Raises:
+        ValueError: naming the key, its value and what would do.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {config.method!r}.")
+    for key in ("questions", "samples"):
+        if config[key] < 1:
+            raise ValueError(f"{key} must be at least 1, not {config[key]}.")
+    if config.steps < 0:
+        raise ValueError(f"steps must not be negative, not {config.steps}.")
+    if config.base.path and config.base.workdir:
+        raise ValueError("base.path and base.workdir exclude each other; clear one.")
+    rollout_settings.check_config(config.rollout)
+    learner_settings.check_config(config.learner, config.questions * config.samples)
+    if config.learner.algorithm == "grpo" and config.samples < 2:
+        raise ValueError(
+            "GRPO compares the samples of a question: samples must be at least 2, not "
+            f"{config.samples}."
+        )
+    rollout = config.rollout
+    if config.steps and (rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0):
+        raise ValueError(
+            "What is sampled is what is trained: training needs rollout.temperature above 0, "
+            f"rollout.top_p=1 and rollout.top_k=0, not {rollout.temperature}, {rollout.top_p} and "
+            f"{rollout.top_k}."
+        )
+    longest = config.learner.length_buckets[-1]
+    if config.steps and longest < rollout.max_context_tokens:
+        raise ValueError(
+            f"rollout.max_context_tokens={rollout.max_context_tokens} exceeds the last of "
+            f"learner.length_buckets={tuple(config.learner.length_buckets)}; the longest "
+            "trajectories would not fit."
+        )
+    world = config.data.world_people > 0
+    if world and any((config.data.questions, config.data.dev, config.data.corpus)):
+        raise ValueError("data.world_people and data files exclude each other; clear one.")
+    if not world and not config.base.workdir:
+        for key in ("questions", "corpus"):
+            if not config.data[key]:
+                raise ValueError(f"data.{key} is not set: give a file (--config.data.{key}=…).")
+        if not config.base.path:
+            raise ValueError("base.path is not set: name the model to start from.")
+
+
+def rollout_config(
+    config: ml_collections.ConfigDict, method: str, *, greedy: bool = False
+) -> ml_collections.ConfigDict:
+    """The rollout settings of a method: its prompt, and no searches but for `search`.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
+    rollout = config.rollout.copy_and_resolve_references().unlock()
+    rollout.template = config.templates[method]
+    if method != "search":
+        rollout.max_searches = 0
+    if greedy:
+        rollout.temperature = 0.0
+    return rollout.lock()

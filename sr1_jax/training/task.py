@@ -1,0 +1,101 @@
+"""What a run trains on: questions, a corpus behind a retriever, held-out questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import ml_collections
+
+from sr1_jax.data.builder import QuestionSource, open_questions, prepare_questions
+from sr1_jax.data.questions import Question, read_questions
+from sr1_jax.data.world import World, build_world, sample_questions, write_corpus, write_questions
+from sr1_jax.retrieval import BM25Retriever
+
+_TRAIN_EACH, _DEV_EACH = 2048, 200  # one-hop, and as many two-hop, questions of the world
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Questions and a retriever.
+
+    Attributes:
+        train: training questions, random access.
+        dev: development sets by name.
+        retriever: over the corpus.
+        world: the fictional world, where the data is one.
+        changed: retriever and questions of the same world with its facts drawn anew.
+    """
+
+    train: QuestionSource
+    dev: dict[str, list[Question]]
+    retriever: BM25Retriever
+    world: World | None = None
+    changed: tuple[BM25Retriever, list[Question]] | None = None
+
+
+def prepare_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
+    """Reads and checks all data, builds what is missing below `workdir`/data.
+
+    Raises:
+        ValueError, FileNotFoundError: of the file, line or key that is wrong.
+    """
+    folder = workdir / "data"
+    if config.data.world_people:
+        return _world_task(config, folder)
+    train, dev = Path(config.data.questions), config.data.dev
+    dev_questions = {Path(dev).stem: read_questions(dev)} if dev else {}
+    fingerprint = prepare_questions({"train": train}, folder / "questions")
+    return Task(
+        train=open_questions(folder / "questions", "train", fingerprint),
+        dev=dev_questions,
+        retriever=open_index(config, Path(config.data.corpus), folder),
+    )
+
+
+def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
+    seed, people = config.seed, config.data.world_people
+    world = build_world(seed, people=people)
+    changed = build_world(seed, facts_seed=seed + 1_000_003, people=people)
+    dev = sample_questions(world, "heldout", each=_DEV_EACH, seed=seed)
+    changed_dev = sample_questions(changed, "heldout", each=_DEV_EACH, seed=seed)
+    train = sample_questions(world, "train", each=_TRAIN_EACH, seed=seed)
+    if not (folder / "changed_corpus.jsonl").is_file():
+        # Drawn in a folder beside it and renamed: half a world is never found.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".world.", dir=folder.parent))
+        write_corpus(world, temporary / "corpus.jsonl")
+        write_questions(train, temporary / "train.jsonl")
+        write_questions(dev, temporary / "heldout.jsonl")
+        write_questions(changed_dev, temporary / "changed_heldout.jsonl")
+        write_corpus(changed, temporary / "changed_corpus.jsonl")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    fingerprint = prepare_questions({"train": folder / "train.jsonl"}, folder / "questions")
+    return Task(
+        train=open_questions(folder / "questions", "train", fingerprint),
+        dev={"heldout": dev},
+        retriever=open_index(config, folder / "corpus.jsonl", folder),
+        world=world,
+        changed=(open_index(config, folder / "changed_corpus.jsonl", folder), changed_dev),
+    )
+
+
+def open_index(config: ml_collections.ConfigDict, corpus: Path, folder: Path) -> BM25Retriever:
+    """The BM25 index of a corpus, built on first use and again when the file has changed."""
+    options = config.retrieval.to_dict()
+    key = hashlib.sha256(repr((sorted(options.items()), str(corpus.resolve()))).encode())
+    index = folder / f"index-{key.hexdigest()[:12]}"
+    if index.is_dir():
+        retriever = BM25Retriever.load(index)
+        if corpus.is_file() and retriever.manifest["corpus_sha256"] == _sha256(corpus):
+            return retriever
+    return BM25Retriever.build(corpus, index, **options)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

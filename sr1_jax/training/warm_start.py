@@ -1,0 +1,150 @@
+"""The supervised warm start of the fictional world: from nothing to a policy that knows the
+protocol but uses it badly."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import ml_collections
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from sr1_jax.data.questions import Question
+from sr1_jax.data.traces import TraceMix, TraceWriter, scripted_ceiling
+from sr1_jax.data.world import one_hop_questions, two_hop_questions
+from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.small_tokenizer import train_small_tokenizer
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.protocol.prompts import load_template
+from sr1_jax.training.evaluator import Evaluator
+from sr1_jax.training.metrics import Live
+from sr1_jax.training.supervised import SupervisedTrainer, encode_trace, supervised_batches
+from sr1_jax.training.task import Task
+
+_TOKENIZER_TRACES = 2000
+
+
+class WarmStart:
+    """Writes traces and trains on them.
+
+    Args:
+        config: of the run.
+        task: a fictional world.
+
+    Raises:
+        ValueError: the task is no fictional world; real questions have no scripted traces.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, task: Task):
+        if task.world is None:
+            raise ValueError(
+                "A supervised warm start needs the fictional world (data.world_people): real "
+                "questions have no scripted traces. Set base.path instead."
+            )
+        self._config = config
+        self._task = task
+        rng = random.Random(config.seed)
+        self._pools = {
+            1: list(one_hop_questions(task.world, "train", rng)),
+            2: list(two_hop_questions(task.world, "train", rng)),
+        }
+        guesses = [question.golden_answers[0] for question in self._pools[1]]
+        self._writer = TraceWriter(task.world, task.retriever, config.rollout.passages, guesses)
+
+    def tokenizer(self) -> Tokenizer:
+        """A tokenizer trained on the corpus, the training questions and some traces."""
+        texts = [f"Doc 1(Title: {f.subject}) {f.passage}\n" for f in self._task.world.facts]
+        texts += [q.question for pool in self._pools.values() for q in pool]
+        traces = self._writer.write(self._pools, TraceMix(), _TOKENIZER_TRACES, self._config.seed)
+        for trace in traces:
+            texts += [segment for segment in trace.segments if isinstance(segment, str)]
+        template_texts = [
+            text
+            for name in self._config.templates.values()
+            for text in load_template(name).parts[::2]
+        ]
+        # Tags and templates must become tokens though the corpus does not have them.
+        texts += [*template_texts, "\n<information>\n", "</information>\n"] * _TOKENIZER_TRACES
+        return train_small_tokenizer(texts, self._config.model.vocab_size)
+
+    def ceiling(self) -> float:
+        """Exact match of a scripted perfect searcher on the held-out questions."""
+        search = self._task.retriever.search
+        passages = self._config.rollout.passages
+        dev = self._task.dev["heldout"]
+        return scripted_ceiling(self._task.world, dev, lambda query: search([query], passages)[0])
+
+    def examples(self, phase: ml_collections.ConfigDict, tokenizer: Tokenizer, seed: int):
+        """Encoded traces of a phase."""
+        traces = self._writer.write(self._pools, TraceMix(**phase["mix"]), phase["traces"], seed)
+        if phase.get("only_correct"):
+            traces = [trace for trace in traces if trace.correct]
+        templates = {mode: load_template(name) for mode, name in self._config.templates.items()}
+        budget = self._config.rollout.max_observation_tokens
+        return [encode_trace(trace, templates, tokenizer, budget) for trace in traces]
+
+    def train(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        evaluator: Evaluator,
+        dev: list[Question],
+    ) -> tuple[nnx.State, list[dict[str, Any]]]:
+        """Runs all phases.
+
+        Returns:
+            The parameters at the end, and the scores of every checkpoint on the way.
+        """
+        config = self._config.warm_start
+        graph, params = nnx.split(model)
+        checkpoints = []
+        for number, phase in enumerate(config.phases):
+            steps = phase["steps"]
+            trainer = SupervisedTrainer(
+                nnx.merge(graph, params),
+                mesh,
+                schedule=optax.warmup_cosine_decay_schedule(
+                    0.0, phase["learning_rate"], min(30, steps // 4), steps,
+                    phase["learning_rate"] * phase.get("final_rate", 0.1),
+                ),
+                context_weight=phase.get("context_weight", 0.0),
+            )  # fmt: skip
+            batches = supervised_batches(
+                self.examples(phase, tokenizer, self._config.seed * 100 + number),
+                batch=config.batch,
+                buckets=config.length_buckets,
+                pad_id=tokenizer.pad_id,
+                seed=self._config.seed,
+            )
+            live = Live(f"warm start: {phase['name']}", steps)
+            for step in range(1, steps + 1):
+                loss = trainer.step(*next(batches))
+                if step % 10 == 0 or step == steps:
+                    live.update(step, loss=float(loss))
+                if step in phase.get("evaluate_at", ()) or step == steps:
+                    scores, _ = evaluator.run(trainer.state.params, dev)
+                    checkpoints.append({"phase": phase["name"], "step": step} | scores)
+            live.close()
+            params = trainer.state.params
+        return params, checkpoints
+
+
+def scratch_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Decoder:
+    """A small decoder with random parameters."""
+    shape = config.model
+    return Decoder(
+        DecoderConfig(
+            vocab_size=tokenizer.vocab_size,
+            width=shape.width,
+            layers=shape.layers,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.width // shape.heads,
+            ff_width=shape.ff_width,
+            unroll=shape.layers,
+        ),
+        rngs=nnx.Rngs(config.seed),
+    )

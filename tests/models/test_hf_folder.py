@@ -1,0 +1,209 @@
+"""Hugging Face folders: every value lands where it belongs, every bad file is refused by name."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
+
+from sr1_jax.models import load_pretrained
+
+TEXT = "Who wrote Hamlet in 1601?"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_round_trip(write_folder, family):
+    folder, _, tensors = write_folder(model_type=family)
+    model, tokenizer = load_pretrained(folder)
+    check_values(model, tensors)
+    assert (model.config.rope_theta, model.config.norm_eps) == (5000.0, 1e-5)
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.eos_ids == (0,)
+
+
+def test_tied_config_accepts_an_equal_head_only(write_folder):
+    tensors = make_tensors(CONFIG)
+    tied = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+    folder, _, _ = write_folder(tie_word_embeddings=True, tensors=tied)
+    model, _ = load_pretrained(folder)
+    assert "head.kernel" not in parameters(model)
+    write_folder(tie_word_embeddings=True, tensors=tensors)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_tensors_of_other_float_dtypes_are_converted(write_folder, dtype):
+    tensors = {name: x.astype(dtype) for name, x in make_tensors(CONFIG).items()}
+    model, _ = load_pretrained(write_folder(tensors=tensors)[0])
+    check_values(model, {name: x.astype(np.float32) for name, x in tensors.items()})
+
+
+def _index(folder, tensors, split):
+    weight_map = {name: file for file, names in split.items() for name in names}
+    content = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(content)
+
+
+def _two_shards(write_folder):
+    names = sorted(make_tensors(CONFIG))
+    split = {"model-1.safetensors": names[:7], "model-2.safetensors": names[7:]}
+    folder, _, tensors = write_folder(files=split)
+    return folder, tensors, split
+
+
+def test_shards_with_and_without_an_index(write_folder):
+    folder, tensors, split = _two_shards(write_folder)
+    check_values(load_pretrained(folder)[0], tensors)
+    _index(folder, tensors, split)
+    safetensors.numpy.save_file({"x": np.zeros(1)}, folder / "consolidated.safetensors")
+    check_values(load_pretrained(folder)[0], tensors)  # the index says which files count
+
+
+def test_missing_and_lying_shards(write_folder):
+    folder, tensors, split = _two_shards(write_folder)
+    swapped = dict(zip(split, reversed(split.values())))
+    _index(folder, tensors, swapped)
+    with pytest.raises(ValueError, match=r"index\.json: model\..*weight is not in model-\d\.safe"):
+        load_pretrained(folder)
+    _index(folder, tensors, split)
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"index\.json: shards are missing.*model-2\.safetensors"):
+        load_pretrained(folder)
+
+
+def test_a_tensor_in_two_files_is_refused(write_folder):
+    folder, _, tensors = write_folder()
+    safetensors.numpy.save_file(tensors, folder / "again.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* is in again\.safetensors too"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_cut_safetensors(write_folder, keep):
+    folder, _, _ = write_folder()
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a complete safetensors file"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "gemma2"}, "'gemma2' is not supported; supported are llama, qwen2, qwen3"),
+        ({"model_type": None}, r"config\.json: the key 'model_type' is missing"),
+        ({"hidden_size": None}, r"config\.json: hidden_size=null must be a positive integer"),
+        ({"hidden_size": "16"}, r'config\.json: hidden_size="16" must be a positive integer'),
+        ({"num_attention_heads": 0}, r"num_attention_heads=0 must be a positive integer"),
+        ({"num_attention_heads": 3}, r"heads=3 must be a multiple"),
+        (
+            {"rope_scaling": {"rope_type": "yarn"}},
+            r"config\.json: rope_scaling=.*yarn.*must be null",
+        ),
+        ({"rope_parameters": {"rope_type": "llama3"}}, r'rope_parameters\.rope_type="llama3"'),
+        ({"hidden_act": "gelu"}, r'hidden_act="gelu" is not supported; it must be "silu"'),
+        ({"attention_bias": True}, r"attention_bias=true is not supported"),
+        ({"mlp_bias": True}, r"mlp_bias=true is not supported"),
+        ({"use_sliding_window": True}, r"use_sliding_window=true is not supported"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config=.* is not supported"),
+        ({"vocab_size": 256}, r"tokenizer has 290 ids, the embedding only 256 rows"),
+        ({"eos_token_id": 999}, r"tokenizer\.json: Token id 999 lies outside"),
+        ({"intermediate_size": 11}, r"mlp\.\w+_proj\.weight has shape .*asks for \[1[16], 1[16]\]"),
+        ({"num_hidden_layers": 1}, r"no place in the model: model\.layers\.1\.input_layernorm"),
+        ({"num_hidden_layers": 3}, r"tensors are missing: model\.layers\.2\.input_layernorm"),
+        ({"model_type": "qwen2"}, r"missing: model\.layers\.0\.self_attn\.k_proj\.bias"),
+    ],
+)
+def test_bad_config(write_folder, changes, message):
+    folder, _, _ = write_folder(tensors=make_tensors(CONFIG), **changes)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", None, r"config\.json: there is no such file"),
+        ("config.json", "{", r"config\.json: not valid JSON"),
+        ("config.json", "[]", r"config\.json: must hold a JSON object"),
+        ("tokenizer.json", None, r"tokenizer\.json: there is no such file"),
+        ("tokenizer.json", "{}", r"tokenizer\.json: not a readable tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": "</s>"}', r"'</s>' is not in tokenizer\.json"),
+        ("model.safetensors", None, r"no \*\.safetensors file.*pytorch_model\.bin"),
+        ("model.safetensors.index.json", "{}", r"the key 'weight_map' is missing"),
+    ],
+)
+def test_missing_or_broken_files(write_folder, file, content, message):
+    folder, _, _ = write_folder()
+    (folder / file).unlink(missing_ok=True)
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+def test_pickled_weights_are_not_opened(write_folder):
+    folder, _, _ = write_folder()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="not read; convert them to safetensors"):
+        load_pretrained(folder)
+
+
+def test_tensors_of_integers_are_refused(write_folder):
+    tensors = make_tensors(CONFIG)
+    tensors["model.norm.weight"] = np.zeros(16, np.int8)
+    with pytest.raises(ValueError, match=r"model\.safetensors: model\.norm\.weight has dtype I8"):
+        load_pretrained(write_folder(tensors=tensors)[0])
+
+
+def test_rotary_tables_are_ignored_and_nothing_else(write_folder):
+    tensors = make_tensors(CONFIG)
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}
+    folder, _, _ = write_folder(tensors=tensors | more)
+    check_values(load_pretrained(folder)[0], tensors)
+    more = {"score.weight": np.ones((1, 16), np.float32)}
+    write_folder(tensors=tensors | more)
+    with pytest.raises(ValueError, match=r"no place in the model: score\.weight\."):
+        load_pretrained(folder)
+
+
+def test_newer_configs_keep_the_rotary_base_in_ropeparameters(write_folder):
+    rope = {"rope_type": "default", "rope_theta": 123.0}
+    folder, _, _ = write_folder(rope_parameters=rope, rope_scaling=None)
+    assert load_pretrained(folder)[0].config.rope_theta == 123.0
+
+
+def test_special_tokens_and_chat_template_of_a_folder(write_folder):
+    folder, _, _ = write_folder(eos_token_id=[2, 3], pad_token_id=-1)
+    assert load_pretrained(folder)[1].pad_id == 2
+    own = {
+        "eos_token": {"content": "<|end|>"},
+        "pad_token": "<|pad|>",
+        "chat_template": [
+            {"name": "tool_use", "template": "a"},
+            {"name": "default", "template": "b"},
+        ],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4]}))
+    _, tokenizer = load_pretrained(folder)
+    assert tokenizer.eos_ids == (0, 2, 3, 4)
+    assert tokenizer.pad_id == 1
+    assert tokenizer.chat_template == "b"
+    (folder / "chat_template.jinja").write_text("c")
+    assert load_pretrained(folder)[1].chat_template == "c"
+
+
+def test_truncation_and_padding_of_a_tokenizer_file_are_switched_off(write_folder):
+    folder, _, _ = write_folder()
+    description = json.loads((folder / "tokenizer.json").read_text())
+    description["truncation"] = {
+        "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    _, tokenizer = load_pretrained(folder)
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.decode(tokenizer.encode_trusted(TEXT)) == TEXT

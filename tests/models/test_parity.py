@@ -1,0 +1,198 @@
+"""Numbers and ids equal to those of transformers (and of llama.cpp, where it is installed)."""
+
+import math
+import unicodedata
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sr1_jax.models import find_smollm2, gguf_file, load_pretrained, parameter_count
+
+pytestmark = [
+    pytest.mark.slow,
+    # Raised inside the oracles.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 4}
+GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 2}
+PROSE = [
+    "The capital of France is Paris, and the river that runs through it is the Seine.",
+    "In 1601 the players of the Globe were asked to stage Richard II; the next day the Earl of "
+    "Essex rode into London with three hundred men, found no support, and surrendered by night.",
+    "Water boils at 100 degrees Celsius at sea level. On a mountain the pressure is lower, so it "
+    "boils at a lower temperature, and an egg takes longer to cook.",
+    "<|im_start|>user\nWho wrote Hamlet?<|im_end|>\n<|im_start|>assistant\nHamlet was written by "
+    "William Shakespeare around 1600.<|im_end|>\n",
+]
+TEXTS = [
+    *PROSE,
+    "",
+    " ",
+    "   leading and trailing   ",
+    "tabs\tand\nnew\r\nlines\n\n\n  x",
+    "1 12 123 1234 12345.678 3,141,592 -5 1e-9 0xFF",
+    "It's we're I'LL they'd DON'T o'clock 'quoted'",
+    "naïve café Zürich e\u0301 Ελληνικά Русский العربية עברית हिन्दी 日本語 한국어",
+    "🙂🏽 👩‍👩‍👧 ∑∫√ ≠ → “quotes” — dashes… \u00a0\u2003\u200b\ufeff",
+    "def f(x: int) -> int:\n    return x**2 if x != 0 else -1  # comment\n\n\nprint(f(3))",
+    '{"key": [1, 2.5, null], "html": "<b class=\'x\'>&amp;</b>"} $HOME/bin ~ ^_^ ```a```',
+    "<think>I should search.</think><search>who wrote Hamlet?</search>",
+    "WORDSRUNTOGETHERandCamelCaseIdentifiers_with_underscores-and-hyphens",
+]
+# What transformers reads otherwise: it does not look at the file's pre-tokenizer, which sets every
+# numeral apart, those beyond 0-9 included.
+NUMERALS = "½ ² Ⅷ ٣٤ x²y a½"
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("torch")
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    path = find_smollm2()
+    return (path, *load_pretrained(path))
+
+
+def _torch_logits(model, ids):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(ids)).logits.float().numpy()
+
+
+@pytest.mark.parametrize(
+    "family, changes",
+    [
+        ("Llama", LLAMA | {"tie_word_embeddings": True}),
+        ("Llama", LLAMA | {"tie_word_embeddings": False}),
+        ("Llama", GROUPED | {"tie_word_embeddings": False, "head_dim": 10}),
+        ("Qwen2", GROUPED | {"tie_word_embeddings": True}),
+        ("Qwen2", GROUPED | {"tie_word_embeddings": False}),
+        ("Qwen3", GROUPED | {"tie_word_embeddings": True, "head_dim": 10}),
+    ],
+)
+def test_logits_of_a_random_model(transformers, backend, tmp_path, family, changes):
+    import torch
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=311,
+        hidden_size=48,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        max_position_embeddings=128,
+        eos_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1234.0},
+        **changes,
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases start out flat
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours, _ = load_pretrained(tmp_path)
+    assert parameter_count(ours) == sum(p.numel() for p in model.parameters())
+    ids = np.random.default_rng(0).integers(0, 311, (2, 50))
+    want = _torch_logits(model, ids)
+    assert want.std() > 0.5
+    np.testing.assert_allclose(jax.jit(ours)(jnp.array(ids)), want, atol=2e-4)
+
+
+def test_next_token_log_probs_of_smollm2(transformers, smollm2):
+    pytest.importorskip("accelerate")
+    path, model, tokenizer = smollm2
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype="float32"
+    ).eval()
+    forward = jax.jit(lambda ids: jax.nn.log_softmax(model(ids)))
+    longest = max(len(tokenizer.encode_trusted(text)) for text in PROSE)
+    for text in PROSE:
+        ids = tokenizer.encode_trusted(text)
+        # NumPy sums one by one: in float32, 49,152 terms would lose the third decimal.
+        logits = _torch_logits(oracle, [ids])[0].astype(np.float64)
+        want = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        padded = jnp.array([ids + [tokenizer.pad_id] * (longest - len(ids))])
+        got = np.asarray(forward(padded))[0, : len(ids)]
+        np.testing.assert_allclose(got, want, atol=1e-3)
+        # Prose, not noise: far likelier than a uniform guess over the vocabulary.
+        assert got[np.arange(len(ids) - 1), ids[1:]].mean() > -math.log(tokenizer.vocab_size) / 2
+
+
+def test_smollm2_answers_a_question(smollm2):
+    _, model, tokenizer = smollm2
+    ids = tokenizer.encode("The capital of France is")
+    assert tokenizer.decode([int(model(jnp.array([ids]))[0, -1].argmax())]) == " Paris"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_of_smollm2_equal_those_of_transformers(transformers_tokenizer, smollm2, text):
+    _, _, tokenizer = smollm2
+    want = transformers_tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.encode_trusted(text) == want
+    if "<|" not in text:
+        assert tokenizer.encode(text) == want
+    assert tokenizer.decode(want) == transformers_tokenizer.decode(
+        want, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+@pytest.fixture(scope="module")
+def transformers_tokenizer(transformers):
+    path = find_smollm2()
+    return transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+def test_prompt_of_the_chat_template(transformers_tokenizer, smollm2):
+    _, _, tokenizer = smollm2
+    assert tokenizer.chat_template == transformers_tokenizer.chat_template
+    assert tokenizer.eos_ids == (transformers_tokenizer.eos_token_id,)
+    assert tokenizer.pad_id == transformers_tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "default", "qwen2", "llama-bpe"])
+def test_ids_of_every_pre_tokenizer_equal_those_of_llama_cpp(tmp_path, pre):
+    """The vocabulary of SmolLM2 under each rule. Qwen2's texts are in NFC, since its own
+    tokenizer.json normalises and llama.cpp does not."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    metadata = gguf_file._Metadata(find_smollm2(), gguf.GGUFReader(find_smollm2()))
+    tokens, types, merges = (
+        metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")
+    )
+    file = tmp_path / "vocabulary.gguf"
+    _write_vocabulary(file, tokens, types, merges, pre)
+    oracle = llama_cpp.Llama(model_path=str(file), vocab_only=True, verbose=False)
+    ours = gguf_file._backend(tokens, types, merges, gguf_file._PRE_TOKENIZERS[pre])
+    for text in [*TEXTS, NUMERALS, "a12345b ,.;:!? ($5) <= >=  `x`", "\x06 \U000f0000 |"]:
+        text = unicodedata.normalize("NFC", text) if pre == "qwen2" else text
+        want = oracle.tokenize(text.encode(), add_bos=False, special=True)
+        assert ours.encode(text, add_special_tokens=False).ids == want, text
+
+
+def _write_vocabulary(file, tokens, types, merges, pre):
+    """A GGUF file without tensors, with the settings that llama.cpp insists on."""
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
