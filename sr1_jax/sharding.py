@@ -93,8 +93,8 @@ def _axes_of(path: str, array: Any) -> tuple[str | None, ...]:
         # The critic's head is as thin as one column: nothing to shard over the vocabulary.
         if name.endswith(ending) and len(axes) == array.ndim:
             return ("embed", None) if ending == "head/kernel" and array.shape[1] == 1 else axes
-    if array.ndim == 0:
-        return ()
+    if not any(part in name for part in ("trunk/", "head/")):
+        return (None,) * array.ndim  # of the optimizer itself: counters, coefficients
     raise ValueError(f"Parameter {path} {array.shape} has no entry in PARAMETER_AXES.")
 
 

@@ -85,6 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         result["after"], shown = evaluator.run(params, dev)
         if task.changed:
             retriever, questions = task.changed
+            questions = questions[: config.evaluation.final_questions]
             result["after_facts_changed"], _ = evaluator_of(retriever).run(params, questions)
         write_rows(workdir / "dev_trajectories.jsonl", [as_row(t, tokenizer) for t in shown])
         print_trajectories(shown[:_SHOWN_TRAJECTORIES], tokenizer, rich.get_console())

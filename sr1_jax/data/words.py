@@ -1,14 +1,12 @@
 """Word lists of the fictional world: parts of invented names, and closed answer sets."""
 
 HEADS = (
-    "Ba Be Bi Bo Bra Bre Cal Cor Da De Do Dra El Fa Fen Fi Ga Gel Go Gra Ha Hel Il Ja Jo Ka Kel "
-    "Ki Ko La Le Lor Ma Mel Mi Mor Na Ne No Or Pa Pel Po Qua Ra Re Ro Sa Sel Si Sor Ta Tel Ti "
-    "To Tra Ul Va Vel Vi Vor Wen Wi Xa Ya Yel Za Zel"
+    "Ba Bel Bo Bra Cor Da Dra El Fen Ga Gel Go Il Jo Ka Kel La Lor Ma Mel Mi Nor Or Pa Ro Sel Ta "
+    "Tor Val Vi Wen Za"
 ).split()
 TAILS = (
-    "ban bek bor dan del din dor fan fel gan gor lan las len lin lon lor mak man mer mir mon nak "
-    "nar nel nik nor nov rak ran rek rin ris rok ros san sen sik sol tan ten tis tor vak van ven "
-    "vik vin vor zan zen zik zor"
+    "bek dan del dor fan gan gor las lin lon mak man mir nel nik nor ran rin ros san sik sol ten "
+    "tis van vik zar zen"
 ).split()
 COMPANY_KINDS = "Foods Labs Lines Mills Motors Works".split()
 TITLE_ADJECTIVES = (

@@ -22,7 +22,7 @@ from sr1_jax.data import words
 from sr1_jax.data.questions import Question
 
 SPLITS = ("train", "heldout")
-_YEARS = [str(year) for year in range(1900, 2000)]
+_YEARS = [str(year) for year in range(1940, 1990)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +213,11 @@ def _entities(rng: random.Random, people: int) -> dict[str, dict[str, list[str]]
     stems = [head + tail for head in words.HEADS for tail in words.TAILS]
     rng.shuffle(stems)
     pool = iter(stems)
-    # So few given and family names that each is shared by about eight people.
-    given = list(itertools.islice(pool, people // 8))
-    family = list(itertools.islice(pool, people // 8))
+    # So few given and family names that each is shared by about eight people; in a small world
+    # by fewer, as eight of each are needed for 64 different people.
+    shared = max(people // 8, 8)
+    given = list(itertools.islice(pool, shared))
+    family = list(itertools.islice(pool, shared))
     town = list(itertools.islice(pool, people // 4))
     company = list(itertools.islice(pool, people // 10))
     if len(company) < people // 10:

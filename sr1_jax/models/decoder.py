@@ -72,14 +72,14 @@ class KVCache(NamedTuple):
         return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
-def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, bias=False, scale=1.0):
+def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, bias=False, zero=False):
     axis = tuple(range(-len(fan_in), 0)) if isinstance(fan_in, tuple) else -1
     return nnx.LinearGeneral(
         fan_in,
         out,
         axis=axis,
         use_bias=bias,
-        kernel_init=nnx.initializers.variance_scaling(scale, "fan_in", "normal"),
+        kernel_init=nnx.initializers.zeros if zero else nnx.initializers.lecun_normal(),
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         rngs=rngs,
@@ -110,8 +110,8 @@ class Attention(nnx.Module):
         self.q = _linear(c, rngs, c.width, (c.heads, c.head_dim), bias=c.qkv_bias)
         self.k = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias)
         self.v = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias)
-        # The residual stream sums 2 L branches; their variance is kept at that of one.
-        self.o = _linear(c, rngs, (c.heads, c.head_dim), c.width, scale=0.5 / c.layers)
+        # Zero: a new model starts as its embedding, and no branch drowns the others at first.
+        self.o = _linear(c, rngs, (c.heads, c.head_dim), c.width, zero=True)
         if c.qk_norm:
             self.q_norm = _norm(c, rngs, c.head_dim)
             self.k_norm = _norm(c, rngs, c.head_dim)
@@ -145,7 +145,7 @@ class FeedForward(nnx.Module):
         c = config
         self.gate = _linear(c, rngs, c.width, c.ff_width)
         self.up = _linear(c, rngs, c.width, c.ff_width)
-        self.down = _linear(c, rngs, c.ff_width, c.width, scale=0.5 / c.layers)
+        self.down = _linear(c, rngs, c.ff_width, c.width, zero=True)
 
     def __call__(self, x_BTD):
         x_ND = _flat(x_BTD)
@@ -177,7 +177,7 @@ class Trunk(nnx.Module):
         self.embed = nnx.Embed(
             config.vocab_size,
             config.width,
-            embedding_init=nnx.initializers.normal(0.02),
+            embedding_init=nnx.initializers.normal(config.width**-0.5),
             dtype=config.dtype,
             param_dtype=config.param_dtype,
             rngs=rngs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -27,7 +28,9 @@ def starting_policy(
         policy, tokenizer = load_pretrained(
             config.base.path, dtype=config.base.dtype, param_dtype=config.base.param_dtype
         )
-        graph, params = nnx.split(policy)
+        shape = dataclasses.replace(policy.config, remat=config.base.remat)
+        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0))))
+        params = nnx.state(policy)
         params = jax.device_put(params, tree_shardings(params, mesh))
         return nnx.merge(graph, params), tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir

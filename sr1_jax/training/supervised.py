@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -96,6 +97,20 @@ def supervised_batches(
             yield ids_BT, mask_BT
 
 
+def muon_dimensions(params):
+    """How Muon sees each parameter: matrices of the layers, and None for what Adam keeps."""
+
+    def one(path, array):
+        name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        if "/layers/" not in name or not name.endswith("kernel"):
+            return None
+        inputs = (1, 2) if name.endswith("/o/kernel") else (1,)
+        outputs = tuple(range(1 + len(inputs), array.ndim))
+        return optax.contrib.MuonDimensionNumbers(inputs, outputs)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 class SupervisedTrainer:
     """Maximum likelihood of the policy's tokens in traces, on a mesh.
 
@@ -121,7 +136,13 @@ class SupervisedTrainer:
         self._context_weight = context_weight
         self._graph, params = nnx.split(model)
         self._optimizer = optax.chain(
-            optax.clip_by_global_norm(gradient_clip), optax.adamw(schedule, b2=0.98)
+            optax.clip_by_global_norm(gradient_clip),
+            optax.contrib.muon(
+                lambda step: 7 * schedule(step),
+                adam_b2=0.98,
+                adam_learning_rate=schedule,
+                muon_weight_dimension_numbers=muon_dimensions,
+            ),
         )
         shardings = tree_shardings(params, mesh)
         params = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=shardings)(params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,10 +13,19 @@ import ml_collections
 
 from sr1_jax.data.builder import QuestionSource, open_questions, prepare_questions
 from sr1_jax.data.questions import Question, read_questions
-from sr1_jax.data.world import World, build_world, sample_questions, write_corpus, write_questions
+from sr1_jax.data.world import (
+    World,
+    build_world,
+    one_hop_questions,
+    sample_questions,
+    two_hop_questions,
+    write_corpus,
+    write_questions,
+)
 from sr1_jax.retrieval import BM25Retriever
 
-_TRAIN_EACH, _DEV_EACH = 2048, 200  # one-hop, and as many two-hop, questions of the world
+# One-hop, and as many two-hop, questions of the world; fewer if it is small.
+_TRAIN_EACH, _DEV_EACH = 2048, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +70,9 @@ def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
     seed, people = config.seed, config.data.world_people
     world = build_world(seed, people=people)
     changed = build_world(seed, facts_seed=seed + 1_000_003, people=people)
-    dev = sample_questions(world, "heldout", each=_DEV_EACH, seed=seed)
-    changed_dev = sample_questions(changed, "heldout", each=_DEV_EACH, seed=seed)
-    train = sample_questions(world, "train", each=_TRAIN_EACH, seed=seed)
+    dev = _sample(world, "heldout", _DEV_EACH, seed)
+    changed_dev = _sample(changed, "heldout", _DEV_EACH, seed)
+    train = _sample(world, "train", _TRAIN_EACH, seed)
     if not (folder / "changed_corpus.jsonl").is_file():
         # Drawn in a folder beside it and renamed: half a world is never found.
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +92,12 @@ def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
         world=world,
         changed=(open_index(config, folder / "changed_corpus.jsonl", folder), changed_dev),
     )
+
+
+def _sample(world: World, split: str, most: int, seed: int) -> list[Question]:
+    kinds = (one_hop_questions, two_hop_questions)
+    there = min(sum(1 for _ in kind(world, split, random.Random(0))) for kind in kinds)
+    return sample_questions(world, split, each=min(most, there), seed=seed)
 
 
 def open_index(config: ml_collections.ConfigDict, corpus: Path, folder: Path) -> BM25Retriever:

