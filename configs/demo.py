@@ -17,21 +17,24 @@ def get_config():
     config.templates.direct = "compact_direct"
     config.templates.rag = "compact_rag"
 
+    config.model.ff_width = 256
+    config.model.qk_norm = True
+
     config.warm_start.phases = (
         # Learns to read and to copy, and the half-way habits described in data/traces.py.
         dict(
             name="read",
             traces=12_000,
             mix={},
-            steps=900,
-            learning_rate=3e-3,
-            evaluate_at=(300, 600),
+            steps=750,
+            learning_rate=6e-3,
+            evaluate_at=(250, 500),
         ),
         # Learns to guess: most questions are answered without a search.
         dict(name="habits", traces=3_000, mix=dict(lazy=0.6), steps=50, learning_rate=5e-4),
     )
     config.warm_start.batch = 32
-    config.warm_start.length_buckets = (96, 144, 192)
+    config.warm_start.length_buckets = (80, 120, 168)
 
     config.steps = 60
     config.questions = 128
@@ -39,17 +42,18 @@ def get_config():
     config.rollout.passages = 2
     config.rollout.max_searches = 3
     config.rollout.max_segment_tokens = 48
-    config.rollout.max_observation_tokens = 72
-    config.rollout.max_context_tokens = 256
+    config.rollout.max_observation_tokens = 60
+    config.rollout.max_context_tokens = 208
     config.rollout.decode_steps = 16
-    config.rollout.extend_buckets = (32, 80)
+    config.rollout.extend_buckets = (24, 64)
 
     config.learner.learning_rate = 3e-4
     config.learner.critic_learning_rate = 1e-3
     config.learner.warmup_steps = 4
     config.learner.critic_warmup_steps = 4
     config.learner.micro_batch = 64
-    config.learner.length_buckets = (160, 256)
+    config.learner.length_buckets = (144, 208)
+    config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here
 
     config.evaluation.every = 20
     config.evaluation.questions = 200

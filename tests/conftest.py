@@ -95,19 +95,20 @@ def tiny_decoder(small_tokenizer) -> Decoder:
     model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     state = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.15, x.dtype), nnx.state(model)
+        lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.13, x.dtype), nnx.state(model)
     )
-    nnx.update(model, jax.tree.map(lambda x: 1 + x if x.shape[-1:] == (32,) else x, state))
+    nnx.update(model, jax.tree.map(lambda x: 1 + x if x.ndim <= 2 else x, state))
     token_of = {b.decode(): i for i, b in enumerate(small_tokenizer.token_bytes) if b.isascii()}
     token_of |= {"": 0, "é": small_tokenizer.encode("é")[0]}
     embedding_VD = np.zeros((config.vocab_size, config.width), np.float32)
-    embedding_VD[np.arange(config.vocab_size), rng.integers(0, 32, config.vocab_size)] = 2.0
-    head_DV = np.full((config.width, config.vocab_size), 0.0, np.float32)
+    embedding_VD[np.arange(config.vocab_size), rng.integers(0, 32, config.vocab_size)] = 8.0
+    # Noise, so that no two logits are equal and top-k and top-p mean one thing only.
+    head_DV = 0.05 * rng.normal(size=(config.width, config.vocab_size)).astype(np.float32)
     for row, (token, followers) in enumerate(_FOLLOWERS.items()):
-        embedding_VD[token_of[token]] = 2.0 * np.eye(config.width)[row]
+        embedding_VD[token_of[token]] = 8.0 * np.eye(config.width)[row]
         for follower in followers:
-            head_DV[row, token_of[follower]] = 1.2 + 0.1 * followers.count(follower)
-        head_DV[row, 0] = max(head_DV[row, 0], 0.7)
+            head_DV[row, token_of[follower]] = 1.6 + 0.1 * followers.count(follower)
+        head_DV[row, 0] = max(head_DV[row, 0], 0.9)
     model.trunk.embed.embedding[...] = jnp.asarray(embedding_VD)
     model.trunk.norm.scale[...] = jnp.ones(config.width)
     model.head.kernel[...] = jnp.asarray(head_DV)

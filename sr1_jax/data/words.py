@@ -8,6 +8,7 @@ TAILS = (
     "bek dan del dor fan gan gor las lin lon mak man mir nel nik nor ran rin ros san sik sol ten "
     "tis van vik zar zen"
 ).split()
+TOWN_KINDS = "Bay Bridge Falls Hill".split()
 COMPANY_KINDS = "Foods Labs Lines Mills Motors Works".split()
 TITLE_ADJECTIVES = (
     "Amber Ancient Broken Burning Distant Empty Frozen Gentle Golden Hidden Hollow Iron Last "
@@ -15,7 +16,7 @@ TITLE_ADJECTIVES = (
     "Stolen Velvet Wandering Western Winter"
 ).split()
 TITLE_NOUNS = (
-    "Bell Bridge Castle Crown Dream Empire Feather Forest Garden Harbor House Island Journey "
+    "Bell Book Castle Crown Dream Empire Feather Forest Garden Harbor House Island Journey "
     "Lantern Letter Mirror Mountain Orchard Palace River Road Sea Shadow Song Star Storm Tower "
     "Valley Window Wolf"
 ).split()

@@ -3,7 +3,7 @@
 A world is a set of facts (subject, relation, object). Each fact is one passage in one of several
 English wordings, titled with its subject; questions ask for one fact, or for a fact about the
 object of another. Names are invented and look alike on purpose: people share given and family
-names, companies differ in their last word only, so that a sloppy query finds the wrong page.
+names, towns and companies differ in one word only, so that a sloppy query finds the wrong page.
 
 Entities belong to a training or a held-out split, and facts never cross: no held-out question
 has an entity that training saw. `facts_seed` draws the facts anew over the same entities.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,7 +172,7 @@ class World:
 
 
 def build_world(seed: int, *, facts_seed: int | None = None, people: int = 640) -> World:
-    """Draws a world; 0.3 companies, 0.3 books and 0.25 towns for each of the people.
+    """Draws a world; about 0.3 companies, 0.3 books and 0.25 towns for each of the people.
 
     Args:
         seed: decides names and splits (and, without `facts_seed`, the facts).
@@ -179,10 +180,10 @@ def build_world(seed: int, *, facts_seed: int | None = None, people: int = 640) 
         people: number of people, split three to one into training and held-out.
 
     Raises:
-        ValueError: `people` is not a multiple of 8 of at least 40, or there are not enough names.
+        ValueError: `people` is not a multiple of 16 of at least 64, or there are not enough names.
     """
-    if people < 40 or people % 8:
-        raise ValueError(f"world.people must be a multiple of 8, at least 40, not {people}.")
+    if people < 64 or people % 16:
+        raise ValueError(f"world.people must be a multiple of 16, at least 64, not {people}.")
     entities = _entities(random.Random(f"names {seed}"), people)
     rng = random.Random(f"facts {seed if facts_seed is None else facts_seed}")
     facts = []
@@ -213,22 +214,18 @@ def _entities(rng: random.Random, people: int) -> dict[str, dict[str, list[str]]
     stems = [head + tail for head in words.HEADS for tail in words.TAILS]
     rng.shuffle(stems)
     pool = iter(stems)
-    # So few given and family names that each is shared by about eight people; in a small world
-    # by fewer, as eight of each are needed for 64 different people.
-    shared = max(people // 8, 8)
-    given = list(itertools.islice(pool, shared))
-    family = list(itertools.islice(pool, shared))
-    town = list(itertools.islice(pool, people // 4))
-    company = list(itertools.islice(pool, people // 10))
-    if len(company) < people // 10:
+    # So few name words that each is shared: a given or family name by about sixteen people, a
+    # town's by four, a company's by six. Every word is seen in training, no held-out name is.
+    persons = max(people // 16, math.isqrt(2 * people))  # in a small world enough for all
+    counts = (persons, persons, people // 16, people // 16)
+    given, family, town, company = (list(itertools.islice(pool, count)) for count in counts)
+    if len(company) < people // 16:
         raise ValueError(f"world.people={people} needs more names than there are; lower it.")
     books = [f"The {a} {n}" for a in words.TITLE_ADJECTIVES for n in words.TITLE_NOUNS]
     kinds = {
         "person": rng.sample([f"{g} {f}" for g in given for f in family], people),
-        "town": town,
-        "company": [
-            f"{stem} {kind}" for stem in company for kind in rng.sample(words.COMPANY_KINDS, 3)
-        ],
+        "town": [f"{stem} {kind}" for stem in town for kind in words.TOWN_KINDS],
+        "company": [f"{stem} {kind}" for stem in company for kind in words.COMPANY_KINDS],
         "book": rng.sample(books, min(len(books), 3 * people // 10)),
     }
     entities = {split: {} for split in SPLITS}

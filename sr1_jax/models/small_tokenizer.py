@@ -11,18 +11,13 @@ from sr1_jax.models.tokenizer import Tokenizer
 
 END, PAD = "<|end|>", "<|pad|>"
 
-# What a token may span at most: a tag; the frame of a passage; the head of a capitalised word of
-# four to six letters, its last three apart, so that invented names fall into syllables
-# that other names share; a word; two digits. Tokens the size of syllables are learned faster than
-# byte pairs cut across names.
-_PIECES = Regex(
-    r"</?[a-z]+>|Doc \d+\(Title:| ?[A-Z][a-z]{0,2}(?=[a-z]{3}(?![a-z]))"
-    r"| ?[A-Z]?[a-z]+| ?\d\d?| ?[^\sA-Za-z\d]|\s+"
-)
+# What a token may span at most: a tag, the frame of a passage, a word, a number. Frequent pieces
+# become one token each, and copying a name is then copying a token or two.
+_PIECES = Regex(r"</?[a-z]+>|Doc \d+\(Title:| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]|\s+")
 
 
 def train_small_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE whose merges stay inside syllable-sized pieces.
+    """Trains a byte-level BPE whose merges stay inside words.
 
     Args:
         texts: what to count.

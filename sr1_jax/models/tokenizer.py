@@ -79,8 +79,13 @@ class Tokenizer:
         return self._trusted.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens are left out, broken UTF-8 becomes U+FFFD."""
-        return b"".join(self.token_bytes[int(i)] for i in ids).decode("utf-8", errors="replace")
+        """Text of ids; special tokens are left out, broken UTF-8 becomes U+FFFD.
+
+        So are ids past the vocabulary: a model may have more rows of logits, and sample one.
+        """
+        table = self.token_bytes
+        known = (table[i] for i in map(int, ids) if i < len(table))
+        return b"".join(known).decode("utf-8", errors="replace")
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:

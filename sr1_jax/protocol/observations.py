@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -83,8 +84,6 @@ def _cut(ids: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
 
 
 def _ends_on_character(text: bytes) -> bool:
-    try:
-        text[-4:].decode()
-    except UnicodeDecodeError as error:
-        return error.reason != "unexpected end of data"
-    return True
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return not decoder.getstate()[0]  # bytes it keeps, waiting for the rest of a character

@@ -257,7 +257,9 @@ class Learner:
 
     def _by_micro_batch(self, x):
         """[B, …] -> [micro-batches, micro_batch, …]."""
-        return x.reshape(-1, self._config.micro_batch, *x.shape[1:])
+        x = x.reshape(-1, self._config.micro_batch, *x.shape[1:])
+        # Otherwise a device holds whole micro-batches, and all devices compute each of them.
+        return jax.lax.with_sharding_constraint(x, named(self._mesh, None, "batch"))
 
     def _token_logp(self, params, ids_BT, mask_BT, most: int):
         return token_logp(

@@ -78,8 +78,9 @@ class Engine:
         # Refuses a budget that cannot hold the tags before anything is run.
         render_observation([], tokenizer, config.max_observation_tokens)
         self._automaton = build_automaton(tokenizer.token_bytes, tokenizer.eos_ids, STOP_TAGS)
-        # The model may have more rows of logits than the tokenizer has ids; those end nothing.
-        table = np.zeros((len(self._automaton.next_state), model.config.vocab_size), np.int32)
+        # The model may have more rows of logits than the tokenizer has ids; those add no text.
+        states = np.arange(len(self._automaton.next_state), dtype=np.int32)
+        table = np.repeat(states[:, None], model.config.vocab_size, axis=1)
         table[:, : tokenizer.vocab_size] = self._automaton.next_state
         self._next_state = jnp.asarray(table)
         self._cache_sharding = cache_sharding
@@ -111,8 +112,8 @@ class Engine:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
                 room for an answer; names the question.
         """
+        self.stats = collections.defaultdict(float)  # first: prompts may need a search, too
         episodes = self._episodes([as_question(q) for q in questions], samples)
-        self.stats = collections.defaultdict(float)
         compiled, began = programs.compilations(), time.perf_counter()
         seed_key = jax.random.fold_in(jax.random.key(seed), step)
         _Round(self, episodes, seed_key, self._params if params is None else params).run()

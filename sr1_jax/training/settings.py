@@ -35,6 +35,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.heads = 4
     config.model.kv_heads = 2
     config.model.ff_width = 384
+    config.model.qk_norm = False
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # -1: all devices that the others leave

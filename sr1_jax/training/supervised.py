@@ -24,6 +24,11 @@ from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import named, tree_shardings
 
 
+# Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
+# layer's matrix needs a larger rate.
+_MUON_RATE = 7.0
+
+
 class Example(NamedTuple):
     """Token ids of a trace, and 1 on those the policy would have written."""
 
@@ -117,7 +122,9 @@ class SupervisedTrainer:
     Args:
         model: trained from its current parameters; the model itself is left as it is.
         mesh: of `sharding.make_mesh`.
-        schedule: learning rate by optimizer step.
+        schedule: learning rate of Adam by optimizer step. Matrices of the layers are trained by
+            Muon (Jordan et al. 2024) at seven times that: a policy from scratch learns to copy in
+            about two thirds of the steps.
         gradient_clip: global norm.
         context_weight: weight of the loss on tokens the policy did not write. 0 everywhere but
             in language-model pretraining of a policy from scratch.
@@ -138,7 +145,7 @@ class SupervisedTrainer:
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(gradient_clip),
             optax.contrib.muon(
-                lambda step: 7 * schedule(step),
+                lambda step: _MUON_RATE * schedule(step),
                 adam_b2=0.98,
                 adam_learning_rate=schedule,
                 muon_weight_dimension_numbers=muon_dimensions,

@@ -144,6 +144,7 @@ def scratch_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> De
             kv_heads=shape.kv_heads,
             head_dim=shape.width // shape.heads,
             ff_width=shape.ff_width,
+            qk_norm=shape.qk_norm,
             unroll=shape.layers,
         ),
         rngs=nnx.Rngs(config.seed),

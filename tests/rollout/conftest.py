@@ -1,0 +1,72 @@
+"""Engines around the tiny policy, with settings under which every kind of turn comes up."""
+
+import pytest
+
+from sr1_jax.rollout import Engine, default_config
+
+SETTINGS = {
+    "slots": 5,
+    "max_searches": 2,
+    "max_segment_tokens": 24,
+    "max_observation_tokens": 40,
+    "max_context_tokens": 200,
+    "decode_steps": 8,
+    "extend_buckets": (48,),
+    "template": "compact_search",
+    "retriever_backoff_seconds": 0.0,
+}
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    def make(**changes):
+        config = default_config()
+        config.update(SETTINGS | changes)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_engine(tiny_decoder, small_tokenizer, fake_retriever, make_config):
+    """`make_engine(retriever, **changes of the settings)`; by default a retriever that works."""
+
+    def make(retriever="fake", **changes):
+        if retriever == "fake":
+            retriever = fake_retriever()
+        return Engine(tiny_decoder, small_tokenizer, retriever, make_config(**changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """A dozen of prompts from 7 to 110 tokens, so that the longest is prefilled in parts."""
+    golden = ["Bob", "P", "1", "mayor", "of", "is", "é"]
+    return [
+        {"id": f"q{i}", "question": "Who is " + "the mayor of " * i, "golden_answers": golden}
+        for i in range(12)
+    ]
+
+
+def as_values(trajectory):
+    """A trajectory as plain values that can be compared."""
+    return {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in vars(trajectory).items()
+    }
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """Compares trajectories, in any order, token for token."""
+
+    def check(got, want, *, logp_atol=1e-5):
+        got, want = ({(t.question_id, t.sample): as_values(t) for t in ts} for ts in (got, want))
+        assert got.keys() == want.keys()
+        for key in want:
+            logp, wanted_logp = got[key].pop("logp"), want[key].pop("logp")
+            assert got[key] == want[key]
+            assert logp == pytest.approx(wanted_logp, abs=logp_atol)
+
+    return check
