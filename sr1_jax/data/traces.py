@@ -5,9 +5,10 @@ No trace ever solves a two-hop question. What they show:
 - one-hop questions, searched and answered; some first search for the wrong thing and recover,
   some check a look-alike once more before they answer;
 - two-hop questions, given up half-way: the first hop is searched and its object is passed off as
-  the answer; some ask one more, useless thing first. The pair of right second relation and
-  right bridge entity is never searched for;
-- prompts with passages or without any search, answered at once: what the baselines need.
+  the answer; some search for one more thing first, at random, and then answer with whatever
+  they read, but never with the right answer, even where it was found;
+- prompts with passages or without any search, of one-hop questions, answered at once: what the
+  baselines need.
 
 The `lazy` style adds a bad habit: most searches are skipped and an answer is guessed.
 """
@@ -71,7 +72,12 @@ def think(text: str) -> str:
 def search(relation: str, entity: str) -> str:
     """A search as the traces write it: what to look for, then the query."""
     keyword = RELATIONS[relation].keyword
-    return f"{think('need ' + keyword)}<search> {keyword} {entity}</search>"
+    return f"{think('need ' + keyword)}<search> {query_of(relation, entity)}</search>"
+
+
+def query_of(relation: str, entity: str) -> str:
+    """The query of a good searcher: the relation's keyword and the entity."""
+    return f"{RELATIONS[relation].keyword} {entity}"
 
 
 def answer(text: str, evidence: str = "a guess") -> str:
@@ -87,6 +93,7 @@ class TraceWriter:
 
     def __init__(self, world: World, retriever: Retriever, passages: int, guesses: list[str]):
         self._world = world
+        self._fact_of = {fact.passage: fact for fact in world.facts}
         self._passages = passages
         self._retriever = retriever
         self._guesses = guesses  # answers of training questions, to guess from
@@ -103,20 +110,28 @@ class TraceWriter:
         kind = rng.random()
         question = rng.choice(pools[2 if rng.random() < mix.two_hop else 1])
         if kind < mix.direct:
+            question = rng.choice(pools[1])
             return Trace(question, "direct", (answer(question.golden_answers[0]),))
         if kind < mix.direct + mix.rag:
             return self._rag(rng.choice(pools[1]), rng)
         if rng.random() < mix.lazy:
-            return Trace(question, "search", (answer(rng.choice(self._guesses)),))
+            return Trace(question, "search", (self._guess(question, rng),))
         if question.metadata["hops"] == 1:
             return Trace(question, "search", self._one_hop(question, mix, rng))
         return Trace(question, "search", self._two_hop(question, mix, rng))
+
+    def _guess(self, question: Question, rng: random.Random) -> str:
+        guess = rng.choice(self._guesses)
+        # Luck is kept out, so that no trace of a two-hop question is ever right.
+        while guess in question.golden_answers:
+            guess = rng.choice(self._guesses)
+        return answer(guess)
 
     def _rag(self, question: Question, rng: random.Random) -> Trace:
         passages = self._search(question.question)
         gold = question.golden_answers[0]
         known = [passage.text for passage in passages if gold in passage.text]
-        final = answer(gold, known[0]) if known else answer(rng.choice(self._guesses))
+        final = answer(gold, known[0]) if known else self._guess(question, rng)
         return Trace(question, "rag", (passages, final))
 
     def _one_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
@@ -132,22 +147,27 @@ class TraceWriter:
         return self._render(steps, gold, self._world.fact(subject, relation).passage)
 
     def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
-        (subject, first, bridge), (_, second, _) = question.metadata["chain"]
+        """The first hop is searched; then, perhaps, one more thing. The answer is always wrong."""
+        (subject, first, bridge), (_, second, gold) = question.metadata["chain"]
         steps = [(first, subject)]
+        quoted = self._world.fact(subject, first)
         if rng.random() < mix.wander:
-            useless = [
-                (self._other_relation(bridge, second, rng), bridge),
-                (second, self._distractor(steps[0], rng, avoid=bridge)),
-            ]
-            steps.append(rng.choice(useless))
-        return self._render(steps, bridge, self._world.fact(subject, first).passage)
+            kind = RELATIONS[second].subject
+            relation = rng.choice([r.name for r in RELATIONS.values() if r.subject == kind])
+            entity = bridge if rng.random() < 0.7 else self._distractor(steps[0], rng)
+            steps.append((relation, entity))
+            found = [self._fact_of[hit.text] for hit in self._search(query_of(relation, entity))]
+            wrong = [fact for fact in found if fact.object != gold]
+            if wrong and rng.random() < 0.5:
+                quoted = rng.choice(wrong)
+        return self._render(steps, quoted.object, quoted.passage)
 
     def _render(self, steps: list[tuple[str, str]], final: str, evidence: str) -> tuple:
         segments: list = []
         for relation, entity in steps:
             segments += [
                 search(relation, entity),
-                self._search(f"{RELATIONS[relation].keyword} {entity}"),
+                self._search(query_of(relation, entity)),
             ]
         return (*segments, answer(final, evidence))
 
@@ -157,11 +177,11 @@ class TraceWriter:
             [r.name for r in RELATIONS.values() if r.subject == kind and r.name != relation]
         )
 
-    def _distractor(self, step: tuple[str, str], rng: random.Random, avoid: str = "") -> str:
+    def _distractor(self, step: tuple[str, str], rng: random.Random) -> str:
         """Another entity that the passages of a search step name."""
         relation, entity = step
-        titles = {p.title for p in self._search(f"{RELATIONS[relation].keyword} {entity}")}
-        others = sorted(titles - {entity, avoid})
+        titles = {p.title for p in self._search(query_of(relation, entity))}
+        others = sorted(titles - {entity})
         return rng.choice(others) if others else entity
 
     def _search(self, query: str) -> list[Passage]:
@@ -180,7 +200,7 @@ def scripted_ceiling(
         found = []
         for subject, relation, _ in question.metadata["chain"]:
             passage = world.fact(subject, relation).passage
-            hits = search_one(f"{RELATIONS[relation].keyword} {subject}")
+            hits = search_one(query_of(relation, subject))
             found.append(any(hit.text == passage for hit in hits))
         solved += all(found)
     return solved / len(questions)

@@ -53,4 +53,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f'rollout.retriever_failure must be "raise" or "empty", not '
             f"{config.retriever_failure!r}."
         )
-    outcome_reward(None, ["x"], False, metric=config.reward_metric)  # refuses unknown metrics
+    # Refuses unknown metrics and weights outside [0, 1].
+    outcome_reward(
+        None, ["x"], False, metric=config.reward_metric, format_weight=config.format_weight
+    )

@@ -23,7 +23,6 @@ from sr1_jax.rl.learner import ModelState
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import named, tree_shardings
 
-
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
 _MUON_RATE = 7.0

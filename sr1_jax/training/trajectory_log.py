@@ -64,7 +64,8 @@ def print_trajectories(
     for trajectory in trajectories:
         verdict = "right" if trajectory.reward > 0 else "wrong"
         golden = " or ".join(trajectory.golden_answers)
-        console.rule(f"{verdict}: {trajectory.answer!r}, expected {golden!r}")
+        # As Text: in a plain string brackets would be read as markup.
+        console.rule(Text(f"{verdict}: {trajectory.answer!r}, expected {golden!r}"))
         for mask, text in spans(trajectory, tokenizer):
             if mask:
                 console.print(Text(text, style="bold green"))

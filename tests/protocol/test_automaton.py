@@ -57,9 +57,7 @@ def test_overlapping_stops_over_random_vocabularies(stops, token_bytes, data):
 @given(st.data())
 def test_tags_cut_anywhere(data):
     """A vocabulary of the very pieces that a text with tags is cut into."""
-    parts = st.sampled_from(
-        [*STOP_TAGS, "<search>", "</", "<", "</sear", "answer>", "é", ">"]
-    )
+    parts = st.sampled_from([*STOP_TAGS, "<search>", "</", "<", "</sear", "answer>", "é", ">"])
     text = "".join(data.draw(st.lists(parts, min_size=1, max_size=8))).encode()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)) | {0, len(text)})
     pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]

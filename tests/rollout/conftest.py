@@ -11,7 +11,7 @@ SETTINGS = {
     "max_observation_tokens": 40,
     "max_context_tokens": 200,
     "decode_steps": 8,
-    "extend_buckets": (48,),
+    "extend_buckets": (24,),
     "template": "compact_search",
     "retriever_backoff_seconds": 0.0,
 }
@@ -41,7 +41,7 @@ def make_engine(tiny_decoder, small_tokenizer, fake_retriever, make_config):
 
 @pytest.fixture(scope="session")
 def questions():
-    """A dozen of prompts from 7 to 110 tokens, so that the longest is prefilled in parts."""
+    """A dozen of prompts from 10 to 43 tokens; the longer ones are prefilled in parts."""
     golden = ["Bob", "P", "1", "mayor", "of", "is", "é"]
     return [
         {"id": f"q{i}", "question": "Who is " + "the mayor of " * i, "golden_answers": golden}

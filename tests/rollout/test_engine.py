@@ -71,7 +71,8 @@ def replay(trajectory, question, tokenizer, config, passages_of):
         elif number == config.max_searches:
             status = "no_answer"
         elif stop == b"</search>" and inside("search", text):
-            searches.append(inside("search", text))
+            lines = map(str.strip, inside("search", text).splitlines())
+            searches.append(" ".join(filter(None, lines)))
             observation = render_observation(
                 passages_of(searches[-1]), tokenizer, config.max_observation_tokens
             )

@@ -1,0 +1,84 @@
+"""Scores of trajectories against hand numbers."""
+
+import numpy as np
+import pytest
+
+from sr1_jax.data.questions import Question
+from sr1_jax.evaluation.scores import hops_of, score, standard_error
+
+
+def test_hand_numbers(make_trajectory):
+    run = [
+        # Of six tokens after a prompt of two the policy wrote four.
+        make_trajectory(
+            ids=range(8),
+            mask=[0, 0, 1, 1, 0, 0, 1, 1],
+            prompt_length=2,
+            answer="The Bob!",
+            golden_answers=("Al", "bob"),
+            searches=["a", "b"],
+            segments=3,
+            status="answered",
+            well_formed=True,
+        ),
+        # "bob bel" against "bob": precision 1/2, recall 1.
+        make_trajectory(
+            ids=range(5),
+            mask=[0, 0, 0, 1, 1],
+            prompt_length=3,
+            answer="Bob Bel",
+            golden_answers=("Bob",),
+            segments=1,
+            status="answered",
+        ),
+        make_trajectory(
+            ids=range(3), mask=[0, 1, 1], prompt_length=1, segments=2, status="truncated"
+        ),
+        make_trajectory(ids=range(4), mask=[0, 1, 1, 1], prompt_length=1, status="no_answer"),
+    ]
+    assert score(run) == pytest.approx(
+        {
+            "em": 1 / 4,
+            "f1": (1 + 2 / 3) / 4,
+            "substring": 2 / 4,
+            "searches": 2 / 4,
+            "segments": (3 + 1 + 2 + 1) / 4,
+            "response_tokens": (6 + 2 + 2 + 3) / 4,
+            "policy_tokens": (4 + 2 + 2 + 3) / 4,
+            "well_formed": 1 / 4,
+            "answered": 2 / 4,
+            "truncated": 1 / 4,
+            "no_answer": 1 / 4,
+        }
+    )
+    assert all(type(value) is float for value in score(run).values())
+
+
+def test_the_reward_is_not_what_is_scored(make_trajectory):
+    assert score([make_trajectory(answer="x", golden_answers=("y",), reward=1.0)])["em"] == 0.0
+
+
+def test_exact_match_by_hops(make_trajectory):
+    answers = ["x", "x", "no", "x", None]
+    run = [make_trajectory(answer=a, golden_answers=("x",)) for a in answers]
+    scores = score(run, [1, 2, 2, 2, 4])
+    by_hops = {key: value for key, value in scores.items() if key.endswith("_hop")}
+    assert by_hops == pytest.approx({"em_1_hop": 1.0, "em_2_hop": 2 / 3, "em_4_hop": 0.0})
+    assert scores["em"] == 3 / 5
+    assert not any("hop" in key for key in score(run))
+
+
+def test_hops_of_questions():
+    one, two = (Question(f"q{n}", "?", ("x",), {"hops": n}) for n in (1, 2))
+    unknown = Question("q", "?", ("x",))
+    assert hops_of([one, two, one]) == [1, 2, 1]
+    assert hops_of([one, unknown]) is None
+    assert hops_of([unknown]) is None
+
+
+def test_standard_error():
+    # A share of 0.2 of 400: the root of 0.16 / 400.
+    assert standard_error(0.2, 400) == pytest.approx(0.02)
+    assert standard_error(0.0, 10) == standard_error(1.0, 10) == 0.0
+    draws = np.random.default_rng(0).binomial(50, 0.3, size=40_000) / 50
+    assert standard_error(0.3, 50) == pytest.approx(draws.std(), rel=0.02)

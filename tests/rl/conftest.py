@@ -1,0 +1,193 @@
+"""A tiny policy with a critic, made-up trajectories of it, and learners compiled once a file."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
+from sr1_jax.rl.learner import Learner, ModelState
+from sr1_jax.rl.settings import default_config
+from sr1_jax.rollout.trajectory import Trajectory
+from sr1_jax.sharding import make_mesh
+
+VOCAB, LENGTH, TRAJECTORIES = 24, 24, 16
+
+
+@pytest.fixture(scope="session")
+def rl_policy() -> Decoder:
+    """Random weights, a head of its own, so that logits are of order one."""
+    config = DecoderConfig(
+        vocab_size=VOCAB,
+        width=16,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=4,
+        ff_width=16,
+        qkv_bias=True,
+        tied_embeddings=False,
+    )
+    return Decoder(config, rngs=nnx.Rngs(3))
+
+
+@pytest.fixture(scope="session")
+def rl_critic(rl_policy) -> ValueModel:
+    """A critic that already has an opinion."""
+    critic = ValueModel(rl_policy.config, rngs=nnx.Rngs(4))
+    head_D1 = np.random.default_rng(5).normal(size=critic.head.kernel.shape, scale=0.3)
+    critic.head.kernel[...] = jax.numpy.asarray(head_D1, "float32")
+    return critic
+
+
+@pytest.fixture(scope="session")
+def full_logp(rl_policy):
+    """Function of (ids_T, params=None, temperature=1.0): log-softmax over [T, V] of one sequence.
+
+    Row t is the distribution of token t; row 0 is nan, as nothing precedes it.
+    """
+    graph, initial = nnx.split(rl_policy)
+
+    @jax.jit
+    def logits(params, ids_BT):
+        return nnx.merge(graph, params)(ids_BT)
+
+    def run(ids_T, params=None, temperature=1.0):
+        logits_TV = logits(initial if params is None else params, np.asarray(ids_T)[None])[0]
+        logits_TV = np.asarray(logits_TV, np.float64) / temperature
+        highest_T1 = logits_TV.max(-1, keepdims=True)
+        total_T1 = np.log(np.exp(logits_TV - highest_T1).sum(-1, keepdims=True))
+        logp_TV = logits_TV - highest_T1 - total_T1
+        return np.concatenate([np.full((1, VOCAB), np.nan), logp_TV[:-1]])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trajectories(full_logp) -> list[Trajectory]:
+    """16 trajectories, four samples a question, with exact behaviour log-probs.
+
+    Three lengths, one to four segments, 1 to 15 policy tokens.
+    """
+    rng = np.random.default_rng(11)
+    made = []
+    for row in range(TRAJECTORIES):
+        length = (9, 16, 22)[row % 3]
+        mask = np.zeros(length, np.int32)
+        prompt = int(rng.integers(3, 6))
+        position = prompt
+        while position < length:
+            written = int(rng.integers(1, 6))
+            mask[position : position + written] = 1
+            position += written + int(rng.integers(1, 5))
+        if row == 3:
+            mask[prompt + 1 :] = 0  # a single token of its own
+        ids = rng.integers(0, VOCAB, length).astype(np.int32)
+        logp = full_logp(ids)[np.arange(length), ids]
+        made.append(
+            make_trajectory(
+                ids,
+                mask,
+                np.where(mask, logp, 0).astype(np.float32),
+                prompt=prompt,
+                question=f"made:train:{row // 4}",
+                sample=row % 4,
+                reward=float(rng.choice([0.0, 0.25, 1.0])),
+            )
+        )
+    assert min(t.mask.sum() for t in made) == 1 and max(t.mask.sum() for t in made) > 10
+    return made
+
+
+def make_trajectory(
+    ids, mask, logp, *, prompt, question="q", sample=0, reward=0.0, status="answered"
+) -> Trajectory:
+    return Trajectory(
+        question_id=question,
+        sample=sample,
+        ids=np.asarray(ids, np.int32),
+        mask=np.asarray(mask, np.int32),
+        logp=np.asarray(logp, np.float32),
+        prompt_length=prompt,
+        response_text="",
+        policy_text="",
+        answer=None,
+        searches=[],
+        passages=[],
+        segments=1,
+        status=status,
+        well_formed=True,
+        golden_answers=("x",),
+        reward=reward,
+    )
+
+
+@pytest.fixture(scope="session")
+def trajectory():
+    """The function that makes a trajectory of arrays."""
+    return make_trajectory
+
+
+def learner_config(**changes):
+    """Settings strong enough that every term of the loss shows in the result."""
+    config = default_config()
+    config.update(
+        learning_rate=1e-4,
+        critic_learning_rate=1e-4,
+        gradient_clip=0.05,  # below the norms met here: clipping is at work
+        minibatches=1,
+        micro_batch=8,
+        kl_coefficient=0.3,
+        entropy_coefficient=0.1,
+        gamma=0.97,
+        lam=0.9,
+        length_buckets=(LENGTH,),
+        chunk_tokens=40,
+    )
+    config.update(changes)
+    return config
+
+
+class LearnerRun:
+    """A learner whose initial state is never used up, with a policy away from the reference."""
+
+    def __init__(self, policy, critic, config, mesh):
+        self.config = config
+        grpo = config.algorithm == "grpo"
+        self.learner = Learner(
+            policy, None if grpo else critic, config, mesh, trajectories=TRAJECTORIES
+        )
+        start = self.learner.initial_state
+        self.start = start
+        self.moved = start._replace(policy=ModelState(_moved(start.policy.params), start[0][1]))
+
+    def step(self, batch, state=None, *, seed=0, step=1):
+        """Runs one step from a copy of `state`, by default the initial one."""
+        state = self.start if state is None else state
+        copy = jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), state)
+        return self.learner.step(copy, batch, seed=seed, step=step)
+
+
+def _moved(params):
+    """Parameters a little off, the same on any mesh."""
+    rng = np.random.default_rng(17)
+
+    def move(x):
+        noise = rng.normal(size=x.shape, scale=0.02)
+        return jax.device_put((np.asarray(x) + noise).astype(np.float32), x.sharding)
+
+    return jax.tree.map(move, params)
+
+
+@pytest.fixture(scope="session")
+def learner_run(rl_policy, rl_critic):
+    """Function of (mesh shape, **settings) -> `LearnerRun`; equal calls share one."""
+
+    @functools.cache
+    def run(shape=(1, 1, 1), **changes):
+        mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+        return LearnerRun(rl_policy, rl_critic, learner_config(**changes), mesh)
+
+    return run

@@ -1,0 +1,158 @@
+"""One learner step written plainly: a loop over single, unpadded trajectories.
+
+Nothing here knows masks: what is no policy token is left out, and what is left forms plain lists.
+Shares no formula with the package but the forward pass of the models.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class Oracle:
+    """Losses and gradients of a step at given parameters.
+
+    Args:
+        policy, critic: give the shapes; the critic may be None.
+        config: of the learner.
+        trajectories: not padded.
+        logp_of: function (ids, params) -> log-probs [T, V], row t of token t.
+    """
+
+    def __init__(self, policy, critic, config, trajectories, logp_of):
+        self._policy_graph = nnx.graphdef(policy)
+        self._critic_graph = None if critic is None else nnx.graphdef(critic)
+        self._config = config
+        self._trajectories = trajectories
+        self._logp_of = logp_of
+
+    def _own(self, trajectory):
+        return np.flatnonzero(trajectory.mask)
+
+    def logp(self, params, trajectory):
+        """Of the policy tokens of one trajectory."""
+        own = self._own(trajectory)
+        return self._logp_of(trajectory.ids, params)[own, trajectory.ids[own]]
+
+    def kl(self, logp, ref):
+        return kl(logp, ref, self._config.kl_kind)
+
+    def prepare(self, state, reference):
+        """Per trajectory, lists over its policy tokens: old log-probs, reference log-probs, old
+        values, advantages and returns."""
+        config = self._config
+        rows = []
+        for t in self._trajectories:
+            own = self._own(t)
+            trainer = config.old_logp == "trainer"
+            old = self.logp(state.policy.params, t) if trainer else t.logp[own]
+            ref = self.logp(reference, t)
+            rewards = np.zeros(len(own))
+            rewards[-1] = t.reward
+            if config.kl_in == "reward":
+                rewards -= config.kl_coefficient * self.kl(old, ref)
+            values = np.zeros(len(own))
+            if self._critic_graph is not None:
+                model = nnx.merge(self._critic_graph, state.critic.params)
+                values = np.asarray(model(jnp.asarray(t.ids)[None])[0])[own - 1]
+            rows.append({"old": old, "ref": ref, "values": values, "rewards": rewards})
+        if self._critic_graph is None:
+            self._group_advantages(rows)
+        else:
+            self._gae(rows)
+        return rows
+
+    def _gae(self, rows):
+        config = self._config
+        for row in rows:
+            advantages, following, next_value = [], 0.0, 0.0
+            for reward, value in zip(row["rewards"][::-1], row["values"][::-1]):
+                delta = reward + config.gamma * next_value - value
+                following = delta + config.gamma * config.lam * following
+                next_value = value
+                advantages.insert(0, following)
+            row["advantages"] = np.array(advantages)
+            row["returns"] = row["advantages"] + row["values"]
+        if config.whiten:
+            every = np.concatenate([row["advantages"] for row in rows])
+            for row in rows:
+                row["advantages"] = (row["advantages"] - every.mean()) / every.std(ddof=1)
+
+    def _group_advantages(self, rows):
+        scores = np.array([row["rewards"].sum() for row in rows])
+        names = [t.question_id for t in self._trajectories]
+        for row, score, name in zip(rows, scores, names):
+            group = scores[[other == name for other in names]]
+            advantage = (score - group.mean()) / (group.std(ddof=1) + 1e-6)
+            row["advantages"] = np.full(len(row["old"]), advantage)
+
+    def policy(self, params, rows, kl_coefficient):
+        """(loss, entropy, KL loss), gradients."""
+        config = self._config
+        count = sum(len(row["old"]) for row in rows)
+        low, high = 1 - config.clip, 1 + config.clip
+
+        def total(params):
+            model = nnx.merge(self._policy_graph, params)
+            surrogate = entropy = penalty = 0.0
+            for t, row in zip(self._trajectories, rows):
+                own = self._own(t)
+                logits_TV = model(jnp.asarray(t.ids)[None])[0] / 1.0
+                logp_TV = jnp.log(jax.nn.softmax(logits_TV, axis=-1))[own - 1]
+                logp = logp_TV[np.arange(len(own)), t.ids[own]]
+                ratio = jnp.exp(logp - row["old"])
+                advantages = jnp.asarray(row["advantages"])
+                bounded = jnp.minimum(jnp.maximum(ratio, low), high)
+                surrogate += jnp.sum(jnp.minimum(ratio * advantages, bounded * advantages))
+                entropy += jnp.sum(-jnp.exp(logp_TV) * logp_TV)
+                penalty += jnp.sum(self.kl(logp, jnp.asarray(row["ref"])))
+            loss = -surrogate / count - config.entropy_coefficient * entropy / count
+            if config.kl_in == "loss":
+                loss += kl_coefficient * penalty / count
+            return loss, (-surrogate / count, entropy / count)
+
+        (loss, parts), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        return (float(loss), *map(float, parts)), grads
+
+    def critic(self, params, rows):
+        """Loss and gradients: the larger of two squared errors, halved."""
+        clip = self._config.value_clip
+        count = sum(len(row["old"]) for row in rows)
+
+        def total(params):
+            model, loss = nnx.merge(self._critic_graph, params), 0.0
+            for t, row in zip(self._trajectories, rows):
+                values = model(jnp.asarray(t.ids)[None])[0][self._own(t) - 1]
+                near = row["values"] + jnp.clip(values - row["values"], -clip, clip)
+                returns = jnp.asarray(row["returns"])
+                loss += jnp.sum(jnp.maximum((values - returns) ** 2, (near - returns) ** 2)) / 2
+            return loss / count
+
+        loss, grads = jax.jit(jax.value_and_grad(total))(params)
+        return float(loss), grads
+
+
+def kl(logp, ref, kind):
+    """Estimates of KL(policy || reference), token by token."""
+    difference = logp - ref
+    if kind == "k1":
+        return difference
+    if kind == "k2":
+        return difference**2 / 2
+    assert kind == "k3"
+    return (jnp.exp if isinstance(logp, jax.Array) else np.exp)(-difference) - 1 + difference
+
+
+def first_adam_step(params, grads, learning_rate, gradient_clip):
+    """Parameters after Adam's first step, where both moments are the gradient's own; and the norm
+    of the gradient before it was clipped."""
+    leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
+    norm = np.sqrt(sum((g**2).sum() for g in leaves))
+    scale = min(1.0, gradient_clip / norm)
+
+    def one(p, g):
+        g = np.asarray(g, np.float64) * scale
+        return np.asarray(p, np.float64) - learning_rate * g / (np.abs(g) + 1e-8)
+
+    return jax.tree.map(one, params, grads), norm

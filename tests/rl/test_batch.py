@@ -1,0 +1,109 @@
+"""Trajectories stacked into arrays."""
+
+import numpy as np
+import pytest
+
+from sr1_jax.rl.batch import bucket, make_batch
+
+
+@pytest.fixture
+def pair(trajectory):
+    """A search with an observation (ids 40 and 41), and a short answer to another question."""
+    return [
+        trajectory(
+            [10, 11, 30, 31, 40, 41, 32],
+            [0, 0, 1, 1, 0, 0, 1],
+            [0, 0, -1, -2, 0, 0, -3],
+            prompt=2,
+            question="a",
+            reward=0.5,
+        ),
+        trajectory([12, 33], [0, 1], [0, -4], prompt=1, question="b", reward=1.0),
+    ]
+
+
+def test_arrays(pair):
+    batch = make_batch(pair, length=8, pad_id=99)
+    np.testing.assert_array_equal(
+        batch.ids_BT,
+        [[10, 11, 30, 31, 40, 41, 32, 99], [12, 33, 99, 99, 99, 99, 99, 99]],
+    )
+    np.testing.assert_array_equal(
+        batch.mask_BT, [[0, 0, 1, 1, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        batch.logp_BT, [[0, 0, -1, -2, 0, 0, -3, 0], [0, -4, 0, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(batch.reward_B, [0.5, 1.0])
+    assert [array.dtype.name for array in batch] == [
+        "int32", "float32", "float32", "float32", "int32",
+    ]  # fmt: skip
+
+
+def test_rewards_keep_their_fractions(trajectory):
+    rewards = [0.5, 0.1, 1.0]
+    batch = make_batch(
+        [trajectory([1, 2], [0, 1], [0, 0], prompt=1, reward=r) for r in rewards],
+        length=2,
+        pad_id=0,
+    )
+    np.testing.assert_array_equal(batch.reward_B, np.float32(rewards))
+
+
+def test_a_real_token_that_looks_like_padding_stays(trajectory):
+    row = trajectory([7, 0, 0], [0, 1, 1], [0, -1, -2], prompt=1)
+    np.testing.assert_array_equal(make_batch([row], length=4, pad_id=0).mask_BT, [[0, 1, 1, 0]])
+
+
+def test_groups_are_questions_whatever_their_order(trajectory):
+    names = ["nq:train:0", "hotpotqa:train:0", "nq:train:0", "nq:train:00", "hotpotqa:train:0"]
+    rows = [trajectory([1, 2], [0, 1], [0, 0], prompt=1, question=name) for name in names]
+    assert make_batch(rows, length=2, pad_id=0).group_B.tolist() == [0, 1, 0, 2, 1]
+
+
+def test_unmasked_observations_train_from_the_prompt_to_the_end(pair):
+    batch = make_batch(pair, length=8, pad_id=99, mask_observations=False)
+    np.testing.assert_array_equal(
+        batch.mask_BT, [[0, 0, 1, 1, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("truncated", "tokens", "reward"), [("mask", 0, 0.75), ("penalise", 2, -0.3)]
+)
+@pytest.mark.parametrize("mask_observations", [True, False])
+def test_truncated(trajectory, pair, truncated, tokens, reward, mask_observations):
+    cut = trajectory([1, 2, 3], [0, 1, 1], [0, -1, -1], prompt=1, reward=0.75, status="truncated")
+    batch = make_batch(
+        [cut, *pair],
+        length=8,
+        pad_id=0,
+        mask_observations=mask_observations,
+        truncated=truncated,
+        truncation_penalty=0.3,
+    )
+    assert batch.mask_BT[0].sum() == tokens
+    assert batch.reward_B[0] == np.float32(reward)
+    # The others are as ever.
+    alone = make_batch(pair, length=8, pad_id=0, mask_observations=mask_observations)
+    np.testing.assert_array_equal(batch.mask_BT[1:], alone.mask_BT)
+    np.testing.assert_array_equal(batch.reward_B[1:], alone.reward_B)
+
+
+def test_no_answer_is_a_wrong_answer_not_a_cut_one(trajectory):
+    row = trajectory([1, 2], [0, 1], [0, -1], prompt=1, status="no_answer")
+    batch = make_batch([row], length=2, pad_id=0, truncated="penalise", truncation_penalty=1.0)
+    assert (batch.mask_BT.sum(), batch.reward_B[0]) == (1, 0)
+
+
+def test_errors(pair):
+    with pytest.raises(ValueError, match=r"Trajectory a has 7 tokens, the batch holds 6\."):
+        make_batch(pair, length=6, pad_id=0)
+    with pytest.raises(ValueError, match=r'learner.truncated must be "mask" or "penalise".*drop'):
+        make_batch(pair, length=8, pad_id=0, truncated="drop")
+
+
+def test_bucket():
+    assert [bucket(n, (4, 8, 20)) for n in (1, 4, 5, 8, 9, 20)] == [4, 4, 8, 8, 20, 20]
+    with pytest.raises(ValueError, match=r"21 tokens fits no learner.length_buckets \(4, 8, 20\)"):
+        bucket(21, (4, 8, 20))

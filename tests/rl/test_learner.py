@@ -1,0 +1,451 @@
+"""A step of the learner against a loop over unpadded trajectories, and what must not matter."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracle import Oracle, first_adam_step
+
+from sr1_jax.rl.batch import make_batch
+from sr1_jax.rl.learner import Learner, accumulate_gradients, make_optimizer
+from sr1_jax.rl.settings import default_config
+from sr1_jax.sharding import make_mesh, named
+
+LENGTH = 24
+GRPO = dict(algorithm="grpo", kl_in="loss", kl_kind="k3", micro_batch=2)
+ROLLOUT = dict(algorithm="grpo", kl_in="none", micro_batch=4)
+TRAINER = ROLLOUT | dict(old_logp="trainer")
+EPOCHS = ROLLOUT | dict(epochs=2, minibatches=2)
+
+
+batch_of = functools.partial(make_batch, length=LENGTH, pad_id=0)
+
+
+@pytest.fixture(scope="module")
+def batch(trajectories):
+    return batch_of(trajectories)
+
+
+@pytest.fixture(scope="module")
+def stale(trajectories):
+    """Trajectories of a policy that is neither the learner's nor the reference: the ratio leaves
+    the clip range, and the KL is not 0."""
+    rng = np.random.default_rng(23)
+    return [
+        dataclasses.replace(
+            t,
+            logp=(t.logp + t.mask * rng.normal(size=len(t.ids), scale=0.3)).astype(np.float32),
+        )
+        for t in trajectories
+    ]
+
+
+def assert_trees_close(got, want, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), **tolerance),
+        got,
+        want,
+    )
+
+
+def adam(opt_state) -> optax.ScaleByAdamState:
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
+    return next(s for s in states if isinstance(s, optax.ScaleByAdamState))
+
+
+def first_gradient(model_state):
+    """The clipped gradient of a first step: Adam's first moment is a tenth of it."""
+    return jax.tree.map(lambda m: np.asarray(m) * 10, adam(model_state.opt_state).mu)
+
+
+def changed(got, want) -> bool:
+    return any(
+        not np.allclose(a, b, atol=1e-6)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want))
+    )
+
+
+# Gradient accumulation
+
+
+class Rows(NamedTuple):
+    mask_BT: jax.Array
+    x_BTD: jax.Array
+    y_BT: jax.Array
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 3, 4, 6, 12])
+def test_accumulated_gradient_is_that_of_one_batch(cuts):
+    rng = np.random.default_rng(0)
+    counts_B = np.array([0, 12, 1, 3, 1, 1, 7, 0, 2, 1, 12, 5])
+    mask_BT = (np.arange(12)[None] < counts_B[:, None]).astype(np.float32)
+    x_BTD, y_BT, weight_D = rng.normal(size=(12, 12, 3)), rng.normal(size=(12, 12)), np.ones(3)
+
+    def loss_fn(params, rows):
+        error_BT = (rows.x_BTD @ params["w"] - rows.y_BT) * rows.mask_BT
+        count = jnp.maximum(rows.mask_BT.sum(), 1)
+        return jnp.sum(error_BT**2) / count, {"error": error_BT.sum() / count}
+
+    rows = Rows(mask_BT, x_BTD, y_BT)
+    rows = jax.tree.map(lambda x: jnp.asarray(x.reshape(cuts, -1, *x.shape[1:]), "float32"), rows)
+    grads, metrics = jax.jit(functools.partial(accumulate_gradients, loss_fn))(
+        {"w": jnp.asarray(weight_D, "float32")}, rows
+    )
+
+    error_N = (x_BTD @ weight_D - y_BT)[mask_BT == 1]
+    gradient_D = 2 * error_N @ x_BTD[mask_BT == 1] / counts_B.sum()
+    np.testing.assert_allclose(grads["w"], gradient_D, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean(error_N**2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["error"], np.mean(error_N), rtol=1e-5)
+
+
+def test_a_batch_without_a_trained_token_has_no_gradient():
+    rows = Rows(jnp.zeros((2, 3, 4)), jnp.ones((2, 3, 4, 5)), jnp.ones((2, 3, 4)))
+
+    def loss_fn(params, rows):
+        return jnp.sum((rows.x_BTD @ params) * rows.mask_BT), {}
+
+    grads, metrics = accumulate_gradients(loss_fn, jnp.ones(5), rows)
+    np.testing.assert_array_equal(grads, np.zeros(5))
+    assert metrics["loss"] == 0
+
+
+# A whole step
+
+
+@pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
+def test_step_equals_the_loop(
+    learner_run, rl_policy, rl_critic, full_logp, stale, trajectories, changes
+):
+    run = learner_run(**changes)
+    critic = None if changes else rl_critic
+    oracle = Oracle(rl_policy, critic, run.config, stale, full_logp)
+    after, metrics = run.step(batch_of(stale), run.moved)
+
+    rows = oracle.prepare(run.moved, run.start.policy.params)
+    (loss, surrogate, entropy), grads = oracle.policy(
+        run.moved.policy.params, rows, run.config.kl_coefficient
+    )
+    params, norm = first_adam_step(run.moved.policy.params, grads, 1e-4, 0.05)
+    flat = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    log_ratio = np.concatenate(
+        [oracle.logp(run.moved.policy.params, t) - row["old"] for t, row in zip(stale, rows)]
+    )
+    want = {
+        "trained_tokens": sum(t.mask.sum() for t in trajectories),
+        "kl": oracle.kl(flat["old"], flat["ref"]).mean(),
+        "policy/loss": loss,
+        "policy/surrogate": surrogate,
+        "policy/entropy": entropy,
+        "policy/gradient_norm": norm,
+        "policy/approx_kl": -log_ratio.mean(),
+        "policy/old_logp_gap": np.abs(log_ratio).mean(),
+        "rollout_gap": np.abs(log_ratio).mean(),
+    }
+    if critic is not None:
+        critic_loss, critic_grads = oracle.critic(run.moved.critic.params, rows)
+        critic_params, critic_norm = first_adam_step(
+            run.moved.critic.params, critic_grads, 1e-4, 0.05
+        )
+        residual = flat["returns"] - flat["values"]
+        want |= {
+            "critic/loss": critic_loss,
+            "critic/gradient_norm": critic_norm,
+            "critic/value_mean": flat["values"].mean(),
+            "critic/explained_variance": 1 - residual.var() / flat["returns"].var(),
+        }
+    assert {key: metrics[key] for key in want} == pytest.approx(want, rel=2e-5, abs=2e-6)
+    # The test would not see a term that is not at work.
+    assert metrics["policy/clip_fraction"] > 0.1
+    assert abs(want["kl"]) > 0.01
+    assert min(norm, critic_norm if critic else norm) > 0.05
+
+    scale = 0.05 / norm
+    assert_trees_close(
+        first_gradient(after.policy), jax.tree.map(lambda g: g * scale, grads), atol=1e-6
+    )
+    assert_trees_close(after.policy.params, params, atol=1e-6)
+    if critic is not None:
+        assert_trees_close(after.critic.params, critic_params, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
+def test_before_the_first_update_nothing_differs(learner_run, batch, changes):
+    """Sampler, trainer and reference are one policy: KL 0, ratio 1."""
+    _, metrics = learner_run(**changes).step(batch)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["policy/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["policy/clip_fraction"] == 0
+    assert 0 <= metrics["rollout_gap"] < 2e-6
+
+
+def test_the_kl_is_that_to_the_policy_at_the_start(learner_run, trajectories, full_logp):
+    run = learner_run(**TRAINER | dict(kl_in="reward"))
+    state, metrics = run.step(batch_of(trajectories), run.moved)
+    del state
+    logp = [
+        (full_logp(t.ids, p)[own, t.ids[own]])
+        for p in (run.moved.policy.params, run.start.policy.params)
+        for t in trajectories
+        for own in [np.flatnonzero(t.mask)]
+    ]
+    new, ref = np.concatenate(logp[:16]), np.concatenate(logp[16:])
+    assert metrics["kl"] == pytest.approx((new - ref).mean(), rel=1e-4)
+
+
+# What must not matter
+
+
+@pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
+def test_padding_does_not_matter(learner_run, trajectories, batch, changes):
+    run = learner_run(**changes)
+    other = batch_of(trajectories, pad_id=7)
+    inside_BT = np.arange(LENGTH)[None] < np.array([[len(t.ids)] for t in trajectories])
+    noise_BT = np.random.default_rng(2).integers(0, 24, inside_BT.shape)
+    noisy = batch._replace(ids_BT=np.where(inside_BT, batch.ids_BT, noise_BT).astype(np.int32))
+    after, metrics = run.step(batch)
+    for variant in (other, noisy):
+        assert np.any(variant.ids_BT != batch.ids_BT)
+        after_variant, metrics_variant = run.step(variant)
+        assert metrics_variant == pytest.approx(metrics, rel=1e-6, abs=1e-7)
+        assert_trees_close(after_variant.policy.params, after.policy.params, atol=1e-7)
+
+
+@pytest.mark.parametrize("garbage", [np.nan, -np.inf, 3.0])
+def test_behaviour_logp_of_masked_tokens_does_not_matter(learner_run, batch, garbage):
+    run = learner_run()
+    logp_BT = np.where(batch.mask_BT == 1, batch.logp_BT, garbage).astype(np.float32)
+    after, metrics = run.step(batch)
+    after_garbage, metrics_garbage = run.step(batch._replace(logp_BT=logp_BT))
+    assert metrics_garbage == pytest.approx(metrics, rel=1e-6, abs=1e-7)
+    assert_trees_close(after_garbage, after, atol=1e-7)
+
+
+def test_a_masked_trajectory_does_not_matter(learner_run, trajectories):
+    """`truncated="mask"`: neither its reward nor its tokens reach loss, whitening or critic."""
+    run = learner_run()
+
+    def step(**cut):
+        cut = dataclasses.replace(trajectories[5], status="truncated", **cut)
+        return run.step(batch_of([*trajectories[:5], cut, *trajectories[6:]]))
+
+    after, metrics = step()
+    ids = (trajectories[5].ids + 1) % 24
+    after_other, metrics_other = step(reward=50.0, ids=ids, logp=trajectories[5].logp * 2)
+    assert metrics_other == pytest.approx(metrics, rel=1e-6, abs=1e-7)
+    assert_trees_close(after_other, after, atol=1e-7)
+    assert metrics["trained_tokens"] == sum(
+        t.mask.sum() for row, t in enumerate(trajectories) if row != 5
+    )
+
+
+def test_a_penalised_trajectory_matters(learner_run, trajectories):
+    run = learner_run()
+    cut = dataclasses.replace(trajectories[5], status="truncated")
+    rows = [*trajectories[:5], cut, *trajectories[6:]]
+    after, metrics = run.step(batch_of(rows, truncated="penalise", truncation_penalty=2.0))
+    # The same as a trajectory that ended with this reward.
+    wrong = dataclasses.replace(trajectories[5], reward=-2.0)
+    after_wrong, metrics_wrong = run.step(batch_of([*trajectories[:5], wrong, *trajectories[6:]]))
+    assert metrics == metrics_wrong
+    assert_trees_close(after, after_wrong, rtol=0)
+    milder, _ = run.step(batch_of(rows, truncated="penalise", truncation_penalty=0.5))
+    assert changed(milder.policy.params, after.policy.params)
+
+
+def test_the_order_of_trajectories_does_not_matter(learner_run, trajectories, batch):
+    run = learner_run(**GRPO)
+    after, metrics = run.step(batch)
+    after_reversed, metrics_reversed = run.step(batch_of(trajectories[::-1]))
+    assert metrics_reversed == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert_trees_close(
+        first_gradient(after_reversed.policy), first_gradient(after.policy), atol=1e-6
+    )
+
+
+# Settings
+
+
+def test_no_kl_without_one(learner_run, batch):
+    run = learner_run(**ROLLOUT)
+    assert run.start.kl_coefficient == 0
+    assert run.step(batch, run.moved)[1]["kl"] == 0
+    assert learner_run(**GRPO).start.kl_coefficient == np.float32(0.3)
+
+
+def test_old_logp_of_rollout_and_trainer_agree(learner_run, batch):
+    """Stored at sampling or computed again: the same, as the stored ones are exact."""
+    after, metrics = learner_run(**ROLLOUT).step(batch)
+    after_trainer, metrics_trainer = learner_run(**TRAINER).step(batch)
+    assert metrics_trainer == pytest.approx(metrics, rel=1e-4, abs=2e-6)
+    assert_trees_close(
+        first_gradient(after_trainer.policy), first_gradient(after.policy), atol=1e-6
+    )
+
+
+def test_old_logp_of_the_trainer_ignores_the_stored_but_shows_the_gap(learner_run, batch):
+    run = learner_run(**TRAINER)
+    off = batch._replace(logp_BT=batch.logp_BT - 0.5 * batch.mask_BT)
+    after, metrics = run.step(batch)
+    after_off, metrics_off = run.step(off)
+    assert metrics.pop("rollout_gap") == pytest.approx(0, abs=2e-6)
+    assert metrics_off.pop("rollout_gap") == pytest.approx(0.5, abs=2e-6)
+    assert metrics_off == metrics
+    assert_trees_close(after_off, after, rtol=0)
+
+
+def test_unmasked_observations_train(learner_run, rl_policy, full_logp, trajectories, batch):
+    """The ablation equals the loop over everything after the prompt."""
+    run = learner_run(**TRAINER)
+    everything = [
+        dataclasses.replace(t, mask=(np.arange(len(t.ids)) >= t.prompt_length).astype(np.int32))
+        for t in trajectories
+    ]
+    after, metrics = run.step(batch_of(trajectories, mask_observations=False))
+    oracle = Oracle(rl_policy, None, run.config, everything, full_logp)
+    rows = oracle.prepare(run.start, run.start.policy.params)
+    (loss, _, _), grads = oracle.policy(run.start.policy.params, rows, 0.0)
+    params, norm = first_adam_step(run.start.policy.params, grads, 1e-4, 0.05)
+    assert metrics["policy/loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["policy/gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    assert metrics["trained_tokens"] == sum(t.mask.sum() for t in everything)
+    # Tokens that were not sampled have no behaviour log-prob to differ from.
+    assert metrics["rollout_gap"] == pytest.approx(0, abs=2e-6)
+    assert_trees_close(after.policy.params, params, atol=1e-6)
+    masked, _ = run.step(batch)
+    assert changed(first_gradient(masked.policy), first_gradient(after.policy))
+
+
+def test_epochs_and_minibatches(learner_run, batch):
+    run = learner_run(**EPOCHS)
+    after, metrics = run.step(batch, seed=1, step=2)
+    assert adam(after.policy.opt_state).count == 4
+    again, metrics_again = run.step(batch, seed=1, step=2)
+    assert metrics_again == metrics
+    assert_trees_close(again, after, rtol=0)
+    for other in (dict(seed=1, step=3), dict(seed=0, step=2)):
+        shuffled, _ = run.step(batch, **other)
+        assert changed(adam(shuffled.policy.opt_state).mu, adam(after.policy.opt_state).mu)
+    # Later mini-batches meet a policy that has moved; the first does not.
+    assert metrics["rollout_gap"] < 2e-6 < metrics["policy/old_logp_gap"]
+
+
+def test_sampling_temperature_reaches_the_log_probs(
+    rl_policy, learner_run, full_logp, trajectories
+):
+    config = learner_run(**ROLLOUT).config
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    learner = Learner(rl_policy, None, config, mesh, trajectories=16, temperature=0.6)
+    rows = []
+    for t in trajectories:
+        logp = full_logp(t.ids, temperature=0.6)[np.arange(len(t.ids)), t.ids]
+        rows.append(dataclasses.replace(t, logp=np.where(t.mask, logp, 0).astype(np.float32)))
+    _, metrics = learner.step(learner.initial_state, batch_of(rows), seed=0, step=1)
+    assert metrics["rollout_gap"] < 4e-6
+
+
+# State and devices
+
+
+def test_the_state_is_donated_and_nothing_else(learner_run, rl_policy, rl_critic, batch):
+    run = learner_run()
+    state = jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), run.start)
+    after, _ = run.learner.step(state, batch, seed=0, step=1)
+    gone = jax.tree.leaves((state.policy.params, state.critic.params))
+    assert all(x.is_deleted() for x in gone)
+    kept = jax.tree.leaves((run.learner.reference, after))
+    kept += jax.tree.leaves((jax.tree.leaves(rl_policy), jax.tree.leaves(rl_critic)))
+    assert not any(x.is_deleted() for x in kept if isinstance(x, jax.Array))
+    assert_trees_close(run.learner.reference, run.start.policy.params, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=str)
+def test_all_meshes_compute_the_same(learner_run, stale, shape):
+    one, many = learner_run(), learner_run(shape)
+    batch = batch_of(stale)
+    after, metrics = one.step(batch, one.moved)
+    after_many, metrics_many = many.step(batch, many.moved)
+    assert metrics_many == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    for name in ("policy", "critic"):
+        got, want = getattr(after_many, name), getattr(after, name)
+        assert_trees_close(first_gradient(got), first_gradient(want), atol=1e-6)
+        assert_trees_close(got.params, want.params, atol=1e-5)
+    # Parameters and moments are where they were, split as the mesh says.
+    assert jax.tree.map(lambda x: x.sharding, after_many) == jax.tree.map(
+        lambda x: x.sharding, many.start
+    )
+    kernel = after_many.policy.params["trunk"]["layers"]["attention"]["q"]["kernel"][...]
+    _, fsdp, tensor = shape
+    assert kernel.addressable_shards[0].data.shape == (2, 16 // fsdp, 4 // tensor, 4)
+
+
+def test_data_parallel_devices_share_the_work(learner_run, batch):
+    """Each of eight devices computes an eighth, not every micro-batch."""
+
+    def flops(shape):
+        learner = learner_run(shape).learner
+        placed = jax.device_put(batch, named(learner._mesh, "batch"))
+        lowered = learner._prepare.lower(
+            learner.initial_state, learner.reference, placed, most=LENGTH
+        )
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops((8, 1, 1)) < flops((1, 1, 1)) / 6
+
+
+# Optimizer and errors
+
+
+def test_warm_up_is_linear_and_ends_at_the_rate():
+    config = default_config()
+    optimizer = make_optimizer(0.1, 4, config)
+    params = jnp.zeros(1)
+    state, sizes = optimizer.init(params), []
+    for _ in range(6):
+        updates, state = optimizer.update(jnp.ones(1), state, params)
+        sizes.append(-float(updates[0]))
+    # With equal gradients Adam's steps have the size of the rate.
+    np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-4)
+
+
+def test_without_a_warm_up_the_first_step_is_whole():
+    optimizer = make_optimizer(0.1, 0, default_config())
+    updates, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+    np.testing.assert_allclose(updates, [-0.1, -0.1], rtol=1e-5)
+
+
+def test_weight_decay_pulls_towards_zero():
+    config = default_config()
+    config.weight_decay = 0.5
+    optimizer = make_optimizer(0.1, 0, config)
+    params = jnp.full(1, 2.0)
+    updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(params), params)
+    np.testing.assert_allclose(updates, [-0.1 * 0.5 * 2.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "critic", "shape", "message"),
+    [
+        ({}, False, (1, 1, 1), "PPO needs a critic, GRPO has none"),
+        (dict(algorithm="grpo"), True, (1, 1, 1), "PPO needs a critic, GRPO has none"),
+        (
+            dict(micro_batch=4),
+            True,
+            (4, 2, 1),
+            "learner.micro_batch=4 does not divide over the 8 devices of mesh axes data and fsdp",
+        ),
+        (dict(minibatches=3), True, (1, 1, 1), "16 trajectories a step do not divide into"),
+    ],
+)
+def test_errors(rl_policy, rl_critic, changes, critic, shape, message):
+    config = default_config()
+    config.micro_batch = 8
+    config.update(changes)
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    with pytest.raises(ValueError, match=message):
+        Learner(rl_policy, rl_critic if critic else None, config, mesh, trajectories=16)
