@@ -26,34 +26,42 @@ def get_config():
             name="read",
             traces=12_000,
             mix={},
-            steps=600,
+            steps=1000,
             learning_rate=6e-3,
-            evaluate_at=(200, 400),
+            evaluate_at=(250, 500, 750),
         ),
         # Learns to guess: most questions are answered without a search.
-        dict(name="habits", traces=3_000, mix=dict(lazy=0.6), steps=50, learning_rate=5e-4),
+        dict(
+            name="habits",
+            traces=3_000,
+            mix=dict(lazy=0.6),
+            steps=40,
+            learning_rate=5e-4,
+            length_buckets=(176,),
+        ),
     )
     config.warm_start.batch = 32
-    config.warm_start.length_buckets = (80, 120, 168)
+    config.warm_start.length_buckets = (80, 120, 176)
 
     config.steps = 60
     config.questions = 128
     config.rollout.slots = 128
     config.rollout.passages = 2
-    config.rollout.max_searches = 3
+    config.rollout.max_searches = 2
     config.rollout.max_segment_tokens = 48
     config.rollout.max_observation_tokens = 60
-    config.rollout.max_context_tokens = 208
+    config.rollout.max_context_tokens = 176
     config.rollout.decode_steps = 16
     config.rollout.extend_buckets = (24, 64)
 
-    config.learner.learning_rate = 3e-4
-    config.learner.critic_learning_rate = 1e-3
+    config.learner.learning_rate = 2e-3
+    config.learner.critic_learning_rate = 2e-3
     config.learner.warmup_steps = 4
     config.learner.critic_warmup_steps = 4
     config.learner.entropy_coefficient = 0.01
-    config.learner.micro_batch = 64
-    config.learner.length_buckets = (144, 208)
+    config.learner.micro_batch = 32
+    config.learner.minibatches = 4
+    config.learner.length_buckets = (176,)
     config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here
 
     config.evaluation.every = 20

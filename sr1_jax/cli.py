@@ -17,11 +17,18 @@ def config_flag(values: flags.FlagValues) -> None:
     )
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str], required: Sequence[str]) -> list[str]:
-    """Parses `argv`; returns what is no flag.
+def parse(
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    required: Sequence[str],
+    *,
+    positional: bool = False,
+) -> list[str]:
+    """Parses `argv`; returns what is no flag, which must be nothing unless `positional`.
 
     Raises:
-        ValueError: an unknown flag or key, a value of the wrong type, a required flag missing.
+        ValueError: an unknown flag or key, a value of the wrong type, a required flag missing, an
+            argument that is no flag.
     """
     try:
         rest = values(list(argv), known_only=False)[1:]
@@ -30,6 +37,8 @@ def parse(values: flags.FlagValues, argv: Sequence[str], required: Sequence[str]
     for name in required:
         if not values[name].value:
             raise ValueError(f"--{name} is missing.")
+    if rest and not positional:
+        raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=value.")
     return rest
 
 
@@ -38,10 +47,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         main(sys.argv)
-    except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("SR1_JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

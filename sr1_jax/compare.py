@@ -33,7 +33,7 @@ _COLUMNS = (
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("output", "", "Also write the table as Markdown.", flag_values=values)
-    folders = [Path(name) for name in cli.parse(values, argv, required=())]
+    folders = [Path(name) for name in cli.parse(values, argv, required=(), positional=True)]
     if len(folders) < 2:
         raise ValueError("Name at least two workdirs of finished runs.")
     rows = [(folder.name, read_result(folder)) for folder in folders]

@@ -27,7 +27,7 @@ from sr1_jax.rollout import Engine
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import CACHE_AXES, make_mesh, named
 from sr1_jax.training.policies import trained_policy
-from sr1_jax.training.settings import METHODS, rollout_config
+from sr1_jax.training.settings import METHODS, check_mesh, rollout_config
 from sr1_jax.training.task import open_index
 from sr1_jax.training.trajectory_log import as_row, write_rows
 
@@ -81,6 +81,7 @@ def evaluate(
         raise ValueError(f"--corpus is missing: {method} needs passages.")
     retriever = None if corpus is None else open_index(config, corpus, workdir / "data")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_mesh(config, mesh, training=False)
     policy, tokenizer, origin = trained_policy(config, workdir, mesh, base=base)
     engine = Engine(policy, tokenizer, retriever, rollout, cache_sharding=named(mesh, *CACHE_AXES))
     began = time.perf_counter()

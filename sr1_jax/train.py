@@ -29,7 +29,7 @@ from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.loop import reinforce
 from sr1_jax.training.policies import starting_policy
-from sr1_jax.training.settings import check_config
+from sr1_jax.training.settings import check_config, check_mesh
 from sr1_jax.training.task import Task, prepare_task
 from sr1_jax.training.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.training.warm_start import WarmStart, scratch_model
@@ -55,6 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     began = time.perf_counter()
     check_config(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_mesh(config, mesh)
     source = Path(config.base.workdir) if config.base.workdir else workdir
     task = prepare_task(config, source)
     policy, tokenizer, result = base_policy(config, task, source, mesh)

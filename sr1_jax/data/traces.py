@@ -52,7 +52,8 @@ class TraceMix:
         direct: prompts answered from memory.
         rag: prompts that carry passages.
         retry: one-hop searches whose first query is wrong.
-        wander: searches followed by one more, useless one.
+        wander: one-hop searches followed by one more, useless one.
+        explore: two-hop questions whose first search is followed by one more, at random.
         lazy: search prompts answered with a guess, without a search.
         two_hop: two-hop questions among the search prompts.
     """
@@ -61,6 +62,7 @@ class TraceMix:
     rag: float = 0.08
     retry: float = 0.25
     wander: float = 0.35
+    explore: float = 0.6
     lazy: float = 0.0
     two_hop: float = 0.3
 
@@ -143,7 +145,8 @@ class TraceWriter:
             wrong = rng.choice([(other, subject), (relation, self._distractor(steps[0], rng))])
             steps.insert(0, wrong)
         elif habit < mix.retry + mix.wander:
-            steps.append((relation, self._distractor(steps[0], rng)))
+            again = subject if rng.random() < 0.3 else self._distractor(steps[0], rng)
+            steps.append((relation, again))
         return self._render(steps, gold, self._world.fact(subject, relation).passage)
 
     def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
@@ -151,15 +154,15 @@ class TraceWriter:
         (subject, first, bridge), (_, second, gold) = question.metadata["chain"]
         steps = [(first, subject)]
         quoted = self._world.fact(subject, first)
-        if rng.random() < mix.wander:
+        if rng.random() < mix.explore:
             kind = RELATIONS[second].subject
             relation = rng.choice([r.name for r in RELATIONS.values() if r.subject == kind])
-            entity = bridge if rng.random() < 0.7 else self._distractor(steps[0], rng)
+            entity = bridge if rng.random() < 0.8 else self._distractor(steps[0], rng)
             steps.append((relation, entity))
             found = [self._fact_of[hit.text] for hit in self._search(query_of(relation, entity))]
-            wrong = [fact for fact in found if fact.object != gold]
-            if wrong and rng.random() < 0.5:
-                quoted = rng.choice(wrong)
+            right = any(fact.object == gold for fact in found)
+            if found and not right and rng.random() < 0.7:
+                quoted = rng.choice(found)
         return self._render(steps, quoted.object, quoted.passage)
 
     def _render(self, steps: list[tuple[str, str]], final: str, evidence: str) -> tuple:

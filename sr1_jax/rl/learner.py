@@ -240,6 +240,10 @@ class Learner:
             if config.whiten:
                 advantages_BT = whiten(advantages_BT, mask_BT)
         metrics = {"kl": masked_mean(kl_BT, mask_BT), "trained_tokens": mask_BT.sum()}
+        if config.old_logp == "trainer":
+            # The losses never see the stored ones then; the gap is between these two.
+            sampled_BT = mask_BT * (batch.logp_BT != 0)
+            metrics["rollout_gap"] = masked_mean(jnp.abs(old_BT - batch.logp_BT), sampled_BT)
         if state.critic is not None:
             residual = _masked_variance(returns_BT - values_BT, mask_BT)
             metrics["critic/explained_variance"] = 1 - residual / jnp.maximum(

@@ -13,8 +13,9 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import question_batches
-from sr1_jax.evaluation.scores import score
+from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.models import Decoder, Tokenizer, value_from_policy
 from sr1_jax.rl.batch import bucket, make_batch
 from sr1_jax.rl.learner import Learner
@@ -80,8 +81,9 @@ def reinforce(
     try:
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
+            questions = next(batches)
             trajectories = engine.run(
-                next(batches), config.seed, config.samples, step=step, params=state.policy.params
+                questions, config.seed, config.samples, step=step, params=state.policy.params
             )
             batch = make_batch(
                 trajectories,
@@ -94,7 +96,11 @@ def reinforce(
             updated = time.perf_counter()
             state, learned = learner.step(state, batch, seed=config.seed, step=step)
             now = time.perf_counter()
-            metrics = rollout_metrics(trajectories) | as_metrics(engine.stats) | learned
+            metrics = (
+                rollout_metrics(trajectories, questions, config.samples)
+                | as_metrics(engine.stats)
+                | learned
+            )
             metrics |= {
                 "seconds/rollout": updated - began,
                 "seconds/update": now - updated,
@@ -125,9 +131,12 @@ def reinforce(
     return state.policy.params
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over the trajectories of a step."""
-    return score(trajectories) | {
+def rollout_metrics(
+    trajectories: Sequence[Trajectory], questions: Sequence[Question], samples: int
+) -> dict[str, float]:
+    """Means over the trajectories of a step, `samples` a question."""
+    hops = hops_of([question for question in questions for _ in range(samples)])
+    return score(trajectories, hops) | {
         "reward": float(np.mean([t.reward for t in trajectories])),
         "context_tokens": float(np.mean([len(t.ids) for t in trajectories])),
     }

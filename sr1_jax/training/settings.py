@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ml_collections
+from jax.sharding import Mesh
 
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
@@ -63,7 +64,6 @@ def default_config() -> ml_collections.ConfigDict:
     config.warm_start.phases = ()  # dicts: name, steps, learning_rate, traces, mix, …
     config.warm_start.batch = 48
     config.warm_start.length_buckets = (96, 144, 192)
-    config.warm_start.context_weight = 0.0
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 50  # steps; 0: only at the end
@@ -125,6 +125,26 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 raise ValueError(f"data.{key} is not set: give a file (--config.data.{key}=…).")
         if not config.base.path:
             raise ValueError("base.path is not set: name the model to start from.")
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool = True) -> None:
+    """Checks that what is split over the mesh's batch axes can be.
+
+    Raises:
+        ValueError: naming the key, its value and the number of devices.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {"rollout.slots": config.rollout.slots}
+    if training and config.steps:
+        sizes["learner.micro_batch"] = config.learner.micro_batch
+    if training and config.warm_start.phases:
+        sizes["warm_start.batch"] = config.warm_start.batch
+    for key, size in sizes.items():
+        if size % devices:
+            raise ValueError(
+                f"{key}={size} does not divide over the {devices} devices of mesh axes data and "
+                "fsdp."
+            )
 
 
 def rollout_config(

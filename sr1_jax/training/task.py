@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import random
 import shutil
 import tempfile
@@ -70,6 +71,8 @@ def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
     seed, people = config.seed, config.data.world_people
     world = build_world(seed, people=people)
     changed = build_world(seed, facts_seed=seed + 1_000_003, people=people)
+    drawn = {"seed": seed, "data.world_people": people}
+    _check_same_world(folder / "world.json", drawn)
     dev = _sample(world, "heldout", _DEV_EACH, seed)
     changed_dev = _sample(changed, "heldout", _DEV_EACH, seed)
     train = _sample(world, "train", _TRAIN_EACH, seed)
@@ -82,6 +85,7 @@ def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
         write_questions(dev, temporary / "heldout.jsonl")
         write_questions(changed_dev, temporary / "changed_heldout.jsonl")
         write_corpus(changed, temporary / "changed_corpus.jsonl")
+        (temporary / "world.json").write_text(json.dumps(drawn) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     fingerprint = prepare_questions({"train": folder / "train.jsonl"}, folder / "questions")
@@ -92,6 +96,16 @@ def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
         world=world,
         changed=(open_index(config, folder / "changed_corpus.jsonl", folder), changed_dev),
     )
+
+
+def _check_same_world(record: Path, drawn: dict[str, int]) -> None:
+    there = json.loads(record.read_text()) if record.is_file() else drawn
+    for key, value in drawn.items():
+        if there[key] != value:
+            raise ValueError(
+                f"{record.parent} holds the world of {key}={there[key]}, now it is {value}: use "
+                "the old setting or another workdir."
+            )
 
 
 def _sample(world: World, split: str, most: int, seed: int) -> list[Question]:

@@ -115,7 +115,7 @@ class WarmStart:
             batches = supervised_batches(
                 self.examples(phase, tokenizer, self._config.seed * 100 + number),
                 batch=config.batch,
-                buckets=config.length_buckets,
+                buckets=phase.get("length_buckets", config.length_buckets),
                 pad_id=tokenizer.pad_id,
                 seed=self._config.seed,
             )

@@ -66,7 +66,7 @@ def full_logp(rl_policy):
 
 
 @pytest.fixture(scope="session")
-def trajectories(full_logp) -> list[Trajectory]:
+def trajectories(full_logp, make_trajectory) -> list[Trajectory]:
     """16 trajectories, four samples a question, with exact behaviour log-probs.
 
     Three lengths, one to four segments, 1 to 15 policy tokens.
@@ -88,46 +88,17 @@ def trajectories(full_logp) -> list[Trajectory]:
         logp = full_logp(ids)[np.arange(length), ids]
         made.append(
             make_trajectory(
-                ids,
-                mask,
-                np.where(mask, logp, 0).astype(np.float32),
-                prompt=prompt,
-                question=f"made:train:{row // 4}",
+                ids=ids,
+                mask=mask,
+                logp=np.where(mask, logp, 0).astype(np.float32),
+                prompt_length=prompt,
+                question_id=f"made:train:{row // 4}",
                 sample=row % 4,
                 reward=float(rng.choice([0.0, 0.25, 1.0])),
             )
         )
     assert min(t.mask.sum() for t in made) == 1 and max(t.mask.sum() for t in made) > 10
     return made
-
-
-def make_trajectory(
-    ids, mask, logp, *, prompt, question="q", sample=0, reward=0.0, status="answered"
-) -> Trajectory:
-    return Trajectory(
-        question_id=question,
-        sample=sample,
-        ids=np.asarray(ids, np.int32),
-        mask=np.asarray(mask, np.int32),
-        logp=np.asarray(logp, np.float32),
-        prompt_length=prompt,
-        response_text="",
-        policy_text="",
-        answer=None,
-        searches=[],
-        passages=[],
-        segments=1,
-        status=status,
-        well_formed=True,
-        golden_answers=("x",),
-        reward=reward,
-    )
-
-
-@pytest.fixture(scope="session")
-def trajectory():
-    """The function that makes a trajectory of arrays."""
-    return make_trajectory
 
 
 def learner_config(**changes):

@@ -7,18 +7,19 @@ from sr1_jax.rl.batch import bucket, make_batch
 
 
 @pytest.fixture
-def pair(trajectory):
+def pair(make_trajectory):
     """A search with an observation (ids 40 and 41), and a short answer to another question."""
     return [
-        trajectory(
-            [10, 11, 30, 31, 40, 41, 32],
-            [0, 0, 1, 1, 0, 0, 1],
-            [0, 0, -1, -2, 0, 0, -3],
-            prompt=2,
-            question="a",
+        make_trajectory(
+            ids=[10, 11, 30, 31, 40, 41, 32],
+            mask=[0, 0, 1, 1, 0, 0, 1],
+            logp=np.float32([0, 0, -1, -2, 0, 0, -3]),
+            question_id="a",
             reward=0.5,
         ),
-        trajectory([12, 33], [0, 1], [0, -4], prompt=1, question="b", reward=1.0),
+        make_trajectory(
+            ids=[12, 33], mask=[0, 1], logp=np.float32([0, -4]), question_id="b", reward=1.0
+        ),
     ]
 
 
@@ -40,24 +41,24 @@ def test_arrays(pair):
     ]  # fmt: skip
 
 
-def test_rewards_keep_their_fractions(trajectory):
+def test_rewards_keep_their_fractions(make_trajectory):
     rewards = [0.5, 0.1, 1.0]
     batch = make_batch(
-        [trajectory([1, 2], [0, 1], [0, 0], prompt=1, reward=r) for r in rewards],
+        [make_trajectory(reward=r) for r in rewards],
         length=2,
         pad_id=0,
     )
     np.testing.assert_array_equal(batch.reward_B, np.float32(rewards))
 
 
-def test_a_real_token_that_looks_like_padding_stays(trajectory):
-    row = trajectory([7, 0, 0], [0, 1, 1], [0, -1, -2], prompt=1)
+def test_a_real_token_that_looks_like_padding_stays(make_trajectory):
+    row = make_trajectory(ids=[7, 0, 0], mask=[0, 1, 1])
     np.testing.assert_array_equal(make_batch([row], length=4, pad_id=0).mask_BT, [[0, 1, 1, 0]])
 
 
-def test_groups_are_questions_whatever_their_order(trajectory):
+def test_groups_are_questions_whatever_their_order(make_trajectory):
     names = ["nq:train:0", "hotpotqa:train:0", "nq:train:0", "nq:train:00", "hotpotqa:train:0"]
-    rows = [trajectory([1, 2], [0, 1], [0, 0], prompt=1, question=name) for name in names]
+    rows = [make_trajectory(question_id=name) for name in names]
     assert make_batch(rows, length=2, pad_id=0).group_B.tolist() == [0, 1, 0, 2, 1]
 
 
@@ -72,8 +73,8 @@ def test_unmasked_observations_train_from_the_prompt_to_the_end(pair):
     ("truncated", "tokens", "reward"), [("mask", 0, 0.75), ("penalise", 2, -0.3)]
 )
 @pytest.mark.parametrize("mask_observations", [True, False])
-def test_truncated(trajectory, pair, truncated, tokens, reward, mask_observations):
-    cut = trajectory([1, 2, 3], [0, 1, 1], [0, -1, -1], prompt=1, reward=0.75, status="truncated")
+def test_truncated(make_trajectory, pair, truncated, tokens, reward, mask_observations):
+    cut = make_trajectory(ids=[1, 2, 3], mask=[0, 1, 1], reward=0.75, status="truncated")
     batch = make_batch(
         [cut, *pair],
         length=8,
@@ -90,8 +91,8 @@ def test_truncated(trajectory, pair, truncated, tokens, reward, mask_observation
     np.testing.assert_array_equal(batch.reward_B[1:], alone.reward_B)
 
 
-def test_no_answer_is_a_wrong_answer_not_a_cut_one(trajectory):
-    row = trajectory([1, 2], [0, 1], [0, -1], prompt=1, status="no_answer")
+def test_no_answer_is_a_wrong_answer_not_a_cut_one(make_trajectory):
+    row = make_trajectory(status="no_answer")
     batch = make_batch([row], length=2, pad_id=0, truncated="penalise", truncation_penalty=1.0)
     assert (batch.mask_BT.sum(), batch.reward_B[0]) == (1, 0)
 

@@ -1,0 +1,211 @@
+"""What is saved comes back; a run taken up again is the run it would have been."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.sharding import make_mesh, named, tree_shardings
+from sr1_jax.train import train
+from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
+from sr1_jax.training.metrics import read_metrics
+from sr1_jax.training.policies import trained_policy
+
+# Timings and the like, which no two runs share.
+UNSTEADY = ("seconds", "memory/", "compilations", "_per_second")
+
+
+def saved_state(workdir, step):
+    """Everything in a checkpoint, wherever it was placed."""
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore((workdir / "checkpoints" / str(step) / "state").resolve())
+
+
+def steady(row):
+    return {k: v for k, v in row.items() if not any(part in k for part in UNSTEADY)}
+
+
+@pytest.fixture
+def state():
+    """Arrays split over the mesh, replicated ones and a scalar."""
+    mesh = make_mesh(2, 2, 2)
+    rng = np.random.default_rng(0)
+    return {
+        "kernel": jax.device_put(rng.normal(size=(4, 6)).astype("f4"), named(mesh, "embed", "ff")),
+        "scale": jax.device_put(np.arange(3.0, dtype="f4"), named(mesh)),
+        "count": jax.device_put(np.int32(7), named(mesh)),
+        "none": None,
+    }
+
+
+def test_round_trip(tmp_path, state, equal_trees):
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.latest_step is None
+    checkpoints.save(3, state, {"config": {"steps": [1, 2]}})
+    checkpoints.close()
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.latest_step == 3
+    assert checkpoints.facts(3) == {"config": {"steps": [1, 2]}}
+    restored = checkpoints.restore(3, jax.tree.map(jnp.zeros_like, state))
+    checkpoints.close()
+    equal_trees(restored, state)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, state)
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, state)
+
+
+def test_restored_onto_another_mesh(tmp_path, state, equal_trees):
+    checkpoints = RunCheckpoints(tmp_path, keep=1)
+    checkpoints.save(1, state, {})
+    one = named(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    restored = checkpoints.restore(1, jax.tree.map(lambda x: jax.device_put(x, one), state))
+    checkpoints.close()
+    equal_trees(restored, state)
+    assert all(x.sharding == one for x in jax.tree.leaves(restored))
+
+
+def test_the_newest_are_kept(tmp_path, state):
+    checkpoints = RunCheckpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, {})
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["2", "3"]
+
+
+def test_saving_is_over_before_the_buffers_are_donated(tmp_path):
+    """Training goes on, and reuses the memory, while a checkpoint is being written."""
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros((512, 1024))
+    checkpoints = RunCheckpoints(tmp_path, keep=9)
+    for number in range(1, 4):
+        x = step(x)
+        checkpoints.save(number, {"x": x}, {})
+        for _ in range(3):
+            x = step(x)
+    like = {"x": x}
+    for number in range(1, 4):
+        restored = checkpoints.restore(number, like)["x"]
+        np.testing.assert_array_equal(restored, np.full((512, 1024), 4 * number - 3))
+    checkpoints.close()
+
+
+# Base policies
+
+
+@pytest.fixture(scope="module")
+def policy():
+    config = DecoderConfig(
+        vocab_size=352, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, ff_width=16,
+        qkv_bias=True, tied_embeddings=False, unroll=2,
+    )  # fmt: skip
+    return Decoder(config, rngs=nnx.Rngs(1))
+
+
+@pytest.fixture(scope="module")
+def base_tokenizer():
+    from sr1_jax.models.small_tokenizer import train_small_tokenizer
+
+    return train_small_tokenizer(["<search> mayor of Paris</search>"] * 3, 352)
+
+
+def test_base_policy_round_trip(tmp_path, policy, base_tokenizer, equal_trees):
+    mesh = make_mesh(2, 2, 2)
+    save_base(tmp_path / "base", policy.config, nnx.state(policy), base_tokenizer)
+    loaded, tokenizer = load_base(tmp_path / "base", mesh)
+    assert loaded.config == policy.config
+    equal_trees(nnx.state(loaded), nnx.state(policy))
+    params = nnx.state(loaded)
+    assert jax.tree.map(lambda x: x.sharding, params) == tree_shardings(params, mesh)
+    text = "<search> mayor of Paris</search>"
+    assert tokenizer.encode(text) == base_tokenizer.encode(text)
+    assert (tokenizer.eos_ids, tokenizer.pad_id) == (base_tokenizer.eos_ids, base_tokenizer.pad_id)
+
+
+def test_a_base_policy_is_complete_or_not_there(tmp_path, policy, base_tokenizer, mesh):
+    with pytest.raises(ValueError, match="holds no base policy; run the warm start first"):
+        load_base(tmp_path / "base", mesh)
+    save_base(tmp_path / "base", policy.config, nnx.state(policy), base_tokenizer)
+    (tmp_path / "base" / "model.json").unlink()  # written last: as if it had been cut off before
+    with pytest.raises(ValueError, match="holds no base policy"):
+        load_base(tmp_path / "base", mesh)
+
+
+# Whole runs
+
+
+def test_the_finished_run_has_trained(finished, tiny_config, mesh, equal_trees):
+    rows = read_metrics(finished.workdir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["trained_tokens"] > 0 for row in rows)
+    assert all(row["policy/gradient_norm"] > 0 for row in rows)
+    assert all(row["rollout_gap"] < 1e-4 for row in rows)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(rows[-1]["kl"]) > 1e-4
+    assert ["dev/greedy/em" in row for row in rows] == [False, False, True, False]
+    base, _, origin = trained_policy(tiny_config, finished.workdir, mesh, base=True)
+    assert origin == "base"
+    trained, _, origin = trained_policy(tiny_config, finished.workdir, mesh)
+    assert origin == "step 4"
+    with pytest.raises(AssertionError):
+        equal_trees(nnx.state(trained), nnx.state(base))
+
+
+def test_taken_up_again_it_is_the_same_run(finished, derived, tmp_path, capsys, equal_trees):
+    derived.steps = 2
+    train(derived, tmp_path / "run")
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    # As if it had been cut off in step 4, after the last checkpoint.
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "reward": 77.0}\n{"step": 4, "rew')
+    derived.steps = 4
+    capsys.readouterr()
+    train(derived, tmp_path / "run")
+    assert "Taken up again after step 2." in capsys.readouterr().out
+
+    rows, whole = read_metrics(tmp_path / "run"), read_metrics(finished.workdir)
+    whole = [{k: v for k, v in row.items() if not k.startswith("dev/")} for row in whole]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [steady(row) for row in rows] == [steady(row) for row in whole]
+    assert len(steady(rows[0])) > 25
+    for step in (2, 4):
+        equal_trees(saved_state(tmp_path / "run", step), saved_state(finished.workdir, step))
+    for step in range(1, 5):
+        name = f"trajectories/step-{step:06d}.jsonl"
+        assert (tmp_path / "run" / name).read_text() == (finished.workdir / name).read_text()
+
+
+def test_a_finished_run_started_again_only_evaluates(finished):
+    before = (finished.workdir / "metrics.jsonl").read_text()
+    result = train(finished.config, finished.workdir)
+    assert (finished.workdir / "metrics.jsonl").read_text() == before
+    for key in ("before", "after", "after_facts_changed", "warm_start", "scripted_ceiling"):
+        assert result[key] == finished.result[key]
+    assert json.loads((finished.workdir / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("learner", "clip", 0.1), ("rollout", "passages", 2), ("", "questions", 8)],
+)
+def test_other_settings_are_refused(finished, section, key, value):
+    """Before anything is changed in the workdir."""
+    config = finished.config.copy_and_resolve_references()
+    target = config[section] if section else config
+    old = target[key]
+    target[key] = value
+    name = f"{section}.{key}" if section else key
+    before = (finished.workdir / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=rf"{name}={old}, now it is {value}: use the old setting"):
+        train(config, finished.workdir)
+    assert (finished.workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_world_is_refused(finished, derived, tmp_path):
+    derived.seed = 1
+    with pytest.raises(ValueError, match=r"holds the world of seed=0, now it is 1"):
+        train(derived, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
