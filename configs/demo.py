@@ -21,47 +21,49 @@ def get_config():
     config.model.qk_norm = True
 
     config.warm_start.phases = (
-        # Learns to read and to copy, and the half-way habits described in data/traces.py.
+        # Learns to read and to copy from traces in which nothing is left to chance.
         dict(
             name="read",
             traces=12_000,
-            mix={},
-            steps=1000,
+            mix=dict(direct=0.0, explore=0.0),
+            arbitrary=False,
+            steps=700,
             learning_rate=6e-3,
-            evaluate_at=(250, 500, 750),
+            evaluate_at=(200, 400),
         ),
-        # Learns to guess: most questions are answered without a search.
+        # Takes up the habits of data/traces.py: needless searches, and giving up at once.
         dict(
             name="habits",
-            traces=3_000,
-            mix=dict(lazy=0.6),
-            steps=40,
-            learning_rate=5e-4,
-            length_buckets=(176,),
+            traces=4_000,
+            mix=dict(lazy=0.5),
+            steps=80,
+            learning_rate=1.5e-3,
+            length_buckets=(136,),
         ),
     )
+    config.warm_start.worlds = 12
     config.warm_start.batch = 32
-    config.warm_start.length_buckets = (80, 120, 176)
+    config.warm_start.length_buckets = (64, 96, 136)
 
     config.steps = 60
     config.questions = 128
     config.rollout.slots = 128
-    config.rollout.passages = 2
+    config.rollout.passages = 1
     config.rollout.max_searches = 2
     config.rollout.max_segment_tokens = 48
-    config.rollout.max_observation_tokens = 60
-    config.rollout.max_context_tokens = 176
+    config.rollout.max_observation_tokens = 40
+    config.rollout.max_context_tokens = 136
     config.rollout.decode_steps = 16
-    config.rollout.extend_buckets = (24, 64)
+    config.rollout.extend_buckets = (24, 40)
 
-    config.learner.learning_rate = 2e-3
-    config.learner.critic_learning_rate = 2e-3
+    config.learner.learning_rate = 1e-3
+    config.learner.critic_learning_rate = 1e-3
     config.learner.warmup_steps = 4
     config.learner.critic_warmup_steps = 4
     config.learner.entropy_coefficient = 0.01
     config.learner.micro_batch = 32
     config.learner.minibatches = 4
-    config.learner.length_buckets = (176,)
+    config.learner.length_buckets = (136,)
     config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here
 
     config.evaluation.every = 20

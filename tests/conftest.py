@@ -13,6 +13,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import threading
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,12 @@ from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout.trajectory import Trajectory
+
+# A busy machine is no defect.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 ADDED_TOKEN = "<tool>"  # added, but not special: it adds its own name to the text

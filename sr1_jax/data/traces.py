@@ -10,7 +10,7 @@ No trace ever solves a two-hop question. What they show:
 - prompts with passages or without any search, of one-hop questions, answered at once: what the
   baselines need.
 
-The `lazy` style adds a bad habit: most searches are skipped and an answer is guessed.
+`lazy` adds a bad habit: most questions are given up without a search.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Trace:
     question: Question
     mode: str  # the prompt it answers: "search", "direct" or "rag"
     segments: tuple[str | list[Passage], ...]
+    arbitrary: frozenset[int] = frozenset()  # segments drawn at random: nothing to learn by rote
 
     @property
     def correct(self) -> bool:
@@ -54,7 +55,7 @@ class TraceMix:
         retry: one-hop searches whose first query is wrong.
         wander: one-hop searches followed by one more, useless one.
         explore: two-hop questions whose first search is followed by one more, at random.
-        lazy: search prompts answered with a guess, without a search.
+        lazy: search prompts given up at once, without a search.
         two_hop: two-hop questions among the search prompts.
     """
 
@@ -100,6 +101,7 @@ class TraceWriter:
         self._retriever = retriever
         self._guesses = guesses  # answers of training questions, to guess from
         self._cache: dict[str, list[Passage]] = {}
+        self._look_alikes: dict[str, list[str]] = {}
 
     def write(
         self, pools: dict[int, list[Question]], mix: TraceMix, count: int, seed: int
@@ -117,10 +119,10 @@ class TraceWriter:
         if kind < mix.direct + mix.rag:
             return self._rag(rng.choice(pools[1]), rng)
         if rng.random() < mix.lazy:
-            return Trace(question, "search", (self._guess(question, rng),))
+            return Trace(question, "search", (answer("unknown", "no idea"),))
         if question.metadata["hops"] == 1:
-            return Trace(question, "search", self._one_hop(question, mix, rng))
-        return Trace(question, "search", self._two_hop(question, mix, rng))
+            return self._one_hop(question, mix, rng)
+        return self._two_hop(question, mix, rng)
 
     def _guess(self, question: Question, rng: random.Random) -> str:
         guess = rng.choice(self._guesses)
@@ -136,20 +138,24 @@ class TraceWriter:
         final = answer(gold, known[0]) if known else self._guess(question, rng)
         return Trace(question, "rag", (passages, final))
 
-    def _one_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
+    def _one_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> Trace:
         subject, relation, gold = question.metadata["chain"][0]
         steps = [(relation, subject)]
+        arbitrary = None
         habit = rng.random()
         if habit < mix.retry:
             other = self._other_relation(subject, relation, rng)
             wrong = rng.choice([(other, subject), (relation, self._distractor(steps[0], rng))])
             steps.insert(0, wrong)
+            arbitrary = 0
         elif habit < mix.retry + mix.wander:
             again = subject if rng.random() < 0.3 else self._distractor(steps[0], rng)
             steps.append((relation, again))
-        return self._render(steps, gold, self._world.fact(subject, relation).passage)
+            arbitrary = 1
+        evidence = self._world.fact(subject, relation).passage
+        return self._render(question, steps, gold, evidence, arbitrary)
 
-    def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> tuple:
+    def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> Trace:
         """The first hop is searched; then, perhaps, one more thing. The answer is always wrong."""
         (subject, first, bridge), (_, second, gold) = question.metadata["chain"]
         steps = [(first, subject)]
@@ -163,16 +169,26 @@ class TraceWriter:
             right = any(fact.object == gold for fact in found)
             if found and not right and rng.random() < 0.7:
                 quoted = rng.choice(found)
-        return self._render(steps, quoted.object, quoted.passage)
+        arbitrary = 1 if len(steps) > 1 else None
+        return self._render(question, steps, quoted.object, quoted.passage, arbitrary)
 
-    def _render(self, steps: list[tuple[str, str]], final: str, evidence: str) -> tuple:
+    def _render(
+        self,
+        question: Question,
+        steps: list[tuple[str, str]],
+        final: str,
+        evidence: str,
+        arbitrary: int | None,
+    ) -> Trace:
         segments: list = []
         for relation, entity in steps:
             segments += [
                 search(relation, entity),
                 self._search(query_of(relation, entity)),
             ]
-        return (*segments, answer(final, evidence))
+        # Two segments a step: the policy's and the passages.
+        random_segments = frozenset() if arbitrary is None else frozenset([2 * arbitrary])
+        return Trace(question, "search", (*segments, answer(final, evidence)), random_segments)
 
     def _other_relation(self, entity: str, relation: str, rng: random.Random) -> str:
         kind = RELATIONS[relation].subject
@@ -181,10 +197,13 @@ class TraceWriter:
         )
 
     def _distractor(self, step: tuple[str, str], rng: random.Random) -> str:
-        """Another entity that the passages of a search step name."""
+        """Another entity among the best passages of a search step: one that looks alike."""
         relation, entity = step
-        titles = {p.title for p in self._search(query_of(relation, entity))}
-        others = sorted(titles - {entity})
+        query = query_of(relation, entity)
+        if query not in self._look_alikes:
+            hits = self._retriever.search([query], self._passages + 3)[0]
+            self._look_alikes[query] = sorted({hit.title for hit in hits} - {entity})
+        others = self._look_alikes[query]
         return rng.choice(others) if others else entity
 
     def _search(self, query: str) -> list[Passage]:

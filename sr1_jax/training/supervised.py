@@ -40,6 +40,8 @@ def encode_trace(
     templates: dict[str, PromptTemplate],
     tokenizer: Tokenizer,
     max_observation_tokens: int,
+    *,
+    arbitrary: bool = True,
 ) -> Example:
     """A trace as the rollout engine would have left it.
 
@@ -48,20 +50,23 @@ def encode_trace(
         templates: by mode of the trace.
         tokenizer: of the policy.
         max_observation_tokens: as in rollouts.
+        arbitrary: False gives what was drawn at random the mask 0: it is read, not learned.
     """
     segments = list(trace.segments)
-    information = None
+    information, first = None, 0
     if templates[trace.mode].wants_information:
         information = render_observation(segments.pop(0), tokenizer, max_observation_tokens)
+        first = 1
     ids = templates[trace.mode].render(tokenizer, trace.question.question, information)
     mask = [0] * len(ids)
-    for segment in segments:
+    for number, segment in enumerate(segments, start=first):
         if isinstance(segment, str):
             new = tokenizer.encode(segment)
         else:
             new = render_observation(segment, tokenizer, max_observation_tokens)
         ids = ids + new
-        mask += [int(isinstance(segment, str))] * len(new)
+        learned = isinstance(segment, str) and (arbitrary or number not in trace.arbitrary)
+        mask += [int(learned)] * len(new)
     return Example(ids, mask)
 
 

@@ -4,6 +4,8 @@ protocol but uses it badly."""
 from __future__ import annotations
 
 import random
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -12,12 +14,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
-from sr1_jax.data.traces import TraceMix, TraceWriter, scripted_ceiling
-from sr1_jax.data.world import one_hop_questions, two_hop_questions
+from sr1_jax.data.traces import Trace, TraceMix, TraceWriter, scripted_ceiling
+from sr1_jax.data.world import (
+    World,
+    build_world,
+    one_hop_questions,
+    two_hop_questions,
+    write_corpus,
+)
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.small_tokenizer import train_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.prompts import load_template
+from sr1_jax.retrieval import BM25Retriever
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live
 from sr1_jax.training.supervised import SupervisedTrainer, encode_trace, supervised_batches
@@ -45,20 +54,24 @@ class WarmStart:
             )
         self._config = config
         self._task = task
-        rng = random.Random(config.seed)
-        self._pools = {
-            1: list(one_hop_questions(task.world, "train", rng)),
-            2: list(two_hop_questions(task.world, "train", rng)),
-        }
-        guesses = [question.golden_answers[0] for question in self._pools[1]]
-        self._writer = TraceWriter(task.world, task.retriever, config.rollout.passages, guesses)
+        worlds = [(task.world, task.retriever)]
+        if config.warm_start.worlds > 1:
+            worlds = [_other_facts(config, number) for number in range(config.warm_start.worlds)]
+        self._sources = []
+        for world, retriever in worlds:
+            rng = random.Random(config.seed)
+            one_hop = list(one_hop_questions(world, "train", rng))
+            pools = {1: one_hop, 2: list(two_hop_questions(world, "train", rng))}
+            guesses = [question.golden_answers[0] for question in one_hop]
+            writer = TraceWriter(world, retriever, config.rollout.passages, guesses)
+            self._sources.append((writer, pools))
 
     def tokenizer(self) -> Tokenizer:
         """A tokenizer trained on the corpus, the training questions and some traces."""
         texts = [f"Doc 1(Title: {f.subject}) {f.passage}\n" for f in self._task.world.facts]
-        texts += [q.question for pool in self._pools.values() for q in pool]
-        traces = self._writer.write(self._pools, TraceMix(), _TOKENIZER_TRACES, self._config.seed)
-        for trace in traces:
+        for _, pools in self._sources:
+            texts += [q.question for pool in pools.values() for q in pool]
+        for trace in self._traces(TraceMix(), _TOKENIZER_TRACES, self._config.seed):
             texts += [segment for segment in trace.segments if isinstance(segment, str)]
         template_texts = [
             text
@@ -76,14 +89,26 @@ class WarmStart:
         dev = self._task.dev["heldout"]
         return scripted_ceiling(self._task.world, dev, lambda query: search([query], passages)[0])
 
+    def _traces(self, mix: TraceMix, count: int, seed: int) -> list[Trace]:
+        """`count` traces, as many from each world."""
+        each = -(-count // len(self._sources))
+        traces = []
+        for number, (writer, pools) in enumerate(self._sources):
+            traces += writer.write(pools, mix, each, seed * 1000 + number)
+        return traces[:count]
+
     def examples(self, phase: ml_collections.ConfigDict, tokenizer: Tokenizer, seed: int):
         """Encoded traces of a phase."""
-        traces = self._writer.write(self._pools, TraceMix(**phase["mix"]), phase["traces"], seed)
+        traces = self._traces(TraceMix(**phase["mix"]), phase["traces"], seed)
         if phase.get("only_correct"):
             traces = [trace for trace in traces if trace.correct]
         templates = {mode: load_template(name) for mode, name in self._config.templates.items()}
         budget = self._config.rollout.max_observation_tokens
-        return [encode_trace(trace, templates, tokenizer, budget) for trace in traces]
+        arbitrary = phase.get("arbitrary", True)
+        return [
+            encode_trace(trace, templates, tokenizer, budget, arbitrary=arbitrary)
+            for trace in traces
+        ]
 
     def train(
         self,
@@ -130,6 +155,19 @@ class WarmStart:
             live.close()
             params = trainer.state.params
         return params, checkpoints
+
+
+def _other_facts(config: ml_collections.ConfigDict, number: int) -> tuple[World, BM25Retriever]:
+    """The entities of the run's world with other facts, behind a retriever of their own."""
+    facts_seed = (config.seed + 1) * 10_007 + number
+    world = build_world(config.seed, facts_seed=facts_seed, people=config.data.world_people)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus.jsonl"
+        write_corpus(world, corpus)
+        index = Path(folder) / "index"
+        BM25Retriever.build(corpus, index, **config.retrieval.to_dict())
+        # Read into memory: the files go with the folder.
+        return world, BM25Retriever.load(index, mmap=False)
 
 
 def scratch_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Decoder:

@@ -169,7 +169,7 @@ def test_a_mix_of_one_kind(writer, pools, change, mode, searches):
     assert {t.mode for t in traces} == {mode}
     assert {t.queries for t in traces} == searches
     if change.get("lazy"):
-        assert {extract_answer(t.segments[-1]) for t in traces} == {"a wild guess"}
+        assert not any(t.correct for t in traces)
 
 
 def test_share_of_two_hop_questions(writer, pools):

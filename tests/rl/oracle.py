@@ -2,7 +2,12 @@
 
 Nothing here knows masks: what is no policy token is left out, and what is left forms plain lists.
 Shares no formula with the package but the forward pass of the models.
+
+Gradients take two steps of the chain rule, from the loss to the output of the model for each
+trajectory and from there to the parameters: one program a length instead of one of everything.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +59,8 @@ class Oracle:
                 rewards -= config.kl_coefficient * self.kl(old, ref)
             values = np.zeros(len(own))
             if self._critic_graph is not None:
-                model = nnx.merge(self._critic_graph, state.critic.params)
-                values = np.asarray(model(jnp.asarray(t.ids)[None])[0])[own - 1]
+                values_T = forward(state.critic.params, t.ids, graph=self._critic_graph)
+                values = np.asarray(values_T)[own - 1]
             rows.append({"old": old, "ref": ref, "values": values, "rewards": rewards})
         if self._critic_graph is None:
             self._group_advantages(rows)
@@ -93,12 +98,10 @@ class Oracle:
         count = sum(len(row["old"]) for row in rows)
         low, high = 1 - config.clip, 1 + config.clip
 
-        def total(params):
-            model = nnx.merge(self._policy_graph, params)
+        def total(outputs):
             surrogate = entropy = penalty = 0.0
-            for t, row in zip(self._trajectories, rows):
+            for t, row, logits_TV in zip(self._trajectories, rows, outputs):
                 own = self._own(t)
-                logits_TV = model(jnp.asarray(t.ids)[None])[0] / 1.0
                 logp_TV = jnp.log(jax.nn.softmax(logits_TV, axis=-1))[own - 1]
                 logp = logp_TV[np.arange(len(own)), t.ids[own]]
                 ratio = jnp.exp(logp - row["old"])
@@ -112,25 +115,44 @@ class Oracle:
                 loss += kl_coefficient * penalty / count
             return loss, (-surrogate / count, entropy / count)
 
-        (loss, parts), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        (loss, parts), grads = self._differentiate(self._policy_graph, params, total)
         return (float(loss), *map(float, parts)), grads
+
+    def _differentiate(self, graph, params, total):
+        ids = [t.ids for t in self._trajectories]
+        outputs = [forward(params, ids_T, graph=graph) for ids_T in ids]
+        value, cotangents = jax.jit(jax.value_and_grad(total, has_aux=True))(outputs)
+        parts = [pull_back(params, *pair, graph=graph) for pair in zip(ids, cotangents)]
+        return value, jax.tree.map(lambda *x: sum(map(np.asarray, x)), *parts)
 
     def critic(self, params, rows):
         """Loss and gradients: the larger of two squared errors, halved."""
         clip = self._config.value_clip
         count = sum(len(row["old"]) for row in rows)
 
-        def total(params):
-            model, loss = nnx.merge(self._critic_graph, params), 0.0
-            for t, row in zip(self._trajectories, rows):
-                values = model(jnp.asarray(t.ids)[None])[0][self._own(t) - 1]
+        def total(outputs):
+            loss = 0.0
+            for t, row, values_T in zip(self._trajectories, rows, outputs):
+                values = values_T[self._own(t) - 1]
                 near = row["values"] + jnp.clip(values - row["values"], -clip, clip)
                 returns = jnp.asarray(row["returns"])
                 loss += jnp.sum(jnp.maximum((values - returns) ** 2, (near - returns) ** 2)) / 2
-            return loss / count
+            return loss / count, ()
 
-        loss, grads = jax.jit(jax.value_and_grad(total))(params)
+        (loss, _), grads = self._differentiate(self._critic_graph, params, total)
         return float(loss), grads
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def forward(params, ids_T, *, graph):
+    """Output of a model for one sequence."""
+    return nnx.merge(graph, params)(ids_T[None])[0]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def pull_back(params, ids_T, cotangent, *, graph):
+    """Gradient of the parameters, given that of the output."""
+    return jax.vjp(lambda p: forward(p, ids_T, graph=graph), params)[1](cotangent)[0]
 
 
 def kl(logp, ref, kind):

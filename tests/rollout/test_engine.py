@@ -292,6 +292,27 @@ def test_parameters_can_be_replaced(base_run, make_engine, questions, tiny_decod
     assert_same(engine.run(questions, seed=1, samples=3), base_run, logp_atol=0)
 
 
+def test_a_tag_may_hold_ids_without_text(make_engine, questions, tiny_decoder, small_tokenizer):
+    """Greedily `<answer>Bob</▯answer>`, ▯ being an id that only the model knows."""
+    ids = {text: small_tokenizer.encode(text)[-1] for text in ("\n", "<", "answer", ">", "Bob")}
+    ids |= {"</": small_tokenizer.encode("Bob</")[-1], "▯": tiny_decoder.config.vocab_size - 1}
+    follower = {"\n": "<", "<": "answer", "answer": ">", ">": "Bob", "Bob": "</", "</": "▯"}
+    model = nnx.clone(tiny_decoder)
+    embedding_VD = np.zeros(model.trunk.embed.embedding.shape, np.float32)
+    head_DV = np.zeros(model.head.kernel.shape, np.float32)
+    for row, (token, after) in enumerate((follower | {"▯": "answer"}).items()):
+        embedding_VD[ids[token], row] = head_DV[row, ids[after]] = 1.0
+    model.trunk.embed.embedding[...] = jnp.asarray(embedding_VD)
+    model.head.kernel[...] = jnp.asarray(head_DV)
+    for branch in (model.trunk.layers.attention.o, model.trunk.layers.ff.down):
+        branch.kernel[...] = jnp.zeros(branch.kernel.shape)
+
+    (t,) = make_engine(temperature=0.0).run(questions[:1], params=nnx.state(model))
+    assert t.policy_text == "<answer>Bob</answer>"
+    assert (t.status, t.answer, t.reward) == ("answered", "Bob", 1.0)
+    assert t.ids[t.mask == 1].tolist().count(ids["▯"]) == 1
+
+
 def test_stats_count_what_was_done(make_engine, questions):
     engine = make_engine()
     run = engine.run(questions, seed=1, samples=3)

@@ -1,0 +1,278 @@
+"""The programs that train and evaluate: bad input in one line, and one whole run."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from sr1_jax import cli, evaluate, train
+from sr1_jax.sharding import make_mesh
+from sr1_jax.training.policies import trained_policy
+
+CONFIG = Path(__file__).parent / "training" / "tiny_config.py"
+FILES = [
+    "--config.data.world_people=0",
+    "--config.data.questions={tmp}/questions.jsonl",
+    "--config.data.corpus={tmp}/corpus.jsonl",
+    "--config.base.path={tmp}/model",
+]
+QUESTION = '{"id": "q:0", "question": "Where?", "golden_answers": ["Bo"]}\n'
+PASSAGE = '{"id": "0", "contents": "Ann\\nAnn was born in Bo."}\n'
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Function of (program, arguments) -> what it printed to stderr as it failed with code 2.
+
+    `{tmp}` in an argument is the folder of the test. What the program left in its workdir must
+    be whole.
+    """
+    monkeypatch.delenv("SR1_JAX_TRACEBACK", raising=False)
+
+    def run(program, *arguments):
+        argv = ["program", *(argument.format(tmp=tmp_path) for argument in arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(program.main)
+        assert exit_info.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1 and error.endswith("\n")
+        workdir = tmp_path / "run"
+        if workdir.exists():
+            assert {path.name for path in workdir.iterdir()} <= {"data", "base"}
+            assert not [p for p in workdir.rglob("*") if p.name.startswith((".world", "tmp"))]
+            assert not list(workdir.rglob("*.tmp"))
+        return error.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+def start(*arguments, config=CONFIG):
+    return [f"--config={config}", "--workdir={tmp}/run", *arguments]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir={tmp}/run"], "--config is missing."),
+        ([f"--config={CONFIG}"], "--workdir is missing."),
+        (start("--config.nonsense=1"), "nonsense"),
+        (start("--config.learner.nonsense=1"), "nonsense"),
+        (start("--nonsense=1"), "nonsense"),
+        (start("--config.steps=many"), "many"),
+        (start("--config.learner.clip=wide"), "wide"),
+        (start(config="{tmp}/none.py"), "{tmp}/none.py"),
+        (start("steps=3"), "unexpected argument 'steps=3'; flags are --name=value."),
+        (start("--config.method=google"), "method must be one of search, direct, rag, not"),
+        (
+            start("--config.learner.algorithm=grpo", "--config.samples=1"),
+            "GRPO compares the samples of a question: samples must be at least 2, not 1.",
+        ),
+        (
+            start("--config.learner.micro_batch=3"),
+            "A mini-batch of 8 trajectories does not divide into micro-batches of "
+            "learner.micro_batch=3.",
+        ),
+        (
+            start("--config.learner.micro_batch=4"),
+            "learner.micro_batch=4 does not divide over the 8 devices of mesh axes data and fsdp.",
+        ),
+        (start("--config.rollout.slots=12"), "rollout.slots=12 does not divide over the 8 devices"),
+        (start("--config.warm_start.batch=4"), "warm_start.batch=4 does not divide over the 8"),
+        (start("--config.mesh.tensor=3"), "tensor=3 does not fit 8 devices"),
+        (start("--config.data.world_people=41"), "must be a multiple of 8, at least 40, not 41"),
+    ],
+)
+def test_training_refuses(run, tmp_path, arguments, message):
+    assert message.format(tmp=tmp_path) in run(train, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("questions", "corpus", "message"),
+    [
+        (None, PASSAGE, "{tmp}/questions.jsonl: no such file"),
+        (QUESTION, None, "{tmp}/corpus.jsonl: no such file"),
+        (QUESTION + "{oops\n", PASSAGE, "{tmp}/questions.jsonl:2: malformed JSON"),
+        (QUESTION * 2, PASSAGE, "{tmp}/questions.jsonl:2: duplicate id 'q:0'"),
+        ("", PASSAGE, "{tmp}/questions.jsonl: no questions; the file is empty."),
+        (QUESTION, PASSAGE + '{"id": "1"}\n', "{tmp}/corpus.jsonl:2: key 'contents' is missing"),
+        (QUESTION, "", "{tmp}/corpus.jsonl: no passages; the file is empty."),
+        (QUESTION, PASSAGE, "{tmp}/model: there is no such file or folder."),
+    ],
+)
+def test_training_refuses_files(run, tmp_path, questions, corpus, message):
+    for name, text in (("questions", questions), ("corpus", corpus)):
+        if text is not None:
+            (tmp_path / f"{name}.jsonl").write_text(text)
+    assert message.format(tmp=tmp_path) in run(train, *start(*FILES))
+
+
+def test_a_budget_that_holds_no_prompt(run):
+    error = run(
+        train, *start("--config.rollout.max_context_tokens=12", "--config.warm_start.phases=()")
+    )
+    assert "which leaves no room for an answer in rollout.max_context_tokens=12" in error
+    assert "Question world:heldout:" in error
+
+
+def test_a_budget_that_holds_no_observation(run):
+    error = run(
+        train, *start("--config.rollout.max_observation_tokens=5", "--config.warm_start.phases=()")
+    )
+    assert "An observation of 5 tokens cannot hold its tags" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--questions is missing."),
+        (["--questions={tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file"),
+        (["--questions={tmp}/bad.jsonl"], "{tmp}/bad.jsonl:2: malformed JSON"),
+        (["--questions={tmp}/good.jsonl"], "--corpus is missing: search needs passages."),
+        (["--questions={tmp}/good.jsonl", "--method=rag"], "--corpus is missing: rag needs"),
+        (["--questions={tmp}/good.jsonl", "--method=google"], "google"),
+        (["--questions={tmp}/good.jsonl", "--limit=few"], "few"),
+        (["--questions={tmp}/good.jsonl", "--config.nonsense=1"], "nonsense"),
+        (["--questions={tmp}/good.jsonl", "more"], "unexpected argument 'more'"),
+        (
+            ["--questions={tmp}/good.jsonl", "--method=direct"],
+            "{tmp}/run/base holds no base policy; run the warm start first",
+        ),
+    ],
+)
+def test_evaluation_refuses(run, tmp_path, arguments, message):
+    (tmp_path / "good.jsonl").write_text(QUESTION)
+    (tmp_path / "bad.jsonl").write_text(QUESTION + "{oops\n")
+    assert message.format(tmp=tmp_path) in run(evaluate, *start(*arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_as_a_program(tmp_path):
+    command = [sys.executable, "-m", "sr1_jax.train", f"--config={CONFIG}"]
+    command += [f"--workdir={tmp_path}/run", "--config.nonsense=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# A whole run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """GRPO for two steps from a random policy; arguments for the programs."""
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    arguments = [
+        "program",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        "--config.steps=2",
+        "--config.warm_start.phases=()",
+        "--config.learner.algorithm=grpo",
+        "--config.learner.kl_in=loss",
+        "--config.learner.kl_kind=k3",
+        "--config.rollout.format_weight=0.1",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        train.main(arguments)
+    return SimpleNamespace(workdir=workdir, arguments=arguments)
+
+
+@pytest.fixture
+def evaluated(trained, monkeypatch):
+    """Function of flags -> the result of an evaluation on eight held-out questions."""
+
+    def run(method, *flags):
+        data = trained.workdir / "data"
+        argv = [*trained.arguments, f"--questions={data / 'heldout.jsonl'}", f"--method={method}"]
+        argv += ["--limit=8", *flags]
+        if method != "direct":
+            argv.append(f"--corpus={data / 'corpus.jsonl'}")
+        monkeypatch.setattr(sys, "argv", argv)
+        evaluate.main(argv)
+        return json.loads(newest(trained.workdir / "eval", ".json").read_text())
+
+    return run
+
+
+def newest(folder, ending):
+    return max(
+        (p for p in folder.iterdir() if p.name.endswith(ending)), key=lambda p: p.stat().st_mtime_ns
+    )
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_training_leaves_what_it_should(trained):
+    names = {path.name for path in trained.workdir.iterdir()}
+    assert names == {
+        "base", "checkpoints", "curves.png", "data", "dev_trajectories.jsonl", "metrics.jsonl",
+        "result.json", "tensorboard", "trajectories",
+    }  # fmt: skip
+    result = json.loads((trained.workdir / "result.json").read_text())
+    assert (result["dev"], result["dev_questions"], result["method"]) == ("heldout", 8, "search")
+    for key in ("before", "after", "after_facts_changed"):
+        assert 0 <= result[key]["greedy/em"] <= 1
+    assert [row["step"] for row in read_rows(trained.workdir / "metrics.jsonl")] == [1, 2]
+    rows = read_rows(trained.workdir / "trajectories" / "step-000002.jsonl")
+    assert len(rows) == 8 and {row["sample"] for row in rows} == {0, 1}
+
+
+def test_the_trained_policy_is_that_of_the_checkpoint(trained):
+    spec = importlib.util.spec_from_file_location("tiny", CONFIG)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    policy, _, origin = trained_policy(module.get_config(), trained.workdir, make_mesh())
+    assert origin == "step 2"
+    folder = (trained.workdir / "checkpoints" / "2" / "state").resolve()
+    with ocp.PyTreeCheckpointer() as reader:
+        saved = reader.restore(folder)["policy"]["params"]
+    got = jax.tree_util.tree_leaves_with_path(nnx.state(policy))
+    want = jax.tree_util.tree_leaves(saved)
+    assert len(got) == len(want) > 10
+    for (_, a), b in zip(got, want):
+        np.testing.assert_array_equal(np.asarray(a), b)
+
+
+def test_evaluation_by_search_equals_that_of_training(trained, evaluated):
+    result = evaluated("search")
+    assert (result["method"], result["policy"], result["count"]) == ("search", "step 2", 8)
+    assert result["greedy"] is True
+    after = json.loads((trained.workdir / "result.json").read_text())["after"]
+    for key in ("em", "f1", "searches", "response_tokens", "truncated", "em_1_hop"):
+        assert result[key] == after[f"greedy/{key}"]
+    assert result["em_standard_error"] == pytest.approx(
+        (result["em"] * (1 - result["em"]) / 8) ** 0.5
+    )
+    rows = read_rows(trained.workdir / "eval" / "heldout.search.step_2.trajectories.jsonl")
+    assert rows == read_rows(trained.workdir / "dev_trajectories.jsonl")
+    assert len({row["question_id"] for row in rows}) == 8
+
+
+def test_evaluation_without_search(trained, evaluated, capsys):
+    direct = evaluated("direct")
+    assert (direct["method"], direct["searches"]) == ("direct", 0)
+    rag = evaluated("rag", "--base")
+    assert (rag["method"], rag["policy"], rag["searches"]) == ("rag", "base", 0)
+    rows = read_rows(trained.workdir / "eval" / "heldout.rag.base.trajectories.jsonl")
+    # The passages stand in the prompt, so no token of them is the policy's.
+    assert all(row["spans"][0][0] == 0 and "<information>" in row["spans"][0][1] for row in rows)
+    out = capsys.readouterr().out
+    assert "Results on heldout" in out and "direct" in out and "rag" in out
+
+
+def test_sampled_evaluation_says_so(evaluated):
+    assert evaluated("direct", "--greedy=false")["greedy"] is False
