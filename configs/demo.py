@@ -35,13 +35,13 @@ def get_config():
         dict(
             name="habits",
             traces=4_000,
-            mix=dict(lazy=0.5),
-            steps=80,
+            mix=dict(lazy=0.4, two_hop=0.5, explore=0.8),
+            steps=120,
             learning_rate=1.5e-3,
             length_buckets=(136,),
         ),
     )
-    config.warm_start.worlds = 12
+    config.warm_start.worlds = 16
     config.warm_start.batch = 32
     config.warm_start.length_buckets = (64, 96, 136)
 
@@ -56,8 +56,8 @@ def get_config():
     config.rollout.decode_steps = 16
     config.rollout.extend_buckets = (24, 40)
 
-    config.learner.learning_rate = 1e-3
-    config.learner.critic_learning_rate = 1e-3
+    config.learner.learning_rate = 1.5e-3
+    config.learner.critic_learning_rate = 1.5e-3
     config.learner.warmup_steps = 4
     config.learner.critic_warmup_steps = 4
     config.learner.entropy_coefficient = 0.01

@@ -95,7 +95,7 @@ class TraceWriter:
     """Writes traces with the real retriever's passages in them."""
 
     def __init__(self, world: World, retriever: Retriever, passages: int, guesses: list[str]):
-        self._world = world
+        self.world = world
         self._fact_of = {fact.passage: fact for fact in world.facts}
         self._passages = passages
         self._retriever = retriever
@@ -152,14 +152,14 @@ class TraceWriter:
             again = subject if rng.random() < 0.3 else self._distractor(steps[0], rng)
             steps.append((relation, again))
             arbitrary = 1
-        evidence = self._world.fact(subject, relation).passage
+        evidence = self.world.fact(subject, relation).passage
         return self._render(question, steps, gold, evidence, arbitrary)
 
     def _two_hop(self, question: Question, mix: TraceMix, rng: random.Random) -> Trace:
         """The first hop is searched; then, perhaps, one more thing. The answer is always wrong."""
         (subject, first, bridge), (_, second, gold) = question.metadata["chain"]
         steps = [(first, subject)]
-        quoted = self._world.fact(subject, first)
+        quoted = self.world.fact(subject, first)
         if rng.random() < mix.explore:
             kind = RELATIONS[second].subject
             relation = rng.choice([r.name for r in RELATIONS.values() if r.subject == kind])

@@ -8,8 +8,8 @@ TAILS = (
     "bek dan del dor fan gan gor las lin lon mak man mir nel nik nor ran rin ros san sik sol ten "
     "tis van vik zar zen"
 ).split()
-TOWN_KINDS = "Bay Bridge Falls Hill".split()
-COMPANY_KINDS = "Foods Labs Lines Mills Motors Works".split()
+TOWN_KINDS = "Bay Bridge Falls Ford Hill Port".split()
+COMPANY_KINDS = "Brothers Foods Labs Lines Mills Motors Trust Works".split()
 TITLE_ADJECTIVES = (
     "Amber Ancient Broken Burning Distant Empty Frozen Gentle Golden Hidden Hollow Iron Last "
     "Lonely Lost Marble Painted Quiet Restless Scarlet Secret Shining Silent Silver Sleeping "

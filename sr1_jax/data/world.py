@@ -171,20 +171,28 @@ class World:
         return self._index[subject, relation]
 
 
-def build_world(seed: int, *, facts_seed: int | None = None, people: int = 640) -> World:
+def build_world(
+    seed: int,
+    *,
+    people: int = 640,
+    facts_seed: int | None = None,
+    names_seed: int | None = None,
+) -> World:
     """Draws a world; about 0.3 companies, 0.3 books and 0.25 towns for each of the people.
 
     Args:
-        seed: decides names and splits (and, without `facts_seed`, the facts).
-        facts_seed: decides the facts over the same entities.
+        seed: decides the words names are made of and the held-out entities.
         people: number of people, split three to one into training and held-out.
+        facts_seed: decides the facts; `seed` by default.
+        names_seed: decides the training entities, none of which is ever a held-out one of
+            `seed`; `seed` by default.
 
     Raises:
-        ValueError: `people` is not a multiple of 16 of at least 64, or there are not enough names.
+        ValueError: `people` is not a multiple of 16 from 64 to 960.
     """
-    if people < 64 or people % 16:
-        raise ValueError(f"world.people must be a multiple of 16, at least 64, not {people}.")
-    entities = _entities(random.Random(f"names {seed}"), people)
+    if not 64 <= people <= 960 or people % 16:
+        raise ValueError(f"world.people must be a multiple of 16 from 64 to 960, not {people}.")
+    entities = _entities(seed, seed if names_seed is None else names_seed, people)
     rng = random.Random(f"facts {seed if facts_seed is None else facts_seed}")
     facts = []
     for split in SPLITS:
@@ -209,31 +217,38 @@ def _objects(relation: Relation, subjects, pools, rng: random.Random) -> list[st
     return [rng.choice(candidates) for _ in subjects]
 
 
-def _entities(rng: random.Random, people: int) -> dict[str, dict[str, list[str]]]:
-    """Names by split and kind. Look-alikes fall on both sides of the split at random."""
+def _entities(seed: int, names_seed: int, people: int) -> dict[str, dict[str, list[str]]]:
+    """Names by split and kind, each of two words that many other names share.
+
+    Every word is seen in training, no held-out name is: the two words of a name say nothing of
+    each other, so a name can be copied but not completed by heart.
+    """
+    rng = random.Random(f"names {seed}")
     stems = [head + tail for head in words.HEADS for tail in words.TAILS]
     rng.shuffle(stems)
     pool = iter(stems)
-    # So few name words that each is shared: a given or family name by about sixteen people, a
-    # town's by four, a company's by six. Every word is seen in training, no held-out name is.
-    persons = max(people // 16, math.isqrt(2 * people))  # in a small world enough for all
-    counts = (persons, persons, people // 16, people // 16)
-    given, family, town, company = (list(itertools.islice(pool, count)) for count in counts)
-    if len(company) < people // 16:
-        raise ValueError(f"world.people={people} needs more names than there are; lower it.")
-    books = [f"The {a} {n}" for a in words.TITLE_ADJECTIVES for n in words.TITLE_NOUNS]
-    kinds = {
-        "person": rng.sample([f"{g} {f}" for g in given for f in family], people),
-        "town": [f"{stem} {kind}" for stem in town for kind in words.TOWN_KINDS],
-        "company": [f"{stem} {kind}" for stem in company for kind in words.COMPANY_KINDS],
-        "book": rng.sample(books, min(len(books), 3 * people // 10)),
+
+    def draw(count: int) -> list[str]:
+        return list(itertools.islice(pool, count))
+
+    persons = max(people // 13, math.isqrt(2 * people) + 1)
+    pairs = {  # kind -> (first words, second words, how many names)
+        "person": (draw(persons), draw(persons), people),
+        "town": (draw(people // 10), words.TOWN_KINDS, people // 4),
+        "company": (draw(people // 12), words.COMPANY_KINDS, 3 * people // 10),
+        "book": (words.TITLE_ADJECTIVES, words.TITLE_NOUNS, 3 * people // 10),
     }
-    entities = {split: {} for split in SPLITS}
-    for kind, names in kinds.items():
+    train_rng = random.Random(f"training names {seed} {names_seed}")
+    entities: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for kind, (firsts, seconds, count) in pairs.items():
+        names = [f"{first} {second}" for first in firsts for second in seconds]
         rng.shuffle(names)
         # Both parts even, so that everybody can be married.
-        cut = len(names) * 3 // 4 // 2 * 2
-        entities["train"][kind], entities["heldout"][kind] = names[:cut], names[cut:]
+        heldout = count // 8 * 2
+        entities["heldout"][kind] = names[:heldout]
+        entities["train"][kind] = train_rng.sample(names[heldout:], (count - heldout) // 2 * 2)
+    for kinds in entities.values():
+        kinds["book"] = [f"The {name}" for name in kinds["book"]]
     return entities
 
 

@@ -62,8 +62,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.phases = ()  # dicts: name, steps, learning_rate, traces, mix, …
-    # Traces come from this many worlds of the same entities and other facts, so that facts
-    # cannot be learned by heart; 1: from the run's own world.
+    # Traces come from this many worlds with other training entities and other facts, so that
+    # neither names nor facts can be learned by heart; 1: from the run's own world.
     config.warm_start.worlds = 1
     config.warm_start.batch = 48
     config.warm_start.length_buckets = (96, 144, 192)

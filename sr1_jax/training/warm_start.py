@@ -56,7 +56,7 @@ class WarmStart:
         self._task = task
         worlds = [(task.world, task.retriever)]
         if config.warm_start.worlds > 1:
-            worlds = [_other_facts(config, number) for number in range(config.warm_start.worlds)]
+            worlds = [_other_world(config, number) for number in range(config.warm_start.worlds)]
         self._sources = []
         for world, retriever in worlds:
             rng = random.Random(config.seed)
@@ -68,7 +68,8 @@ class WarmStart:
 
     def tokenizer(self) -> Tokenizer:
         """A tokenizer trained on the corpus, the training questions and some traces."""
-        texts = [f"Doc 1(Title: {f.subject}) {f.passage}\n" for f in self._task.world.facts]
+        worlds = [self._task.world, *(writer.world for writer, _ in self._sources)]
+        texts = [f"Doc 1(Title: {f.subject}) {f.passage}\n" for w in worlds for f in w.facts]
         for _, pools in self._sources:
             texts += [q.question for pool in pools.values() for q in pool]
         for trace in self._traces(TraceMix(), _TOKENIZER_TRACES, self._config.seed):
@@ -157,10 +158,12 @@ class WarmStart:
         return params, checkpoints
 
 
-def _other_facts(config: ml_collections.ConfigDict, number: int) -> tuple[World, BM25Retriever]:
-    """The entities of the run's world with other facts, behind a retriever of their own."""
-    facts_seed = (config.seed + 1) * 10_007 + number
-    world = build_world(config.seed, facts_seed=facts_seed, people=config.data.world_people)
+def _other_world(config: ml_collections.ConfigDict, number: int) -> tuple[World, BM25Retriever]:
+    """A world of other training entities and other facts, behind a retriever of its own."""
+    draw = (config.seed + 1) * 10_007 + number
+    world = build_world(
+        config.seed, people=config.data.world_people, facts_seed=draw, names_seed=draw
+    )
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
         write_corpus(world, corpus)
