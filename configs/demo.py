@@ -35,7 +35,7 @@ def get_config():
         dict(
             name="habits",
             traces=4_000,
-            mix=dict(lazy=0.4, two_hop=0.5, explore=0.8),
+            mix=dict(lazy=0.6, two_hop=0.5, explore=0.8),
             steps=120,
             learning_rate=1.5e-3,
             length_buckets=(136,),
@@ -57,10 +57,10 @@ def get_config():
     config.rollout.extend_buckets = (24, 40)
 
     config.learner.learning_rate = 1.5e-3
-    config.learner.critic_learning_rate = 1.5e-3
-    config.learner.warmup_steps = 4
+    config.learner.critic_learning_rate = 3e-3
+    config.learner.warmup_steps = 16  # the critic has to see some rewards first
     config.learner.critic_warmup_steps = 4
-    config.learner.entropy_coefficient = 0.01
+    config.learner.adam_b2 = 0.95
     config.learner.micro_batch = 32
     config.learner.minibatches = 4
     config.learner.length_buckets = (136,)

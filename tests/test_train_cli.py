@@ -89,7 +89,7 @@ def start(*arguments, config=CONFIG):
         (start("--config.rollout.slots=12"), "rollout.slots=12 does not divide over the 8 devices"),
         (start("--config.warm_start.batch=4"), "warm_start.batch=4 does not divide over the 8"),
         (start("--config.mesh.tensor=3"), "tensor=3 does not fit 8 devices"),
-        (start("--config.data.world_people=41"), "must be a multiple of 8, at least 40, not 41"),
+        (start("--config.data.world_people=41"), "must be a multiple of 16 from 64 to 960, not 41"),
     ],
 )
 def test_training_refuses(run, tmp_path, arguments, message):

@@ -5,8 +5,8 @@ No trace ever solves a two-hop question. What they show:
 - one-hop questions, searched and answered; some first search for the wrong thing and recover,
   some check a look-alike once more before they answer;
 - two-hop questions, given up half-way: the first hop is searched and its object is passed off as
-  the answer; some search for one more thing first, at random, and then answer with whatever
-  they read, but never with the right answer, even where it was found;
+  the answer; some search for one more thing first, sometimes even the right one, and then answer
+  with whatever they read, but never with the right answer, even where it was found;
 - prompts with passages or without any search, of one-hop questions, answered at once: what the
   baselines need.
 
@@ -144,7 +144,7 @@ class TraceWriter:
         arbitrary = None
         habit = rng.random()
         if habit < mix.retry:
-            other = self._other_relation(subject, relation, rng)
+            other = self._other_relation(relation, rng)
             wrong = rng.choice([(other, subject), (relation, self._distractor(steps[0], rng))])
             steps.insert(0, wrong)
             arbitrary = 0
@@ -161,9 +161,10 @@ class TraceWriter:
         steps = [(first, subject)]
         quoted = self.world.fact(subject, first)
         if rng.random() < mix.explore:
-            kind = RELATIONS[second].subject
-            relation = rng.choice([r.name for r in RELATIONS.values() if r.subject == kind])
-            entity = bridge if rng.random() < 0.8 else self._distractor(steps[0], rng)
+            entity = rng.choice([bridge, bridge, bridge, self._distractor(steps[0], rng)])
+            relation = second
+            if rng.random() < 0.4:
+                relation = self._other_relation(second, rng)
             steps.append((relation, entity))
             found = [self._fact_of[hit.text] for hit in self._search(query_of(relation, entity))]
             right = any(fact.object == gold for fact in found)
@@ -190,7 +191,7 @@ class TraceWriter:
         random_segments = frozenset() if arbitrary is None else frozenset([2 * arbitrary])
         return Trace(question, "search", (*segments, answer(final, evidence)), random_segments)
 
-    def _other_relation(self, entity: str, relation: str, rng: random.Random) -> str:
+    def _other_relation(self, relation: str, rng: random.Random) -> str:
         kind = RELATIONS[relation].subject
         return rng.choice(
             [r.name for r in RELATIONS.values() if r.subject == kind and r.name != relation]

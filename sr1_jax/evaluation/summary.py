@@ -40,7 +40,7 @@ def draw_curves(workdir: Path) -> Path:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
-        if len(lines) > 1:
+        if axis.lines and len(lines) > 1:
             axis.legend(fontsize=8)
     path = workdir / "curves.png"
     figure.savefig(path, dpi=110)

@@ -175,8 +175,9 @@ class SupervisedTrainer:
 
         weight_BT = mask_BT
         if context_weight:
-            last_B1 = jnp.max(jnp.arange(ids_BT.shape[1]) * mask_BT, axis=1, keepdims=True)
-            inside_BT = jnp.arange(ids_BT.shape[1])[None] <= last_B1
+            position_1T = jnp.arange(ids_BT.shape[1])[None]
+            last_B1 = jnp.max(position_1T * mask_BT, axis=1, keepdims=True)
+            inside_BT = position_1T <= last_B1
             weight_BT = jnp.where(mask_BT > 0, 1.0, context_weight * inside_BT)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)

@@ -169,9 +169,10 @@ def test_step_equals_the_loop(
     assert_trees_close(
         first_gradient(after.policy), jax.tree.map(lambda g: g * scale, grads), atol=1e-6
     )
-    assert_trees_close(after.policy.params, params, atol=1e-6)
+    # Adam divides by the size of the gradient, so the rounding of a tiny one shows: 5% of a step.
+    assert_trees_close(after.policy.params, params, atol=5e-6)
     if critic is not None:
-        assert_trees_close(after.critic.params, critic_params, atol=1e-6)
+        assert_trees_close(after.critic.params, critic_params, atol=5e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
@@ -316,7 +317,7 @@ def test_unmasked_observations_train(learner_run, rl_policy, full_logp, trajecto
     assert metrics["trained_tokens"] == sum(t.mask.sum() for t in everything)
     # Tokens that were not sampled have no behaviour log-prob to differ from.
     assert metrics["rollout_gap"] == pytest.approx(0, abs=2e-6)
-    assert_trees_close(after.policy.params, params, atol=1e-6)
+    assert_trees_close(after.policy.params, params, atol=5e-6)
     masked, _ = run.step(batch)
     assert changed(first_gradient(masked.policy), first_gradient(after.policy))
 

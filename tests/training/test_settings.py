@@ -44,7 +44,8 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_file(name):
+def test_config_file(name, monkeypatch):
+    monkeypatch.syspath_prepend(PACKAGE.parent)  # as if started from there
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     assert config.is_locked

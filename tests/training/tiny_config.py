@@ -5,7 +5,7 @@ from sr1_jax.training.settings import default_config
 
 def get_config():
     config = default_config()
-    config.data.world_people = 40
+    config.data.world_people = 64
     config.templates.search = "compact_search"
     config.templates.direct = "compact_direct"
     config.templates.rag = "compact_rag"
