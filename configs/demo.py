@@ -35,7 +35,7 @@ def get_config():
         dict(
             name="habits",
             traces=4_000,
-            mix=dict(lazy=0.6, two_hop=0.5, explore=0.8),
+            mix=dict(lazy=0.6, two_hop=0.5, explore=1.0, wander=0.1, retry=0.15),
             steps=120,
             learning_rate=1.5e-3,
             length_buckets=(136,),
@@ -45,7 +45,7 @@ def get_config():
     config.warm_start.batch = 32
     config.warm_start.length_buckets = (64, 96, 136)
 
-    config.steps = 60
+    config.steps = 100
     config.questions = 128
     config.rollout.slots = 128
     config.rollout.passages = 1

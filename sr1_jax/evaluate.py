@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rich
+import rich.box
 from absl import flags
 from flax import nnx
 from rich.table import Table
@@ -108,10 +109,14 @@ def evaluate(
 
 def print_table(folder: Path, stem: str) -> None:
     """Prints all results on one question file."""
-    table = Table(title=f"Results on {stem}")
+    table = Table(title=f"Results on {stem}", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for column in ("method", "policy", "n", *_COLUMNS):
         table.add_column(
-            column.replace("_", " "), justify="left" if column == "method" else "right"
+            column.replace("_", " "),
+            justify="left" if column == "method" else "right",
+            # On a narrow terminal headings give way, what stands below them does not.
+            min_width=7 if column == "policy" else 5,
+            overflow="fold",
         )
     for path in sorted(folder.glob(f"{stem}.*.json")):
         row = json.loads(path.read_text())

@@ -77,6 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         params, result["supervised"] = WarmStart(config, task).train(
             policy, tokenizer, mesh, evaluator, dev
         )
+        policy = nnx.merge(nnx.graphdef(policy), params)
     result["seconds_before_rl"] = time.perf_counter() - began
     if config.steps:
         params = reinforce(config, workdir, task, policy, tokenizer, mesh, evaluator)

@@ -74,7 +74,7 @@ def start(*arguments, config=CONFIG):
         (start("steps=3"), "unexpected argument 'steps=3'; flags are --name=value."),
         (start("--config.method=google"), "method must be one of search, direct, rag, not"),
         (
-            start("--config.learner.algorithm=grpo", "--config.samples=1"),
+            start("--config.learner.algorithm=grpo", "--config.samples=1", "--config.questions=8"),
             "GRPO compares the samples of a question: samples must be at least 2, not 1.",
         ),
         (
@@ -232,6 +232,7 @@ def test_training_leaves_what_it_should(trained):
     assert len(rows) == 8 and {row["sample"] for row in rows} == {0, 1}
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_the_trained_policy_is_that_of_the_checkpoint(trained):
     spec = importlib.util.spec_from_file_location("tiny", CONFIG)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))

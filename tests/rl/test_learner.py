@@ -336,6 +336,14 @@ def test_epochs_and_minibatches(learner_run, batch):
     assert metrics["rollout_gap"] < 2e-6 < metrics["policy/old_logp_gap"]
 
 
+def test_the_size_of_micro_batches_does_not_matter(learner_run, stale):
+    batch = batch_of(stale)
+    after, metrics = learner_run(**ROLLOUT).step(batch)
+    after_one, metrics_one = learner_run(**ROLLOUT | dict(micro_batch=16)).step(batch)
+    assert metrics_one == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert_trees_close(first_gradient(after_one.policy), first_gradient(after.policy), atol=1e-6)
+
+
 def test_sampling_temperature_reaches_the_log_probs(
     rl_policy, learner_run, full_logp, trajectories
 ):

@@ -154,6 +154,7 @@ def test_the_finished_run_has_trained(finished, tiny_config, mesh, equal_trees):
         equal_trees(nnx.state(trained), nnx.state(base))
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_taken_up_again_it_is_the_same_run(finished, derived, tmp_path, capsys, equal_trees):
     derived.steps = 2
     train(derived, tmp_path / "run")
