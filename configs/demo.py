@@ -60,6 +60,7 @@ def get_config():
     config.learner.critic_learning_rate = 3e-3
     config.learner.warmup_steps = 16  # the critic has to see some rewards first
     config.learner.critic_warmup_steps = 4
+    config.learner.decay_steps = 400  # all of them: 4 a step
     config.learner.adam_b2 = 0.95
     config.learner.micro_batch = 32
     config.learner.minibatches = 4

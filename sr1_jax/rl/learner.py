@@ -69,9 +69,18 @@ class Prepared(NamedTuple):
 def make_optimizer(
     learning_rate: float, warmup_steps: int, config: ml_collections.ConfigDict
 ) -> optax.GradientTransformation:
-    """AdamW with a clipped global norm and a linear warm-up to a constant rate."""
-    schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    if not warmup_steps:
+    """AdamW with a clipped global norm.
+
+    The rate warms up linearly, then stays, or falls along a cosine to a tenth where
+    config.decay_steps, counted from the first step, is not 0.
+    """
+    if config.decay_steps:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, warmup_steps, config.decay_steps, 0.1 * learning_rate
+        )
+    elif warmup_steps:
+        schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    else:
         schedule = optax.constant_schedule(learning_rate)
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),

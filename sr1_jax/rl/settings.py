@@ -15,6 +15,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.critic_learning_rate = 1e-5
     config.warmup_steps = 0  # optimizer steps of linear warm-up
     config.critic_warmup_steps = 0
+    config.decay_steps = 0  # optimizer steps until the rate has fallen to a tenth; 0: constant
     config.weight_decay = 0.0
     config.adam_b2 = 0.999
     config.gradient_clip = 1.0  # global norm
@@ -70,6 +71,12 @@ def check_config(config: ml_collections.ConfigDict, trajectories: int) -> None:
         raise ValueError(
             f"A mini-batch of {minibatch} trajectories does not divide into micro-batches of "
             f"learner.micro_batch={config.micro_batch}."
+        )
+    slowest = max(config.warmup_steps, config.critic_warmup_steps)
+    if config.decay_steps and config.decay_steps <= slowest:
+        raise ValueError(
+            f"learner.decay_steps={config.decay_steps} must exceed the warm-up of {slowest} steps, "
+            "or be 0."
         )
     if not config.mask_observations and config.old_logp != "trainer":
         raise ValueError(
