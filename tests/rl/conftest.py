@@ -16,9 +16,21 @@ from sr1_jax.sharding import make_mesh
 VOCAB, LENGTH, TRAJECTORIES = 24, 24, 16
 
 
+def _unsettle(model) -> None:
+    """Adds noise to all parameters, so that none starts at zero and shuts off others."""
+    rng = np.random.default_rng(5)
+    state = nnx.state(model)
+    nnx.update(
+        model,
+        jax.tree.map(
+            lambda x: x + jax.numpy.asarray(rng.normal(size=x.shape, scale=0.15), x.dtype), state
+        ),
+    )
+
+
 @pytest.fixture(scope="session")
 def rl_policy() -> Decoder:
-    """Random weights, a head of its own, so that logits are of order one."""
+    """Random weights everywhere, and a head of its own, so that logits are of order one."""
     config = DecoderConfig(
         vocab_size=VOCAB,
         width=16,
@@ -30,15 +42,16 @@ def rl_policy() -> Decoder:
         qkv_bias=True,
         tied_embeddings=False,
     )
-    return Decoder(config, rngs=nnx.Rngs(3))
+    policy = Decoder(config, rngs=nnx.Rngs(3))
+    _unsettle(policy)
+    return policy
 
 
 @pytest.fixture(scope="session")
 def rl_critic(rl_policy) -> ValueModel:
     """A critic that already has an opinion."""
     critic = ValueModel(rl_policy.config, rngs=nnx.Rngs(4))
-    head_D1 = np.random.default_rng(5).normal(size=critic.head.kernel.shape, scale=0.3)
-    critic.head.kernel[...] = jax.numpy.asarray(head_D1, "float32")
+    _unsettle(critic)
     return critic
 
 

@@ -142,7 +142,14 @@ def model():
         vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, ff_width=16,
         tied_embeddings=False,
     )  # fmt: skip
-    return Decoder(config, rngs=nnx.Rngs(2))
+    model = Decoder(config, rngs=nnx.Rngs(2))
+    # Some branches start at zero, which shuts off the gradients of others.
+    rng = np.random.default_rng(3)
+    noisy = jax.tree.map(
+        lambda x: x + jnp.asarray(rng.normal(size=x.shape, scale=0.15), x.dtype), nnx.state(model)
+    )
+    nnx.update(model, noisy)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -196,18 +203,18 @@ def test_one_step_equals_the_loop(model, batch, context_weight):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(model), start.params)
 
 
-def test_meshes_agree_and_few_masked_tokens_take_the_short_way(model, batch):
-    """The loss falls the same way on eight devices, whether half or all tokens pass the head."""
+def test_meshes_agree_where_half_of_the_tokens_pass_the_head(model, batch):
+    """The loss falls the same way on eight devices; in the other tests all tokens pass."""
     ids_BT, mask_BT = batch
     few_BT = mask_BT * (np.arange(12)[None] < 6)  # at most five a row
     runs = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
         trainer = SupervisedTrainer(model, mesh, schedule=optax.constant_schedule(1e-2))
-        runs.append([float(trainer.step(ids_BT, m_BT)) for m_BT in (few_BT, mask_BT, few_BT)])
+        runs.append([float(trainer.step(ids_BT, m_BT)) for m_BT in (few_BT, few_BT)])
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
     assert runs[0][0] == pytest.approx(float(loss_by_loop(model, ids_BT, few_BT)), rel=1e-5)
-    assert runs[0][2] < runs[0][0]
+    assert runs[0][1] < runs[0][0]
 
 
 def test_gradients_are_clipped_and_the_schedule_counts(model, batch):
