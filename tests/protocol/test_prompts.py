@@ -94,5 +94,5 @@ def test_shipped_templates(small_tokenizer, name):
     assert ("</search>" in text) == (name in ("search", "search_chatml", "examples_chatml"))
     if not name.startswith("compact"):
         assert ("<answer>Paris</answer>" in text) != bool(shown)
-    if name.endswith("_chatml"):
+    if name.endswith("_chatml") and not shown:
         assert load_template(name.removesuffix("_chatml")).parts[0] in template.parts[0]
