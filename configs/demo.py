@@ -45,7 +45,7 @@ def get_config():
     config.warm_start.batch = 32
     config.warm_start.length_buckets = (64, 96, 136)
 
-    config.steps = 100
+    config.steps = 140
     config.questions = 128
     config.rollout.slots = 128
     config.rollout.passages = 1
@@ -56,18 +56,18 @@ def get_config():
     config.rollout.decode_steps = 16
     config.rollout.extend_buckets = (24, 40)
 
-    config.learner.learning_rate = 1.5e-3
-    config.learner.critic_learning_rate = 3e-3
+    config.learner.learning_rate = 1e-3
+    config.learner.critic_learning_rate = 2e-3
     config.learner.warmup_steps = 16  # the critic has to see some rewards first
     config.learner.critic_warmup_steps = 4
-    config.learner.decay_steps = 400  # all of them: 4 a step
-    config.learner.adam_b2 = 0.95
+    config.learner.decay_steps = 560  # all of them: 4 a step
+    config.learner.adam_b2 = 0.99
     config.learner.micro_batch = 32
     config.learner.minibatches = 4
     config.learner.length_buckets = (136,)
     config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here
 
-    config.evaluation.every = 20
+    config.evaluation.every = 35
     config.evaluation.questions = 200
     config.evaluation.final_questions = 400
     config.checkpoint.every = 20

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import rich.box
 from rich.console import Console
 from rich.table import Table
 
@@ -51,29 +52,31 @@ def draw_curves(workdir: Path) -> Path:
 def print_summary(result: Mapping[str, Any], console: Console) -> None:
     """Prints every checkpoint of the warm start, and the scores before and after."""
     rows: list[tuple[str, Mapping[str, float]]] = [
-        (f"warm start: {c['phase']}, step {c['step']}", c) for c in result.get("warm_start", [])
+        (f"{c['phase']} {c['step']}", c) for c in result.get("warm_start", [])
     ]
-    rows += [
-        (f"supervised: {c['phase']}, step {c['step']}", c) for c in result.get("supervised", [])
-    ]
+    rows += [(f"{c['phase']} {c['step']}", c) for c in result.get("supervised", [])]
     titles = {
-        "before": "before training",
-        "after": "after training",
-        "after_facts_changed": "after training, facts changed",
+        "before": "before",
+        "after": "after",
+        "after_facts_changed": "new facts",
     }
     rows += [(title, result[key]) for key, title in titles.items() if key in result]
     if not rows:
         return
     kinds = [kind for kind in ("greedy", "sampled") if f"{kind}/em" in rows[-1][1]]
     parts = ["em", *sorted({k.split("/")[1] for k in rows[-1][1] if "_hop" in k})]
-    table = Table(title=f"Exact match on {result['dev_questions']} questions of {result['dev']}")
-    table.add_column("policy")
+    # Fits 80 columns: what is not a terminal is taken to be that wide.
+    title = f"Exact match on {result['dev_questions']} questions of {result['dev']}"
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("policy", overflow="fold")
     for kind in kinds:
         for part in parts:
             table.add_column(
-                f"{kind} {part.removeprefix('em_').replace('_', '-')}", justify="right"
+                f"{kind}\n{part.removeprefix('em_').replace('_', '-')}",
+                justify="right",
+                no_wrap=True,
             )
-        table.add_column("searches", justify="right")
+        table.add_column(f"{kind}\nsearch", justify="right", no_wrap=True)
     for title, scores in rows:
         cells = []
         for kind in kinds:

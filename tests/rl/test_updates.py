@@ -79,3 +79,16 @@ def test_weight_decay_pulls_towards_zero():
     params = jnp.full(1, 2.0)
     updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(params), params)
     np.testing.assert_allclose(updates, [-0.1 * 0.5 * 2.0], rtol=1e-5)
+
+
+def test_the_rate_falls_along_a_cosine_to_a_tenth():
+    config = default_config()
+    config.decay_steps = 6
+    optimizer = make_optimizer(0.1, 2, config)
+    params = jnp.zeros(1)
+    state, sizes = optimizer.init(params), []
+    for _ in range(8):
+        updates, state = optimizer.update(jnp.ones(1), state, params)
+        sizes.append(-float(updates[0]))
+    down = [0.01 + 0.09 * (1 + np.cos(np.pi * step / 4)) / 2 for step in range(5)]
+    np.testing.assert_allclose(sizes, [0, 0.05, *down, 0.01], rtol=1e-4)
