@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rich
+import rich.box
 from absl import flags
 from rich.table import Table
 
@@ -37,10 +38,12 @@ def main(argv: Sequence[str]) -> None:
     if len(folders) < 2:
         raise ValueError("Name at least two workdirs of finished runs.")
     rows = [(folder.name, read_result(folder)) for folder in folders]
-    table = Table(title=f"{rows[0][1]['dev_questions']} questions of {rows[0][1]['dev']}")
+    title = f"{rows[0][1]['dev_questions']} questions of {rows[0][1]['dev']}"
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     titles = ["run", *(f"greedy {title}" for title, _ in _COLUMNS), "sampled EM", "± (s.e.)"]
     for title in titles:
-        table.add_column(title, justify="left" if title == "run" else "right")
+        side = "left" if title == "run" else "right"
+        table.add_column(title, justify=side, no_wrap=title == "run")
     cells = [_cells(name, result) for name, result in rows]
     for row in cells:
         table.add_row(*row)
