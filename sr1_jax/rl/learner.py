@@ -88,6 +88,23 @@ def make_optimizer(
     )
 
 
+def copy_to_mesh(params: Any, mesh: Mesh) -> Any:
+    """The parameters, placed on the mesh, in buffers of their own."""
+    # jit gives new buffers: donating them cannot touch the caller's.
+    copy = jax.jit(
+        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=tree_shardings(params, mesh)
+    )
+    return copy(params)
+
+
+def place_model(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> ModelState:
+    """A copy of the parameters and a fresh optimizer state, initialised straight into place."""
+    params = copy_to_mesh(params, mesh)
+    shapes = jax.eval_shape(optimizer.init, params)
+    init = jax.jit(optimizer.init, out_shardings=tree_shardings(shapes, mesh))
+    return ModelState(params, init(params))
+
+
 class Learner:
     """PPO or GRPO on a mesh.
 
@@ -133,16 +150,16 @@ class Learner:
             self._critic_optimizer = make_optimizer(
                 config.critic_learning_rate, config.critic_warmup_steps, config
             )
-            critic_state = self._place(critic_params, self._critic_optimizer)
+            critic_state = place_model(critic_params, self._critic_optimizer, mesh)
         self.initial_state = LearnerState(
-            policy=self._place(policy_params, self._policy_optimizer),
+            policy=place_model(policy_params, self._policy_optimizer, mesh),
             critic=critic_state,
             kl_coefficient=jax.device_put(
                 jnp.float32(0 if config.kl_in == "none" else config.kl_coefficient),
                 named(mesh),
             ),
         )
-        self.reference = self._copy(policy_params, tree_shardings(policy_params, mesh))
+        self.reference = copy_to_mesh(policy_params, mesh)
         self._prepare = jax.jit(self._prepare_fn, static_argnames="most")
         # Updates hand back their state where they found it, so that donation works and nothing
         # moves between steps.
@@ -159,16 +176,6 @@ class Learner:
                 static_argnames="most",
                 out_shardings=(_shardings(critic_state), None),
             )
-
-    def _copy(self, tree, shardings):
-        # jit gives buffers of its own: donating them cannot touch the caller's.
-        return jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=shardings)(tree)
-
-    def _place(self, params, optimizer) -> ModelState:
-        abstract = jax.eval_shape(optimizer.init, params)
-        params = self._copy(params, tree_shardings(params, self._mesh))
-        init = jax.jit(optimizer.init, out_shardings=tree_shardings(abstract, self._mesh))
-        return ModelState(params, init(params))
 
     def step(
         self, state: LearnerState, batch: Batch, *, seed: int, step: int

@@ -19,9 +19,9 @@ from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import PromptTemplate
-from sr1_jax.rl.learner import ModelState
+from sr1_jax.rl.learner import ModelState, place_model
 from sr1_jax.rl.token_logp import token_logp
-from sr1_jax.sharding import named, tree_shardings
+from sr1_jax.sharding import named
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
@@ -155,11 +155,7 @@ class SupervisedTrainer:
                 muon_weight_dimension_numbers=muon_dimensions,
             ),
         )
-        shardings = tree_shardings(params, mesh)
-        params = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=shardings)(params)
-        abstract = jax.eval_shape(self._optimizer.init, params)
-        init = jax.jit(self._optimizer.init, out_shardings=tree_shardings(abstract, mesh))
-        self.state = ModelState(params, init(params))
+        self.state = place_model(params, self._optimizer, mesh)
         self._update = jax.jit(
             functools.partial(self._update_fn, context_weight=context_weight),
             donate_argnums=0,
