@@ -35,8 +35,8 @@ def get_config():
         dict(
             name="habits",
             traces=4_000,
-            mix=dict(lazy=0.6, two_hop=0.5, explore=1.0, wander=0.1, retry=0.15),
-            steps=120,
+            mix=dict(lazy=0.6, two_hop=0.6, explore=1.0, wander=0.1, retry=0.15),
+            steps=240,
             learning_rate=1.5e-3,
             length_buckets=(136,),
         ),
@@ -45,7 +45,7 @@ def get_config():
     config.warm_start.batch = 32
     config.warm_start.length_buckets = (64, 96, 136)
 
-    config.steps = 140
+    config.steps = 160
     config.questions = 128
     config.rollout.slots = 128
     config.rollout.passages = 1
@@ -60,14 +60,14 @@ def get_config():
     config.learner.critic_learning_rate = 2e-3
     config.learner.warmup_steps = 16  # the critic has to see some rewards first
     config.learner.critic_warmup_steps = 4
-    config.learner.decay_steps = 560  # all of them: 4 a step
+    config.learner.decay_steps = 640  # all of them: 4 a step
     config.learner.adam_b2 = 0.99
-    config.learner.micro_batch = 32
+    config.learner.micro_batch = 8
     config.learner.minibatches = 4
-    config.learner.length_buckets = (136,)
+    config.learner.length_buckets = (64, 96, 136)
     config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here
 
-    config.evaluation.every = 35
+    config.evaluation.every = 40
     config.evaluation.questions = 200
     config.evaluation.final_questions = 400
     config.checkpoint.every = 20

@@ -161,7 +161,7 @@ class TraceWriter:
         steps = [(first, subject)]
         quoted = self.world.fact(subject, first)
         if rng.random() < mix.explore:
-            entity = rng.choice([bridge, bridge, bridge, self._distractor(steps[0], rng)])
+            entity = bridge if rng.random() < 0.9 else self._distractor(steps[0], rng)
             relation = second
             if rng.random() < 0.4:
                 relation = self._other_relation(second, rng)

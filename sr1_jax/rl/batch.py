@@ -77,17 +77,3 @@ def make_batch(
             else:
                 reward_B[row] = -truncation_penalty
     return Batch(ids_BT, mask_BT, logp_BT, reward_B, group_B)
-
-
-def bucket(longest: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `longest` tokens.
-
-    Raises:
-        ValueError: none does.
-    """
-    for size in buckets:
-        if size >= longest:
-            return size
-    raise ValueError(
-        f"A trajectory of {longest} tokens fits no learner.length_buckets {tuple(buckets)}."
-    )

@@ -2,9 +2,11 @@
 
 Formulas live in `advantages`, `losses` and `token_logp`; this file strings them together:
 
-    prepare  old, reference and critic passes -> advantages and returns
-    update   mini-batches of clipped policy and value losses, each summed over micro-batches
-             with exact token weights, clipped, and applied by optax
+    score        old, reference and critic passes over each micro-batch
+    prepare      advantages and returns of the whole batch
+    accumulate   gradients of the clipped losses, summed over the micro-batches of a mini-batch
+                 with exact token weights
+    apply        the sum, clipped, by optax
 
 Array alignment: everything at index t belongs to token t. The critic's value at t is that of the
 state before token t, so the model's output is shifted by one.
@@ -12,14 +14,13 @@ state before token t, so the model's output is shifted by one.
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -28,16 +29,18 @@ from sr1_jax.rl.advantages import gae, group_relative, whiten
 from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.losses import kl_estimate, policy_loss, value_loss
 from sr1_jax.rl.masked import masked_mean
+from sr1_jax.rl.micro_batches import MicroBatch, padding_share, plan_micro_batches
 from sr1_jax.rl.settings import check_config
 from sr1_jax.rl.token_logp import token_logp
-from sr1_jax.sharding import named, tree_shardings
-
-
-class ModelState(NamedTuple):
-    """Parameters and optimizer state of one model."""
-
-    params: Any
-    opt_state: Any
+from sr1_jax.rl.update import (
+    ModelState,
+    Update,
+    copy_to_mesh,
+    make_optimizer,
+    place_model,
+    take_rows,
+)
+from sr1_jax.sharding import named
 
 
 class LearnerState(NamedTuple):
@@ -54,6 +57,20 @@ class LearnerState(NamedTuple):
     kl_coefficient: jax.Array
 
 
+class Scores(NamedTuple):
+    """What the models say of a batch before it changes them; all [B, T], 0 where not asked for.
+
+    Attributes:
+        logp_BT: of the policy, under `old_logp="trainer"`.
+        ref_logp_BT: of the reference, with a KL term.
+        values_BT: of the critic, with one.
+    """
+
+    logp_BT: jax.Array
+    ref_logp_BT: jax.Array
+    values_BT: jax.Array
+
+
 class Prepared(NamedTuple):
     """A batch with everything the updates need; all [B, T]."""
 
@@ -64,45 +81,6 @@ class Prepared(NamedTuple):
     old_values_BT: jax.Array
     advantages_BT: jax.Array
     returns_BT: jax.Array
-
-
-def make_optimizer(
-    learning_rate: float, warmup_steps: int, config: ml_collections.ConfigDict
-) -> optax.GradientTransformation:
-    """AdamW with a clipped global norm.
-
-    The rate warms up linearly, then stays, or falls along a cosine to a tenth where
-    config.decay_steps, counted from the first step, is not 0.
-    """
-    if config.decay_steps:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup_steps, config.decay_steps, 0.1 * learning_rate
-        )
-    elif warmup_steps:
-        schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    else:
-        schedule = optax.constant_schedule(learning_rate)
-    return optax.chain(
-        optax.clip_by_global_norm(config.gradient_clip),
-        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
-    )
-
-
-def copy_to_mesh(params: Any, mesh: Mesh) -> Any:
-    """The parameters, placed on the mesh, in buffers of their own."""
-    # jit gives new buffers: donating them cannot touch the caller's.
-    copy = jax.jit(
-        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=tree_shardings(params, mesh)
-    )
-    return copy(params)
-
-
-def place_model(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> ModelState:
-    """A copy of the parameters and a fresh optimizer state, initialised straight into place."""
-    params = copy_to_mesh(params, mesh)
-    shapes = jax.eval_shape(optimizer.init, params)
-    init = jax.jit(optimizer.init, out_shardings=tree_shardings(shapes, mesh))
-    return ModelState(params, init(params))
 
 
 class Learner:
@@ -160,21 +138,14 @@ class Learner:
             ),
         )
         self.reference = copy_to_mesh(policy_params, mesh)
-        self._prepare = jax.jit(self._prepare_fn, static_argnames="most")
-        # Updates hand back their state where they found it, so that donation works and nothing
-        # moves between steps.
-        self._update_policy = jax.jit(
-            functools.partial(self._update, self._policy_loss, "policy"),
-            donate_argnums=0,
-            static_argnames="most",
-            out_shardings=(_shardings(self.initial_state.policy), None),
+        self._score = jax.jit(self._score_fn, donate_argnums=0, static_argnames=("length", "most"))
+        self._prepare = jax.jit(self._prepare_fn)
+        self._update_policy = Update(
+            self._policy_loss, self._policy_optimizer, self.initial_state.policy, mesh
         )
         if critic is not None:
-            self._update_critic = jax.jit(
-                functools.partial(self._update, self._critic_loss, "critic"),
-                donate_argnums=0,
-                static_argnames="most",
-                out_shardings=(_shardings(critic_state), None),
+            self._update_critic = Update(
+                self._critic_loss, self._critic_optimizer, critic_state, mesh
             )
 
     def step(
@@ -189,64 +160,95 @@ class Learner:
 
         Returns:
             The new state and metrics averaged over the updates.
+
+        Raises:
+            ValueError: a trajectory is longer than the last of learner.length_buckets.
         """
-        sharding = named(self._mesh, "batch")
-        most = _row_bound(batch.mask_BT)
-        prepared, metrics = self._prepare(
-            state, self.reference, jax.device_put(batch, sharding), most=most
-        )
+        everything = np.arange(len(batch.reward_B))
+        plan = self._plan(batch.mask_BT, everything)
+        placed = jax.device_put(batch, named(self._mesh, "batch"))
+        scores = self._scores(state, placed, plan)
+        prepared, metrics = self._prepare(placed, scores, state.kl_coefficient)
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
         policy, critic = state.policy, state.critic
         for _ in range(self._config.epochs):
-            order = rng.permutation(len(batch.reward_B))
+            order = rng.permutation(everything)
             for rows in np.split(order, self._config.minibatches):
-                minibatch = jax.device_put(_take_rows(prepared, rows), sharding)
-                policy, logged = self._update_policy(
-                    policy, minibatch, state.kl_coefficient, most=most
-                )
+                minibatch = (
+                    prepared, self._plan(batch.mask_BT, rows), float(batch.mask_BT[rows].sum())
+                )  # fmt: skip
+                policy, logged = self._update_policy(policy, *minibatch, state.kl_coefficient)
+                logged = {f"policy/{key}": value for key, value in logged.items()}
                 if critic is not None:
-                    critic, more = self._update_critic(
-                        critic, minibatch, state.kl_coefficient, most=most
-                    )
-                    logged |= more
+                    critic, more = self._update_critic(critic, *minibatch)
+                    logged |= {f"critic/{key}": value for key, value in more.items()}
                 history.append(logged)
-        means = {key: float(np.mean([float(h[key]) for h in history])) for key in history[0]}
+        history, metrics = jax.device_get((history, metrics))
+        means = {key: float(np.mean([h[key] for h in history])) for key in history[0]}
         # Before the first update the trainer has the sampler's own weights, so what is left of
         # the difference is numerics: the sampler/trainer mismatch.
         means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
         means |= {key: float(value) for key, value in metrics.items()}
+        means["padding_share"] = padding_share(batch.mask_BT, plan)
         return LearnerState(policy, critic, state.kl_coefficient), means
+
+    def _scores(self, state: LearnerState, placed: Batch, plan: Sequence[MicroBatch]) -> Scores:
+        """What policy, reference and critic say of the batch."""
+        zeros = [np.zeros(placed.ids_BT.shape, np.float32) for _ in Scores._fields]
+        scores = jax.device_put(Scores(*zeros), named(self._mesh, "batch"))
+        critic = None if state.critic is None else state.critic.params
+        for rows_R, length, most in plan:
+            scores = self._score(
+                scores,
+                placed,
+                state.policy.params,
+                critic,
+                self.reference,
+                rows_R,
+                length=length,
+                most=most,
+            )
+        return scores
+
+    def _plan(self, mask_BT: np.ndarray, rows: np.ndarray) -> list[MicroBatch]:
+        config = self._config
+        return plan_micro_batches(
+            mask_BT, rows, size=config.micro_batch, buckets=config.length_buckets
+        )
 
     # Everything below is traced.
 
-    def _prepare_fn(self, state: LearnerState, reference, batch: Batch, *, most: int):
+    def _score_fn(
+        self, scores: Scores, batch: Batch, policy, critic, reference, rows_R, *, length, most
+    ) -> Scores:
+        """`scores` with those of a micro-batch filled in."""
         config = self._config
-        micro = jax.tree.map(self._by_micro_batch, (batch.ids_BT, batch.mask_BT))
+        ids_RT, mask_RT = take_rows((batch.ids_BT, batch.mask_BT), rows_R, length, self._mesh)
+        found = {}
+        if config.old_logp == "trainer":
+            found["logp_BT"] = self._token_logp(policy, ids_RT, mask_RT, most)[0]
+        if config.kl_in != "none":
+            found["ref_logp_BT"] = self._token_logp(reference, ids_RT, mask_RT, most)[0]
+        if critic is not None:
+            found["values_BT"] = self._values(critic, ids_RT)
+        filled = {
+            name: getattr(scores, name).at[rows_R, :length].set(x) for name, x in found.items()
+        }
+        return scores._replace(**filled)
 
-        def logp(params, rows):
-            return self._token_logp(params, *rows, most)[0]
-
-        def passes(rows):
-            ids_BT, _ = rows
-            zeros = jnp.zeros(ids_BT.shape, jnp.float32)
-            ref_logp = zeros if config.kl_in == "none" else logp(reference, rows)
-            old = logp(state.policy.params, rows) if config.old_logp == "trainer" else zeros
-            values = zeros if state.critic is None else self._values(state.critic.params, ids_BT)
-            return ref_logp, old, values
-
-        ref_logp_BT, old_BT, values_BT = (
-            x.reshape(batch.ids_BT.shape) for x in jax.lax.map(passes, micro)
-        )
-        old_logp_BT = old_BT if config.old_logp == "trainer" else batch.logp_BT
-        mask_BT = batch.mask_BT
+    def _prepare_fn(self, batch: Batch, scores: Scores, kl_coefficient):
+        config = self._config
+        mask_BT, values_BT = batch.mask_BT, scores.values_BT
+        old_logp_BT = scores.logp_BT if config.old_logp == "trainer" else batch.logp_BT
         kl_BT = jnp.zeros_like(mask_BT)
         if config.kl_in != "none":
-            kl_BT = kl_estimate(old_logp_BT, ref_logp_BT, config.kl_kind, mask_BT=mask_BT)
+            kl_BT = kl_estimate(old_logp_BT, scores.ref_logp_BT, config.kl_kind, mask_BT=mask_BT)
         rewards_BT = _reward_on_last_token(batch.reward_B, mask_BT)
         if config.kl_in == "reward":
-            rewards_BT -= state.kl_coefficient * kl_BT * mask_BT
-        if state.critic is None:
+            rewards_BT -= kl_coefficient * kl_BT * mask_BT
+        metrics = {"kl": masked_mean(kl_BT, mask_BT), "trained_tokens": mask_BT.sum()}
+        if config.algorithm == "grpo":
             advantages_B = group_relative(rewards_BT.sum(axis=1), batch.group_B)
             advantages_BT, returns_BT = advantages_B[:, None] * mask_BT, jnp.zeros_like(mask_BT)
         else:
@@ -255,31 +257,31 @@ class Learner:
             )
             if config.whiten:
                 advantages_BT = whiten(advantages_BT, mask_BT)
-        metrics = {"kl": masked_mean(kl_BT, mask_BT), "trained_tokens": mask_BT.sum()}
-        if config.old_logp == "trainer":
-            # The losses never see the stored ones then; the gap is between these two.
-            sampled_BT = mask_BT * (batch.logp_BT != 0)
-            metrics["rollout_gap"] = masked_mean(jnp.abs(old_BT - batch.logp_BT), sampled_BT)
-        if state.critic is not None:
             residual = _masked_variance(returns_BT - values_BT, mask_BT)
             metrics["critic/explained_variance"] = 1 - residual / jnp.maximum(
                 _masked_variance(returns_BT, mask_BT), 1e-8
             )
             metrics["critic/value_mean"] = masked_mean(values_BT, mask_BT)
+        if config.old_logp == "trainer":
+            # The losses never see the stored ones then; the gap is between these two.
+            sampled_BT = mask_BT * (batch.logp_BT != 0)
+            metrics["rollout_gap"] = masked_mean(
+                jnp.abs(scores.logp_BT - batch.logp_BT), sampled_BT
+            )
         prepared = Prepared(
-            batch.ids_BT, mask_BT, old_logp_BT, ref_logp_BT, values_BT, advantages_BT, returns_BT
+            batch.ids_BT,
+            mask_BT,
+            old_logp_BT,
+            scores.ref_logp_BT,
+            values_BT,
+            advantages_BT,
+            returns_BT,
         )
         return prepared, metrics
 
     def _values(self, params, ids_BT):
         values_BT = nnx.merge(self._critic_graph, params)(ids_BT)
         return jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
-
-    def _by_micro_batch(self, x):
-        """[B, …] -> [micro-batches, micro_batch, …]."""
-        x = x.reshape(-1, self._config.micro_batch, *x.shape[1:])
-        # Otherwise a device holds whole micro-batches, and all devices compute each of them.
-        return jax.lax.with_sharding_constraint(x, named(self._mesh, None, "batch"))
 
     def _token_logp(self, params, ids_BT, mask_BT, most: int):
         return token_logp(
@@ -291,7 +293,7 @@ class Learner:
             chunk_tokens=self._config.chunk_tokens,
         )
 
-    def _policy_loss(self, params, b: Prepared, kl_coefficient, most: int):
+    def _policy_loss(self, params, b: Prepared, most: int, kl_coefficient):
         config = self._config
         logp_BT, entropy_BT = self._token_logp(params, b.ids_BT, b.mask_BT, most)
         loss, metrics = policy_loss(
@@ -309,8 +311,8 @@ class Learner:
             loss += kl_coefficient * masked_mean(kl_BT, b.mask_BT)
         return loss, metrics
 
-    def _critic_loss(self, params, b: Prepared, kl_coefficient, most: int):
-        del kl_coefficient, most  # of the policy only
+    def _critic_loss(self, params, b: Prepared, most: int):
+        del most  # every token passes the value head
         loss, metrics = value_loss(
             self._values(params, b.ids_BT),
             b.old_values_BT,
@@ -319,70 +321,6 @@ class Learner:
             clip=self._config.value_clip,
         )
         return loss, metrics
-
-    def _update(
-        self, loss_fn, name: str, state: ModelState, minibatch: Prepared, kl_coefficient, *, most
-    ):
-        """One optimizer step; micro-batches weigh as much as they have tokens."""
-        optimizer = self._policy_optimizer if name == "policy" else self._critic_optimizer
-        grads, metrics = accumulate_gradients(
-            functools.partial(loss_fn, kl_coefficient=kl_coefficient, most=most),
-            state.params,
-            jax.tree.map(self._by_micro_batch, minibatch),
-        )
-        metrics["gradient_norm"] = optax.global_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return ModelState(params, opt_state), {f"{name}/{k}": v for k, v in metrics.items()}
-
-
-def accumulate_gradients(loss_fn, params, micro_batches):
-    """Gradient and metrics of a token-mean loss over stacked micro-batches.
-
-    Each micro-batch's mean is weighted by its share of the tokens of all, so the result is that
-    of one large batch, however it is cut.
-
-    Args:
-        loss_fn: (params, micro-batch) -> (token-mean loss, dict of token means).
-        params: differentiated.
-        micro_batches: tree with `mask_BT`; a leading axis over micro-batches.
-
-    Returns:
-        (gradients, metrics with "loss").
-    """
-    total = jnp.maximum(micro_batches.mask_BT.sum(), 1)
-
-    def add(carry, micro_batch):
-        weight = micro_batch.mask_BT.sum() / total
-
-        def weighted(params):
-            loss, metrics = loss_fn(params, micro_batch)
-            return loss * weight, {k: v * weight for k, v in (metrics | {"loss": loss}).items()}
-
-        grads, metrics = jax.grad(weighted, has_aux=True)(params)
-        return jax.tree.map(jnp.add, carry, grads), metrics
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-    grads, metrics = jax.lax.scan(add, zeros, micro_batches)
-    return grads, {key: value.sum() for key, value in metrics.items()}
-
-
-def _row_bound(mask_BT: np.ndarray) -> int:
-    """A static bound on the trained tokens of a row: an eighth of the length, or a multiple that
-    is a power of two, so that few programs are compiled."""
-    length, most = mask_BT.shape[1], int(mask_BT.sum(axis=1).max())
-    bound = -(-length // 8)
-    while bound < most:
-        bound *= 2
-    return min(bound, length)
-
-
-def _take_rows(tree, rows):
-    return jax.tree.map(lambda x: x[rows], tree)
-
-
-def _shardings(tree):
-    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def _reward_on_last_token(reward_B, mask_BT):

@@ -17,7 +17,7 @@ from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import question_batches
 from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.models import Decoder, Tokenizer, value_from_policy
-from sr1_jax.rl.batch import bucket, make_batch
+from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import Engine, Trajectory
 from sr1_jax.rollout.engine import as_metrics
@@ -87,7 +87,7 @@ def reinforce(
             )
             batch = make_batch(
                 trajectories,
-                length=bucket(max(len(t.ids) for t in trajectories), config.learner.length_buckets),
+                length=config.learner.length_buckets[-1],
                 pad_id=tokenizer.pad_id,
                 mask_observations=config.learner.mask_observations,
                 truncated=config.learner.truncated,

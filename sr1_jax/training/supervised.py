@@ -19,8 +19,8 @@ from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import PromptTemplate
-from sr1_jax.rl.learner import ModelState, place_model
 from sr1_jax.rl.token_logp import token_logp
+from sr1_jax.rl.update import ModelState, place_model
 from sr1_jax.sharding import named
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a

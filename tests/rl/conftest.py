@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
-from sr1_jax.rl.learner import Learner, ModelState
+from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import default_config
+from sr1_jax.rl.update import ModelState
 from sr1_jax.rollout.trajectory import Trajectory
 from sr1_jax.sharding import make_mesh
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sr1_jax.rl.batch import bucket, make_batch
+from sr1_jax.rl.batch import make_batch
 
 
 @pytest.fixture
@@ -102,9 +102,3 @@ def test_errors(pair):
         make_batch(pair, length=6, pad_id=0)
     with pytest.raises(ValueError, match=r'learner.truncated must be "mask" or "penalise".*drop'):
         make_batch(pair, length=8, pad_id=0, truncated="drop")
-
-
-def test_bucket():
-    assert [bucket(n, (4, 8, 20)) for n in (1, 4, 5, 8, 9, 20)] == [4, 4, 8, 8, 20, 20]
-    with pytest.raises(ValueError, match=r"21 tokens fits no learner.length_buckets \(4, 8, 20\)"):
-        bucket(21, (4, 8, 20))

@@ -10,7 +10,7 @@ import pytest
 from oracle import Oracle, first_adam_step
 
 from sr1_jax.rl.batch import make_batch
-from sr1_jax.rl.learner import Learner
+from sr1_jax.rl.learner import Learner, Scores
 from sr1_jax.rl.settings import default_config
 from sr1_jax.sharding import make_mesh, named
 
@@ -297,6 +297,21 @@ def test_the_size_of_micro_batches_does_not_matter(learner_run, stale):
     assert_trees_close(first_gradient(after_one.policy), first_gradient(after.policy), atol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
+def test_length_buckets_do_not_matter(learner_run, stale, changes):
+    """Rows of like length in arrays of their own, or all in one of the longest length."""
+    batch = batch_of(stale)
+    one = learner_run(**changes)
+    many = learner_run(**changes | dict(micro_batch=2, length_buckets=(7, 11, 17, LENGTH)))
+    after, metrics = one.step(batch, one.moved)
+    after_cut, metrics_cut = many.step(batch, many.moved)
+    assert metrics_cut.pop("padding_share") < 0.2 < metrics.pop("padding_share")
+    assert metrics_cut == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    for name in ("policy", "critic")[: 1 if changes else 2]:
+        got, want = getattr(after_cut, name), getattr(after, name)
+        assert_trees_close(first_gradient(got), first_gradient(want), atol=1e-6)
+
+
 def test_sampling_temperature_reaches_the_log_probs(
     rl_policy, learner_run, full_logp, trajectories
 ):
@@ -351,10 +366,13 @@ def test_data_parallel_devices_share_the_work(learner_run, batch):
 
     def flops(shape):
         learner = learner_run(shape).learner
+        state = learner.initial_state
         placed = jax.device_put(batch, named(learner._mesh, "batch"))
-        lowered = learner._prepare.lower(
-            learner.initial_state, learner.reference, placed, most=LENGTH
-        )
+        scores = Scores(placed.logp_BT, placed.logp_BT, placed.logp_BT)
+        lowered = learner._score.lower(
+            scores, placed, state.policy.params, state.critic.params, learner.reference,
+            np.arange(8), length=LENGTH, most=LENGTH,
+        )  # fmt: skip
         return lowered.compile().cost_analysis()["flops"]
 
     assert flops((8, 1, 1)) < flops((1, 1, 1)) / 6

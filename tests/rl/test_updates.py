@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr1_jax.rl.learner import accumulate_gradients, make_optimizer
 from sr1_jax.rl.settings import default_config
+from sr1_jax.rl.update import add_gradients, make_optimizer
 
 
 class Rows(NamedTuple):
@@ -30,11 +30,15 @@ def test_accumulated_gradient_is_that_of_one_batch(cuts):
         count = jnp.maximum(rows.mask_BT.sum(), 1)
         return jnp.sum(error_BT**2) / count, {"error": error_BT.sum() / count}
 
-    rows = Rows(mask_BT, x_BTD, y_BT)
-    rows = jax.tree.map(lambda x: jnp.asarray(x.reshape(cuts, -1, *x.shape[1:]), "float32"), rows)
-    grads, metrics = jax.jit(functools.partial(accumulate_gradients, loss_fn))(
-        {"w": jnp.asarray(weight_D, "float32")}, rows
-    )
+    rows = jax.tree.map(lambda x: x.astype(np.float32), Rows(mask_BT, x_BTD, y_BT))
+    params = {"w": jnp.asarray(weight_D, "float32")}
+    add = jax.jit(functools.partial(add_gradients, loss_fn))
+    grads, shares = {"w": jnp.zeros(3)}, []
+    for part in np.split(np.arange(12), cuts):
+        micro_batch = Rows(*(x[part] for x in rows))
+        grads, share = add(params, grads, micro_batch, counts_B.sum())
+        shares.append(share)
+    metrics = jax.tree.map(lambda *x: sum(x), *shares)
 
     error_N = (x_BTD @ weight_D - y_BT)[mask_BT == 1]
     gradient_D = 2 * error_N @ x_BTD[mask_BT == 1] / counts_B.sum()
@@ -44,12 +48,12 @@ def test_accumulated_gradient_is_that_of_one_batch(cuts):
 
 
 def test_a_batch_without_a_trained_token_has_no_gradient():
-    rows = Rows(jnp.zeros((2, 3, 4)), jnp.ones((2, 3, 4, 5)), jnp.ones((2, 3, 4)))
+    rows = Rows(jnp.zeros((3, 4)), jnp.ones((3, 4, 5)), jnp.ones((3, 4)))
 
     def loss_fn(params, rows):
         return jnp.sum((rows.x_BTD @ params) * rows.mask_BT), {}
 
-    grads, metrics = accumulate_gradients(loss_fn, jnp.ones(5), rows)
+    grads, metrics = add_gradients(loss_fn, jnp.ones(5), jnp.zeros(5), rows, 0)
     np.testing.assert_array_equal(grads, np.zeros(5))
     assert metrics["loss"] == 0
 

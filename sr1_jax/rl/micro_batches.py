@@ -1,0 +1,93 @@
+"""Which trajectories pass the models together, and in arrays of which length.
+
+Trajectories of a search agent differ in length by a factor of ten, and what a device computes on
+padding is lost. Rows of like length share a micro-batch, which is cut to the smallest bucket
+that holds all of its trained tokens: models are causal, so what follows the last of them changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class MicroBatch(NamedTuple):
+    """Rows of a batch that pass a model together.
+
+    Attributes:
+        rows_R: int32, rows of the batch.
+        length: tokens of a row that are read, one of few values.
+        most: bound on the trained tokens of a row, one of few values for each length.
+    """
+
+    rows_R: np.ndarray
+    length: int
+    most: int
+
+
+def plan_micro_batches(
+    mask_BT: np.ndarray, rows: np.ndarray, *, size: int, buckets: Sequence[int]
+) -> list[MicroBatch]:
+    """Cuts rows of a batch into micro-batches of like length, the longest first.
+
+    A micro-batch without a token to train is left out, unless there is no other.
+
+    Args:
+        mask_BT: nonzero on the tokens that train.
+        rows: those to cut up; `size` divides their number.
+        size: rows of a micro-batch.
+        buckets: increasing lengths.
+
+    Raises:
+        ValueError: a row is longer than the last bucket.
+    """
+    mask_RT = mask_BT[rows] != 0
+    end_R = _trained_ends(mask_RT)
+    # Stable, so that the same batch is always cut in the same way.
+    order = np.argsort(-end_R, kind="stable").reshape(-1, size)
+    plan = []
+    for index in order:
+        if plan and not end_R[index[0]]:
+            break
+        length = min(bucket(end_R[index[0]], buckets), mask_BT.shape[1])
+        most = _trained_bound(int(mask_RT[index].sum(axis=1).max()), length)
+        plan.append(MicroBatch(rows[index].astype(np.int32), length, most))
+    return plan
+
+
+def padding_share(mask_BT: np.ndarray, plan: Sequence[MicroBatch]) -> float:
+    """Share of the tokens in micro-batches that stand after the last trained one of their row."""
+    computed = sum(rows_R.size * length for rows_R, length, _ in plan)
+    needed = sum(_trained_ends(mask_BT[rows_R] != 0).sum() for rows_R, _, _ in plan)
+    return float(1 - needed / computed)
+
+
+def bucket(longest: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `longest` tokens.
+
+    Raises:
+        ValueError: none does.
+    """
+    for size in buckets:
+        if size >= longest:
+            return size
+    raise ValueError(
+        f"A trajectory of {longest} tokens fits no learner.length_buckets {tuple(buckets)}."
+    )
+
+
+def _trained_ends(mask_RT: np.ndarray) -> np.ndarray:
+    """Tokens of each row up to its last trained one."""
+    after_last_R = mask_RT[:, ::-1].argmax(axis=1)
+    return np.where(mask_RT.any(axis=1), mask_RT.shape[1] - after_last_R, 0)
+
+
+def _trained_bound(most: int, length: int) -> int:
+    """A quarter of the length, a half or all of it, so that few programs are compiled."""
+    bound = -(-length // 4)
+    while bound < most:
+        bound *= 2
+    return min(bound, length)

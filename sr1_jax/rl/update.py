@@ -1,0 +1,171 @@
+"""An optimizer step over a mini-batch that passes the model in micro-batches of several lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from sr1_jax.rl.micro_batches import MicroBatch
+from sr1_jax.sharding import named, tree_shardings
+
+
+class ModelState(NamedTuple):
+    """Parameters and optimizer state of one model."""
+
+    params: Any
+    opt_state: Any
+
+
+def make_optimizer(
+    learning_rate: float, warmup_steps: int, config: ml_collections.ConfigDict
+) -> optax.GradientTransformation:
+    """AdamW with a clipped global norm.
+
+    The rate warms up linearly, then stays, or falls along a cosine to a tenth where
+    config.decay_steps, counted from the first step, is not 0.
+    """
+    if config.decay_steps:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, warmup_steps, config.decay_steps, 0.1 * learning_rate
+        )
+    elif warmup_steps:
+        schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    else:
+        schedule = optax.constant_schedule(learning_rate)
+    return optax.chain(
+        optax.clip_by_global_norm(config.gradient_clip),
+        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
+    )
+
+
+def copy_to_mesh(params: Any, mesh: Mesh) -> Any:
+    """The parameters, placed on the mesh, in buffers of their own."""
+    # jit gives new buffers: donating them cannot touch the caller's.
+    copy = jax.jit(
+        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=tree_shardings(params, mesh)
+    )
+    return copy(params)
+
+
+def place_model(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> ModelState:
+    """A copy of the parameters and a fresh optimizer state, initialised straight into place."""
+    params = copy_to_mesh(params, mesh)
+    shapes = jax.eval_shape(optimizer.init, params)
+    init = jax.jit(optimizer.init, out_shardings=tree_shardings(shapes, mesh))
+    return ModelState(params, init(params))
+
+
+def take_rows(batch: Any, rows_R: jax.Array, length: int, mesh: Mesh) -> Any:
+    """The first `length` tokens of some rows of each [B, T] array, split over the devices."""
+
+    def take(x_BT):
+        return jax.lax.with_sharding_constraint(x_BT[rows_R, :length], named(mesh, "batch"))
+
+    return jax.tree.map(take, batch)
+
+
+def add_gradients(loss_fn: Callable, params: Any, grads: Any, micro_batch: Any, total) -> Any:
+    """Adds a micro-batch's share of the gradient of a token-mean loss.
+
+    The micro-batch's mean is weighted by its share of the tokens of all, so that the sum is the
+    gradient of one large batch, however that is cut.
+
+    Args:
+        loss_fn: (params, micro-batch) -> (token-mean loss, dict of token means).
+        params: differentiated.
+        grads: what to add to.
+        micro_batch: tree with `mask_BT`.
+        total: tokens of mask 1 in all micro-batches.
+
+    Returns:
+        (gradients, the micro-batch's shares of the metrics, with "loss").
+    """
+    weight = micro_batch.mask_BT.sum() / jnp.maximum(total, 1)
+
+    def weighted(params):
+        loss, metrics = loss_fn(params, micro_batch)
+        return loss * weight, {k: v * weight for k, v in (metrics | {"loss": loss}).items()}
+
+    more, metrics = jax.grad(weighted, has_aux=True)(params)
+    return jax.tree.map(jnp.add, grads, more), metrics
+
+
+class Update:
+    """The jitted optimizer step of one model.
+
+    States and gradients come back where they were found, so that donation works and nothing
+    moves between steps.
+
+    Args:
+        loss_fn: (params, rows of a batch, most, *context) -> (token-mean loss, token means),
+            where `most` bounds the trained tokens of a row.
+        optimizer: of the model.
+        state: of the model; only its shapes and shardings are looked at.
+        mesh: of `sharding.make_mesh`.
+    """
+
+    def __init__(
+        self,
+        loss_fn: Callable,
+        optimizer: optax.GradientTransformation,
+        state: ModelState,
+        mesh: Mesh,
+    ):
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+
+        def accumulate(grads, params, batch, rows_R, total, context, *, length, most):
+            return add_gradients(
+                lambda params, rows: loss_fn(params, rows, most, *context),
+                params,
+                grads,
+                take_rows(batch, rows_R, length, mesh),
+                total,
+            )
+
+        def apply(state, grads):
+            norm = optax.global_norm(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return ModelState(optax.apply_updates(state.params, updates), opt_state), norm
+
+        self.zeros = jax.jit(
+            lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
+            out_shardings=shardings.params,
+        )
+        self.accumulate = jax.jit(
+            accumulate,
+            donate_argnums=0,
+            static_argnames=("length", "most"),
+            out_shardings=(shardings.params, None),
+        )
+        self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
+
+    def __call__(
+        self, state: ModelState, batch: Any, plan: Sequence[MicroBatch], total: float, *context
+    ) -> tuple[ModelState, dict[str, jax.Array]]:
+        """One step.
+
+        Args:
+            state: donated; use the returned one.
+            batch: tree of [B, T] arrays with `mask_BT`.
+            plan: of `plan_micro_batches`.
+            total: tokens of mask 1 in all of it.
+            context: handed on to the loss.
+
+        Returns:
+            The new state and the metrics, means over the tokens.
+        """
+        grads, shares = self.zeros(state.params), []
+        for rows_R, length, most in plan:
+            grads, metrics = self.accumulate(
+                grads, state.params, batch, rows_R, total, context, length=length, most=most
+            )
+            shares.append(metrics)
+        metrics = jax.tree.map(lambda *x: sum(x), *shares)
+        state, metrics["gradient_norm"] = self.apply(state, grads)
+        return state, metrics
