@@ -26,7 +26,7 @@ from sr1_jax.data.questions import read_questions
 from sr1_jax.evaluation.scores import hops_of, score, standard_error
 from sr1_jax.rollout import Engine
 from sr1_jax.rollout.engine import as_metrics
-from sr1_jax.sharding import CACHE_AXES, make_mesh, named
+from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
 from sr1_jax.training.settings import METHODS, check_mesh, rollout_config
 from sr1_jax.training.task import open_index
@@ -84,7 +84,7 @@ def evaluate(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh, training=False)
     policy, tokenizer, origin = trained_policy(config, workdir, mesh, base=base)
-    engine = Engine(policy, tokenizer, retriever, rollout, cache_sharding=named(mesh, *CACHE_AXES))
+    engine = Engine(policy, tokenizer, retriever, rollout, mesh=mesh)
     began = time.perf_counter()
     trajectories = engine.run(questions, seed=config.seed + 1, params=nnx.state(policy))
     result = {

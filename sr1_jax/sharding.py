@@ -48,7 +48,7 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "head/bias": (None,),
 }
 
-CACHE_AXES = ("layer", "batch", None, "kv_heads", None)
+CACHE_AXES = ("batch", "kv_heads")  # of keys and of values; what follows is whole
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
@@ -98,6 +98,46 @@ def _axes_of(path: str, array: Any) -> tuple[str | None, ...]:
     raise ValueError(f"Parameter {path} {array.shape} has no entry in PARAMETER_AXES.")
 
 
+def _divides(path: str, axes, shape, mesh: Mesh) -> None:
+    for axis, size in zip(axes, shape):
+        parts = int(np.prod([mesh.shape[name] for name in np.atleast_1d(RULES[axis] or [])]))
+        if size % max(parts, 1):
+            raise ValueError(
+                f"{path}: axis {axis} of size {size} does not divide over {parts} devices of "
+                f"mesh {dict(mesh.shape)}; change the mesh."
+            )
+
+
+def serving_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of parameters in the layout of rollouts: split over `tensor` and nothing else.
+
+    Args:
+        tree: a `models.serving.ServingParams` of arrays or shapes.
+        mesh: of `make_mesh`.
+
+    Raises:
+        ValueError: as `tree_shardings`.
+    """
+
+    def one(path, array):
+        text = jax.tree_util.keystr(path, simple=True, separator="/")
+        if text.endswith("/value/scale"):  # of an int8 kernel
+            return named(mesh)
+        name = text.removesuffix("/values").removesuffix("/value")
+        table = {path: axes for path, axes in PARAMETER_AXES.items() if axes[0] != "layer"}
+        if name.startswith("layers/"):
+            # One array a layer: no axis of layers in front.
+            table = {path: axes[1:] for path, axes in PARAMETER_AXES.items() if axes[0] == "layer"}
+        found = [axes for path, axes in table.items() if f"trunk/{name}".endswith(path)]
+        if not found:
+            raise ValueError(f"Parameter {text} {array.shape} has no entry in PARAMETER_AXES.")
+        axes = tuple(None if axis == "embed" else axis for axis in found[0])
+        _divides(text, axes, array.shape, mesh)
+        return NamedSharding(mesh, spec(axes))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters or of optimizer state (whose moments end alike).
 
@@ -112,13 +152,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     def one(path, array):
         text = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = _axes_of(text, array)
-        for axis, size in zip(axes, array.shape):
-            parts = int(np.prod([mesh.shape[name] for name in np.atleast_1d(RULES[axis] or [])]))
-            if size % max(parts, 1):
-                raise ValueError(
-                    f"{text}: axis {axis} of size {size} does not divide over {parts} devices of "
-                    f"mesh {dict(mesh.shape)}; change the mesh."
-                )
+        _divides(text, axes, array.shape, mesh)
         return NamedSharding(mesh, spec(axes))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from sr1_jax import cli
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.models import Decoder, Tokenizer
-from sr1_jax.sharding import CACHE_AXES, make_mesh, named
+from sr1_jax.sharding import make_mesh
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.loop import reinforce
@@ -62,8 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     workdir.mkdir(parents=True, exist_ok=True)
 
     def evaluator_of(retriever) -> Evaluator:
-        cache = named(mesh, *CACHE_AXES)
-        return Evaluator(policy, tokenizer, retriever, config, config.method, cache_sharding=cache)
+        return Evaluator(policy, tokenizer, retriever, config, config.method, mesh=mesh)
 
     evaluator = evaluator_of(task.retriever)
     name, dev = next(iter(task.dev.items()), ("", []))
@@ -113,7 +112,7 @@ def base_policy(
     warm_start = WarmStart(config, task)
     tokenizer = warm_start.tokenizer()
     policy = scratch_model(config, tokenizer)
-    evaluator = Evaluator(policy, tokenizer, task.retriever, config, "search")
+    evaluator = Evaluator(policy, tokenizer, task.retriever, config, "search", mesh=mesh)
     dev = task.dev["heldout"][: config.evaluation.questions]
     params, checkpoints = warm_start.train(policy, tokenizer, mesh, evaluator, dev)
     facts = {"warm_start": checkpoints, "scripted_ceiling": warm_start.ceiling()}

@@ -198,4 +198,4 @@ def test_a_parameter_the_table_does_not_know(mesh, tree, name):
 def test_batches_and_caches(mesh):
     assert named(mesh, "batch").spec == P(BATCH)
     assert named(mesh).is_fully_replicated
-    assert spec(CACHE_AXES) == P(None, BATCH, None, "tensor", None)
+    assert spec(CACHE_AXES) == P(BATCH, "tensor")

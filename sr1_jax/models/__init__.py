@@ -7,7 +7,7 @@ import importlib
 _MODULE_OF = {
     "Decoder": "decoder",
     "DecoderConfig": "decoder",
-    "KVCache": "decoder",
+    "KVCache": "serving",
     "ValueModel": "decoder",
     "parameter_count": "decoder",
     "Tokenizer": "tokenizer",

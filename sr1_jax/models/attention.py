@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 
 def attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BXKE: Float[Array, "B X K E"],
     v_BXKE: Float[Array, "B X K E"],
-    mask_BTX: Bool[Array, "B T X"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Scaled dot-product attention with grouped key/value heads (Vaswani et al. 2017, eq. 1).
 
@@ -25,13 +24,10 @@ def attention(
         q_BTHE: queries, any float dtype.
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
-        mask_BTX: True where query t may see key x. None means causal over T == X.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
-    if mask_BTX is not None:
-        return jax.nn.dot_product_attention(q_BTHE, k_BXKE, v_BXKE, mask=mask_BTX[:, None])
     if jax.default_backend() == "cpu":
         return causal_by_matmul(q_BTHE, k_BXKE, v_BXKE)
     return jax.nn.dot_product_attention(q_BTHE, k_BXKE, v_BXKE, is_causal=True)
@@ -64,6 +60,43 @@ def causal_by_matmul(
     )
     out = mixed.reshape(matrices, group, length, size) / sums
     return out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
+
+
+def cached_attention(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BKEX: Float[Array, "B K E X"],
+    v_BKXE: Float[Array, "B K X E"],
+    positions_BT: Int[Array, "B T"],
+) -> Float[Array, "B T H E"]:
+    """Attention of new tokens over a cache in which key x stands at position x.
+
+    Two batched matrix products, one matrix a key/value head; query t sees positions up to its
+    own.
+
+    Args:
+        q_BTHE: queries, any float dtype.
+        k_BKEX: keys, positions last; H must be a multiple of K.
+        v_BKXE: values.
+        positions_BT: of the queries.
+
+    Returns:
+        Weighted values in the dtype of the queries; the softmax itself runs in float32.
+    """
+    batch, length, heads, size = q_BTHE.shape
+    kv_heads, positions = k_BKEX.shape[1], k_BKEX.shape[-1]
+    group, matrices = heads // kv_heads, batch * kv_heads
+    q = (q_BTHE * size**-0.5).reshape(batch, length, kv_heads, group, size)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(matrices, group * length, size)
+    k, v = (x.reshape(matrices, *x.shape[2:]) for x in (k_BKEX, v_BKXE))
+    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads * group, length, positions)
+    visible_BTX = jnp.arange(positions)[None, None] <= positions_BT[..., None]
+    # A finite number: a row that sees nothing is idle, and must not turn into NaN.
+    weights = jax.nn.softmax(jnp.where(visible_BTX[:, None], scores, -1e30), axis=-1)
+    weights = weights.reshape(matrices, group * length, positions).astype(v.dtype)
+    out = jnp.matmul(weights, v, preferred_element_type=jnp.float32)
+    out = out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
+    return out.astype(q_BTHE.dtype)
 
 
 def rope_angles(

@@ -12,7 +12,6 @@ so no call needs a padding mask.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,18 +57,6 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even for rotary positions.")
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every slot: k_LSXKE and v_LSXKE, X cache positions a slot."""
-
-    k_LSXKE: jax.Array
-    v_LSXKE: jax.Array
-
-    @classmethod
-    def empty(cls, config: DecoderConfig, slots: int, positions: int) -> KVCache:
-        shape = (config.layers, slots, positions, config.kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, bias=False, zero=False):
@@ -204,59 +191,6 @@ class Trunk(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False)
         x_BTD, _ = jax.lax.scan(layer, self.embed(ids_BT), stack, unroll=self.config.unroll)
         return self.norm(x_BTD)
-
-    def cached(
-        self,
-        ids_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        cache: KVCache,
-        rows_B: Int[Array, " B"] | None = None,
-        *,
-        last_norm: bool = True,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states of new tokens that also see what `cache` holds; appends to the cache.
-
-        Args:
-            ids_BT: new tokens.
-            positions_BT: where in its sequence each stands. A position outside the cache is
-                not written: that is how padding and idle slots are kept out.
-            cache: keys and values so far; position x of a slot must hold token x.
-            rows_B: the slot of each row; None when row b is slot b.
-
-        Returns:
-            hidden_BTD and the updated cache.
-        """
-        cos, sin = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        block_def, stack = nnx.split(self.layers)
-        write_rows_B1 = (jnp.arange(ids_BT.shape[0]) if rows_B is None else rows_B)[:, None]
-        cache_length = cache.k_LSXKE.shape[2]
-        mask_BTX = jnp.arange(cache_length)[None, None] <= positions_BT[:, :, None]
-        # As an index a negative position would count from the end.
-        write_at_BT = jnp.where(positions_BT < 0, cache_length, positions_BT)
-
-        # The cache is carried, not scanned over: a carried buffer is updated in place.
-        def layer(carry, layer_input):
-            x_BTD, k_LSXKE, v_LSXKE = carry
-            params, index = layer_input
-
-            def attend(q_BTHE, k_BTKE, v_BTKE):
-                nonlocal k_LSXKE, v_LSXKE
-                at = (index, write_rows_B1, write_at_BT)
-                k_LSXKE = k_LSXKE.at[at].set(k_BTKE, mode="drop")
-                v_LSXKE = v_LSXKE.at[at].set(v_BTKE, mode="drop")
-                k_BXKE, v_BXKE = k_LSXKE[index], v_LSXKE[index]
-                if rows_B is not None:
-                    k_BXKE, v_BXKE = k_BXKE[rows_B], v_BXKE[rows_B]
-                return attention(q_BTHE, k_BXKE, v_BXKE, mask_BTX)
-
-            x_BTD = nnx.merge(block_def, params)(x_BTD, cos, sin, attend)
-            return (x_BTD, k_LSXKE, v_LSXKE), None
-
-        layers = jnp.arange(self.config.layers)
-        (x_BTD, k_LSXKE, v_LSXKE), _ = jax.lax.scan(
-            layer, (self.embed(ids_BT), *cache), (stack, layers), unroll=self.config.unroll
-        )
-        return (self.norm(x_BTD) if last_norm else x_BTD), KVCache(k_LSXKE, v_LSXKE)
 
 
 class Decoder(nnx.Module):

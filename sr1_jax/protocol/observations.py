@@ -65,6 +65,17 @@ def render_observation(
     return head + _cut(body, room, tokenizer) + tail
 
 
+def merge_passages(passages: Sequence[Sequence[Passage]]) -> list[Passage]:
+    """The passages of several queries as those of one: the best of each, then the second best,
+    and so on, each passage once. So a budget that cuts the end cuts no query off whole."""
+    merged: dict[str, Passage] = {}
+    for rank in range(max(map(len, passages), default=0)):
+        for found in passages:
+            if rank < len(found):
+                merged.setdefault(found[rank].id, found[rank])
+    return list(merged.values())
+
+
 def _render_passages(passages: Sequence[Passage], max_characters: int) -> str:
     lines = [
         f"Doc {rank}(Title: {escape(p.title[:max_characters])}) {escape(p.text[:max_characters])}\n"

@@ -1,53 +1,63 @@
 """The rollout engine: batched episodes of think, search, read, answer.
 
-The host keeps the episodes and decides turns; the device keeps the KV cache, which survives the
-turns: only new tokens are ever prefilled. A slot whose episode is over takes the next question
-in the same round.
+The device keeps the KV cache, which survives the turns: only new tokens are ever prefilled, and
+of a prompt only what no other slot holds. A slot whose episode is over takes the next question
+at once; while some slots wait for a search the others decode.
 """
 
 from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from sr1_jax.data.questions import as_question
-from sr1_jax.models.decoder import Decoder, KVCache
+from sr1_jax.data.questions import Question, as_question
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.serving import ServingGraph, cache_bytes, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
-from sr1_jax.protocol.observations import CORRECTION, render_observation
+from sr1_jax.protocol.observations import CORRECTION, merge_passages, render_observation
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import STOP_TAGS
 from sr1_jax.retrieval.base import Passage, Retriever
 from sr1_jax.rollout import programs
-from sr1_jax.rollout.episodes import Episode, Limits, Next
+from sr1_jax.rollout.device_slots import DeviceSlots
+from sr1_jax.rollout.episodes import Episode, Limits
+from sr1_jax.rollout.lockstep import SlotLayout
+from sr1_jax.rollout.round import Round
+from sr1_jax.rollout.search_pool import SearchPool
 from sr1_jax.rollout.settings import check_config
 from sr1_jax.rollout.trajectory import Trajectory
+from sr1_jax.sharding import make_mesh, named
 
 
 class Engine:
     """Runs episodes of a policy against a retriever.
 
+    On several processes each runs its own questions on the slots of its own devices, and all
+    call `run` at the same time.
+
     Args:
         model: the policy; `run(params=…)` replaces its parameters, as training does.
         tokenizer: of the policy.
-        retriever: searched between segments; may be None if no search is ever made
-            (max_searches 0 and a prompt without passages).
+        retriever: searched between segments, from several threads at once; may be None if no
+            search is ever made (max_searches 0 and a prompt without passages).
         config: see `rollout.default_config`.
-        cache_sharding: where the cache lives; by default where JAX puts it.
+        mesh: of `sharding.make_mesh`; by default one of the first device alone.
 
     Attributes:
-        stats: totals of the last `run`: tokens, seconds by part, searches, compilations.
+        stats: totals of the last `run`: see `as_metrics`.
 
     Raises:
-        ValueError: settings that cannot work (see `settings.check_config`).
+        ValueError: settings that cannot work (see `settings.check_config`), or slots that do not
+            divide over the mesh.
     """
 
     def __init__(
@@ -57,12 +67,14 @@ class Engine:
         retriever: Retriever | None,
         config: ml_collections.ConfigDict,
         *,
-        cache_sharding: Any = None,
+        mesh: Mesh | None = None,
     ):
         check_config(config)
         self._config = config
-        self._model_config = model.config
-        self._graph, self._params = nnx.split(model)
+        self._mesh = make_mesh(1, 1, 1, jax.local_devices()[:1]) if mesh is None else mesh
+        self._layout = SlotLayout(self._mesh, config.slots)
+        self._graph = ServingGraph.of(model)
+        self._model_graph, self._params = nnx.split(model)
         self._tokenizer = tokenizer
         self._retriever = retriever
         self._template = load_template(config.template)
@@ -72,7 +84,10 @@ class Engine:
                 "rollout.max_searches=0 and a template without {information}."
             )
         self._limits = Limits(
-            config.max_searches, config.max_segment_tokens, config.max_context_tokens
+            config.max_searches,
+            config.max_segment_tokens,
+            config.max_context_tokens,
+            config.parallel_queries,
         )
         self._correction = tokenizer.encode(CORRECTION)
         # Refuses a budget that cannot hold the tags before anything is run.
@@ -82,9 +97,14 @@ class Engine:
         states = np.arange(len(self._automaton.next_state), dtype=np.int32)
         table = np.repeat(states[:, None], model.config.vocab_size, axis=1)
         table[:, : tokenizer.vocab_size] = self._automaton.next_state
-        self._next_state = jnp.asarray(table)
-        self._cache_sharding = cache_sharding
+        self._next_state = jax.device_put(table, named(self._mesh))
         self.stats: dict[str, float] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the KV cache on all devices together."""
+        config = self._config
+        return cache_bytes(self._graph.config, config.slots, config.max_context_tokens)
 
     def run(
         self,
@@ -98,7 +118,8 @@ class Engine:
         """Runs `samples` episodes a question and returns them question by question.
 
         A trajectory depends on (seed, step, question id, sample) and the parameters, not on the
-        order of the questions or the number of slots.
+        order of the questions, the number of slots, devices or processes, or how long searches
+        take.
 
         Args:
             questions: dicts or objects with id, question, golden_answers. A question that comes
@@ -110,26 +131,78 @@ class Engine:
 
         Raises:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
-                room for an answer; names the question.
+                room for an answer (unless rollout.long_prompts="skip"); names the question.
+            RuntimeError: the retriever failed as often as the settings allow.
         """
-        self.stats = collections.defaultdict(float)  # first: prompts may need a search, too
-        episodes = self._episodes([as_question(q) for q in questions], samples)
+        self.stats = stats = collections.defaultdict(float)
         compiled, began = programs.compilations(), time.perf_counter()
-        seed_key = jax.random.fold_in(jax.random.key(seed), step)
-        _Round(self, episodes, seed_key, self._params if params is None else params).run()
-        self.stats["seconds"] = time.perf_counter() - began
-        self.stats["compilations"] = programs.compilations() - compiled
-        self.stats["episodes"] = len(episodes)
-        return [
-            episode.trajectory(
+        pool = SearchPool(self._retriever, self._observation, self._config)
+        done: dict[Episode, Trajectory] = {}
+
+        def finish(episode: Episode) -> None:
+            done[episode] = episode.trajectory(
                 self._tokenizer,
                 metric=self._config.reward_metric,
                 format_weight=self._config.format_weight,
             )
-            for episode in episodes
-        ]
 
-    def _episodes(self, questions, samples: int) -> list[Episode]:
+        try:
+            episodes = self._episodes([as_question(q) for q in questions], samples, pool)
+            Round(
+                self._slots(self._params if params is None else params, seed, step),
+                self._layout,
+                pool,
+                episodes,
+                finish,
+                tokenizer=self._tokenizer,
+                automaton=self._automaton,
+                correction=self._correction,
+                config=self._config,
+                stats=stats,
+            ).play()
+        finally:
+            # Whatever happened, Ctrl-C too: no search is started any more.
+            pool.close()
+            stats |= pool.stats
+        stats["seconds"] = time.perf_counter() - began
+        stats["compilations"] = programs.compilations() - compiled
+        stats["episodes"] = len(episodes)
+        stats["cache_gib"] = self.cache_bytes / 2**30
+        return [done[episode] for episode in episodes]
+
+    def warm_up(self, params: nnx.State | None = None) -> int:
+        """Compiles every program that a run may call; returns how many.
+
+        Args:
+            params: see `run`.
+        """
+        self.stats = collections.defaultdict(float)
+        before = programs.compilations()
+        self._slots(self._params if params is None else params, 0, 0).warm_up()
+        return programs.compilations() - before
+
+    def _slots(self, params: nnx.State, seed: int, step: int) -> DeviceSlots:
+        began = time.perf_counter()
+        served = serve(
+            params, graph=self._model_graph, mesh=self._mesh, weights=self._config.weights
+        )
+        jax.block_until_ready(served)
+        self.stats["reshard_seconds"] = time.perf_counter() - began
+        return DeviceSlots(
+            self._graph,
+            served,
+            self._config,
+            self._layout,
+            self._mesh,
+            next_state=self._next_state,
+            first_final=self._automaton.first_final,
+            seed_key=jax.random.fold_in(jax.random.key(seed), step),
+            stats=self.stats,
+        )
+
+    def _episodes(
+        self, questions: Sequence[Question], samples: int, pool: SearchPool
+    ) -> list[Episode]:
         if not questions:
             raise ValueError("There are no questions to run.")
         if samples < 1:
@@ -141,193 +214,62 @@ class Engine:
                     f"Question id {question.id!r} stands for two different questions; ids must be "
                     "unique, by convention source:split:index."
                 )
-        information: list = [None] * len(questions)
+        information: dict[int, list[int]] = {}
         if self._template.wants_information:
-            found = self._retrieve([q.question for q in questions])
-            information = [self._observation(passages) for passages in found]
+            for number, question in enumerate(questions):
+                pool.submit(number, [question.question])
+            while pool.pending:
+                information |= {found.key: found.observation for found in pool.poll(wait=1.0)}
         episodes = []
         first_sample: collections.Counter[str] = collections.Counter()
-        for question, passages in zip(questions, information):
-            prompt = self._template.render(self._tokenizer, question.question, passages)
-            if len(prompt) >= self._limits.max_context_tokens:
-                raise ValueError(
-                    f"Question {question.id}: its prompt has {len(prompt)} tokens, which leaves no "
-                    f"room for an answer in rollout.max_context_tokens="
-                    f"{self._limits.max_context_tokens}; raise that or shorten the question."
-                )
+        for number, question in enumerate(questions):
+            prompt = self._template.render(
+                self._tokenizer, question.question, information.get(number)
+            )
             if not prompt:
                 raise ValueError(f"Question {question.id}: its prompt is empty.")
             start = first_sample[question.id]
             first_sample[question.id] += samples
+            if len(prompt) >= self._limits.max_context_tokens:
+                if self._config.long_prompts == "skip":
+                    self.stats["skipped_prompts"] += samples
+                    continue
+                raise ValueError(
+                    f"Question {question.id}: its prompt has {len(prompt)} tokens, which leaves no "
+                    f"room for an answer in rollout.max_context_tokens="
+                    f"{self._limits.max_context_tokens}; raise that, shorten the question, or set "
+                    'rollout.long_prompts="skip".'
+                )
             episodes += [
                 Episode(question, start + index, prompt, self._limits) for index in range(samples)
             ]
         return episodes
 
-    def _observation(self, passages: list[Passage]) -> list[int]:
-        return render_observation(passages, self._tokenizer, self._config.max_observation_tokens)
-
-    def _retrieve(self, queries: list[str]) -> list[list[Passage]]:
-        """One batched search, tried again as often as the settings say."""
-        wait = self._config.retriever_backoff_seconds
-        for attempt in range(1, self._config.retriever_attempts + 1):
-            try:
-                found = self._retriever.search(queries, self._config.passages)
-                if len(found) != len(queries):
-                    raise RuntimeError(f"{len(found)} results came back for {len(queries)} queries")
-                return found
-            except Exception as error:
-                if attempt < self._config.retriever_attempts:
-                    time.sleep(wait * 2 ** (attempt - 1))
-                elif self._config.retriever_failure == "raise":
-                    raise RuntimeError(
-                        f"The retriever failed {attempt} times; the last error was: {error!r}. "
-                        'Mend it, or set rollout.retriever_failure="empty" to go on without.'
-                    ) from error
-        self.stats["retriever_failures"] += len(queries)
-        return [[] for _ in queries]
-
-
-class _Round:
-    """One call of `run`: the cache, which episode sits in which slot, and the loop."""
-
-    def __init__(self, engine: Engine, episodes: list[Episode], seed_key, params):
-        self._engine = engine
-        self._config = engine._config
-        self._params = params
-        self._seed_key = seed_key
-        self._waiting = collections.deque(episodes)
-        slots = self._config.slots
-        self._slots: list[Episode | None] = [None] * slots
-        # Host copies of what `decode` wants to know; see programs.Slots.
-        self._pending = np.zeros(slots, np.int32)
-        self._length = np.zeros(slots, np.int32)
-        self._state = np.zeros(slots, np.int32)
-        self._stream = np.zeros((slots, 2), np.uint32)
-        cache = KVCache.empty(engine._model_config, slots, self._config.max_context_tokens)
-        if engine._cache_sharding is not None:
-            cache = jax.device_put(cache, engine._cache_sharding)
-        self._cache = cache
-
-    def run(self) -> None:
-        appended = self._admit()
-        while any(episode is not None for episode in self._slots):
-            self._extend(appended)
-            appended = self._observe(self._decode())
-            appended |= self._admit()
-
-    def _admit(self) -> dict[int, list[int]]:
-        """Puts waiting episodes into free slots; returns the prompts to prefill."""
-        prompts = {}
-        for slot, occupant in enumerate(self._slots):
-            if occupant is None and self._waiting:
-                episode = self._waiting.popleft()
-                self._slots[slot] = episode
-                self._stream[slot] = episode.stream
-                self._length[slot] = self._state[slot] = 0
-                prompts[slot] = episode.ids
-                self._pending[slot] = episode.ids[-1]
-        return prompts
-
-    def _decode(self) -> dict[int, Next]:
-        """Lets every slot sample; returns what the slots at the end of a segment wait for."""
-        began = time.perf_counter()
-        engine, config = self._engine, self._config
-        left = [0 if episode is None else episode.tokens_left for episode in self._slots]
-        slots = programs.Slots(
-            self._pending, self._length, self._state, np.array(left, np.int32), self._stream
+    def _observation(self, passages: Sequence[Sequence[Passage]]) -> list[int]:
+        return render_observation(
+            merge_passages(passages), self._tokenizer, self._config.max_observation_tokens
         )
-        self._cache, decoded = programs.decode(
-            self._params,
-            self._cache,
-            slots,
-            engine._next_state,
-            self._seed_key,
-            graph=engine._graph,
-            steps=config.decode_steps,
-            temperature=float(config.temperature),
-            top_k=config.top_k,
-            top_p=float(config.top_p),
-            first_final=engine._automaton.first_final,
-        )
-        tokens_SN, logp_SN, count_S, self._state = (np.array(x) for x in decoded)
-        engine.stats["decode_seconds"] += time.perf_counter() - began
-        engine.stats["decoded_tokens"] += int(count_S.sum())
-        waits = {}
-        for slot, episode in enumerate(self._slots):
-            if episode is None:
-                continue
-            count = count_S[slot]
-            episode.add_sampled(tokens_SN[slot, :count].tolist(), logp_SN[slot, :count].tolist())
-            self._length[slot] += count
-            self._pending[slot] = episode.ids[-1]
-            stop = engine._automaton.stop(int(self._state[slot]))
-            waits[slot] = episode.advance(stop, engine._tokenizer)
-        return waits
-
-    def _observe(self, waits: dict[int, Next]) -> dict[int, list[int]]:
-        """Searches for those that asked, frees finished slots; returns the ids to prefill."""
-        engine = self._engine
-        began = time.perf_counter()
-        asking = [slot for slot, wait in waits.items() if wait is Next.SEARCH]
-        found = engine._retrieve([self._slots[slot].query for slot in asking]) if asking else []
-        engine.stats["retrieval_seconds"] += time.perf_counter() - began
-        engine.stats["searches"] += len(asking)
-        passages_of = dict(zip(asking, found))
-        appended = {}
-        for slot, wait in waits.items():
-            if wait in (Next.SEARCH, Next.CORRECTION):
-                passages = passages_of.get(slot)
-                observation = (
-                    engine._correction if passages is None else engine._observation(passages)
-                )
-                wait = self._slots[slot].observe(observation, passages)
-                appended[slot] = observation
-                self._state[slot] = 0
-            if wait is Next.NOTHING:
-                self._slots[slot] = None
-                appended.pop(slot, None)
-        return appended
-
-    def _extend(self, appended: dict[int, list[int]]) -> None:
-        """Prefills new tokens: the pending one and all of `appended` but the last."""
-        began = time.perf_counter()
-        ids_of = {}
-        for slot, ids in appended.items():
-            # A fresh slot has nothing pending: its whole prompt is new.
-            fresh = self._length[slot] == 0
-            ids_of[slot] = ids[:-1] if fresh else [int(self._pending[slot]), *ids[:-1]]
-            self._pending[slot] = ids[-1]
-        longest = self._config.extend_buckets[-1]
-        while any(ids_of.values()):
-            self._extend_once({s: ids[:longest] for s, ids in ids_of.items() if ids})
-            ids_of = {s: ids[longest:] for s, ids in ids_of.items()}
-        self._engine.stats["extend_seconds"] += time.perf_counter() - began
-
-    def _extend_once(self, ids_of: dict[int, list[int]]) -> None:
-        slots = len(self._slots)
-        # A quarter of the slots or all of them: few programs, little padding.
-        rows = -(-slots // 4) if len(ids_of) <= -(-slots // 4) else slots
-        most = max(map(len, ids_of.values()))
-        columns = next(bucket for bucket in self._config.extend_buckets if bucket >= most)
-        rows_R = np.full(rows, slots, np.int32)
-        ids_RC = np.zeros((rows, columns), np.int32)
-        positions_RC = np.full((rows, columns), self._config.max_context_tokens, np.int32)
-        for row, (slot, ids) in enumerate(ids_of.items()):
-            rows_R[row] = slot
-            ids_RC[row, : len(ids)] = ids
-            positions_RC[row, : len(ids)] = self._length[slot] + np.arange(len(ids))
-            self._length[slot] += len(ids)
-        self._cache = programs.extend(
-            self._params, self._cache, rows_R, ids_RC, positions_RC, graph=self._engine._graph
-        )
-        self._engine.stats["prefilled_tokens"] += sum(map(len, ids_of.values()))
 
 
 def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
-    """The engine's totals as metrics, with rates."""
+    """The engine's totals as metrics, with rates.
+
+    Tokens: decoded (sampled), prefilled (fed by `extend`), forked (copied from another slot or
+    kept from the last episode), extend_positions (prefilled and padding). slot_steps are decode
+    steps times slots, occupancy the share of them that sampled a token; busy_* count only while
+    questions were waiting for a slot. Seconds: decode (waiting for what was sampled, and for all
+    that was dispatched before), host (between two calls), retrieval_wait (nothing to decode until
+    a search is back), retrieval (inside searches, over all threads), reshard (making the layout of
+    rollouts), extend and fork (dispatch alone, unless rollout.profile).
+    """
     seconds = max(stats["seconds"], 1e-9)
-    return {f"rollout/{key}": value for key, value in stats.items()} | {
+    metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {
         "rollout/trajectories_per_second": stats["episodes"] / seconds,
-        "rollout/tokens_per_second": stats["decoded_tokens"] / seconds,
+        "rollout/tokens_per_second": stats.get("decoded_tokens", 0.0) / seconds,
     }
+    for prefix in ("", "busy_"):
+        if stats.get(f"{prefix}slot_steps"):
+            metrics[f"rollout/{prefix}occupancy"] = (
+                stats[f"{prefix}decoded_tokens"] / stats[f"{prefix}slot_steps"]
+            )
+    return metrics

@@ -21,18 +21,19 @@ class Next(enum.Enum):
     """What an episode waits for."""
 
     POLICY = "the policy goes on with its segment"
-    SEARCH = "passages for `query`"
+    SEARCH = "passages for `queries`"
     CORRECTION = "the corrective observation"
     NOTHING = "the episode is over"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Budgets in tokens, and the number of searches."""
+    """Budgets in tokens, the number of searches, and whether each line of one is a query."""
 
     max_searches: int
     max_segment_tokens: int
     max_context_tokens: int
+    parallel_queries: bool = False
 
 
 class Episode:
@@ -49,7 +50,7 @@ class Episode:
         self.mask = [0] * len(prompt)
         self.logp = [0.0] * len(prompt)
         self.prompt_length = len(prompt)
-        self.query = ""
+        self.queries: list[str] = []
         self.searches: list[str] = []
         self.passages: list[list[Passage]] = []
         self.segments: list[list[int]] = [[]]
@@ -92,17 +93,17 @@ class Episode:
         queries = extract_queries(text) if stop == close_tag(SEARCH) else []
         if not queries:
             return Next.CORRECTION
-        self.query = " ".join(queries)
+        self.queries = queries if self._limits.parallel_queries else [" ".join(queries)]
         return Next.SEARCH
 
-    def observe(self, observation: list[int], passages: list[Passage] | None) -> Next:
-        """Appends an observation, `passages` being those of the search it answers, if any.
+    def observe(self, observation: list[int], passages: list[list[Passage]] | None) -> Next:
+        """Appends an observation, `passages` being those of each query it answers, if any.
 
         One that leaves no room for another token ends the episode instead.
         """
         if passages is not None:
-            self.searches.append(self.query)
-            self.passages.append(passages)
+            self.searches += self.queries
+            self.passages += passages
         if len(self.ids) + len(observation) >= self._limits.max_context_tokens:
             return self._finish("truncated")
         self.ids += observation

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 from flax import nnx
+from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
 from sr1_jax.evaluation.scores import hops_of, score
@@ -26,7 +26,7 @@ class Evaluator:
         retriever: see `Engine`.
         config: of the run.
         method: search, direct or rag.
-        cache_sharding: see `Engine`.
+        mesh: see `Engine`.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Evaluator:
         config: ml_collections.ConfigDict,
         method: str,
         *,
-        cache_sharding: Any = None,
+        mesh: Mesh | None = None,
     ):
         self._seed = config.seed
         kinds = {"greedy": True} | ({"sampled": False} if config.evaluation.sampled else {})
@@ -47,7 +47,7 @@ class Evaluator:
                 tokenizer,
                 retriever,
                 rollout_config(config, method, greedy=greedy),
-                cache_sharding=cache_sharding,
+                mesh=mesh,
             )
             for name, greedy in kinds.items()
         }

@@ -21,7 +21,6 @@ from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import Engine, Trajectory
 from sr1_jax.rollout.engine import as_metrics
-from sr1_jax.sharding import CACHE_AXES, named
 from sr1_jax.training.checkpoints import RunCheckpoints
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live, MetricsWriter
@@ -65,7 +64,7 @@ def reinforce(
         tokenizer,
         task.retriever,
         rollout_config(config, config.method),
-        cache_sharding=named(mesh, *CACHE_AXES),
+        mesh=mesh,
     )
     checkpoints = RunCheckpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, start = learner.initial_state, checkpoints.latest_step or 0

@@ -15,7 +15,7 @@ from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rewards import exact_match
 from sr1_jax.rollout import Engine
 from sr1_jax.rollout.engine import as_metrics
-from sr1_jax.sharding import CACHE_AXES, make_mesh, named
+from sr1_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_number_of_devices_does_not_matter(
         small_tokenizer,
         fake_retriever(),
         make_config(slots=8),
-        cache_sharding=named(make_mesh(), *CACHE_AXES),
+        mesh=make_mesh(),
     )
     assert jax.device_count() == 8
     assert_same(engine.run(questions, seed=1, samples=3), base_run)
@@ -270,11 +270,12 @@ def test_greedy_does_not_depend_on_seed_or_sample(make_engine, questions):
 
 def test_nothing_compiles_after_the_first_run(make_engine, questions, tiny_decoder, caplog):
     engine = make_engine()
-    engine.run(questions, samples=3)
+    assert engine.warm_up() > 3
     other = [{"id": "n", "question": "Bob of " * 20, "golden_answers": ["x"]}] + [
         {"id": str(i), "question": "P" * (i + 1), "golden_answers": ["x"]} for i in range(9)
     ]
     params = nnx.state(tiny_decoder)
+    engine.run(questions[:1])  # what is not the engine's: the seed's key
     with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
         engine.run(other, seed=5, step=3, params=params)
         assert engine.stats["compilations"] == 0

@@ -13,7 +13,7 @@ from sr1_jax.rollout.episodes import Episode, Limits, Next
 SEARCH, ANSWER, END = "</search>", "</answer>", TagAutomaton.END_OF_TEXT
 QUESTION = Question("q1", "Who?", ("Bob",))
 LIMITS = Limits(max_searches=2, max_segment_tokens=200, max_context_tokens=1000)
-FOUND = [Passage("p", "T", "text", 1.0)]
+FOUND = [[Passage("p", "T", "text", 1.0)]]  # of one query
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_search_then_answer(play, small_tokenizer):
     first, seen = "<think>hm</think><search> Bob </search>", "\n<information>\nx\n</information>\n"
     last = "<think>so</think><answer> Bob </answer>"
     assert p.say(first, SEARCH) is Next.SEARCH
-    assert p.episode.query == "Bob"
+    assert p.episode.queries == ["Bob"]
     assert p.see(seen, FOUND) is Next.POLICY
     assert p.say(last, ANSWER) is Next.NOTHING
 
@@ -61,7 +61,7 @@ def test_search_then_answer(play, small_tokenizer):
     assert t.response_text == first + seen + last
     assert t.policy_text == first + last
     assert (t.question_id, t.sample, t.status, t.answer) == ("q1", 0, "answered", "Bob")
-    assert (t.searches, t.passages, t.segments) == (["Bob"], [FOUND], 2)
+    assert (t.searches, t.passages, t.segments) == (["Bob"], FOUND, 2)
     assert t.well_formed and t.reward == 1.0 and t.golden_answers == ("Bob",)
 
 
@@ -120,7 +120,20 @@ def test_an_empty_answer_is_an_answer(play):
 def test_lines_of_a_query_are_one_query(play):
     p = play()
     assert p.say("<search>one\n\n two </search>", SEARCH) is Next.SEARCH
-    assert p.episode.query == "one two"
+    assert p.episode.queries == ["one two"]
+
+
+def test_each_line_can_be_a_query(play):
+    p = play(parallel_queries=True)
+    assert p.say("<search>one\n\n two </search>", SEARCH) is Next.SEARCH
+    assert p.episode.queries == ["one", "two"]
+    found = [FOUND[0], []]
+    assert p.see("seen", found) is Next.POLICY
+    assert p.say("<search>three</search>", SEARCH) is Next.SEARCH
+    p.see("seen", FOUND)
+    p.say("<answer>x</answer>", ANSWER)
+    t = p.finish()
+    assert (t.searches, t.passages) == (["one", "two", "three"], [*found, *FOUND])
 
 
 def test_the_last_segment_refuses_a_search(play):
@@ -208,7 +221,7 @@ def test_an_observation_that_leaves_no_room_ends_the_episode(play, small_tokeniz
         # What did not fit is not there, but the search was made.
         assert len(t.ids) == size + (4 if want is Next.POLICY else 0)
         assert t.searches == (["q"] if passages else [])
-        assert t.passages == ([FOUND] if passages else [])
+        assert t.passages == (FOUND if passages else [])
     assert t.status == "truncated"
     assert t.segments == 1
 
@@ -222,7 +235,7 @@ def test_tokens_of_one_segment_may_come_in_parts(play, small_tokenizer):
         assert p.episode.advance(None, small_tokenizer) is Next.POLICY
     p.episode.add_sampled(ids[-1:], [0.0])
     assert p.episode.advance(SEARCH, small_tokenizer) is Next.SEARCH
-    assert p.episode.query == "Bob"
+    assert p.episode.queries == ["Bob"]
 
 
 def test_an_invented_observation_is_not_well_formed(play):

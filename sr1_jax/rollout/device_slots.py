@@ -1,0 +1,226 @@
+"""Slots as the device sees them: the KV cache, and for each slot what the next call has to know.
+
+Calls are dispatched and not waited for; only what `read` asks for is fetched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from sr1_jax.models.serving import KVCache, ServingGraph, ServingParams, empty_cache
+from sr1_jax.rollout import programs
+from sr1_jax.rollout.lockstep import SlotLayout
+
+
+class DeviceSlots:
+    """The slots of this process during one run.
+
+    Args:
+        graph: of the policy.
+        params: of the policy, in the layout of rollouts.
+        config: see `rollout.default_config`.
+        layout: where slots are.
+        mesh: of `sharding.make_mesh`.
+        next_state: int32 [states, V], the tag automaton, on the device.
+        first_final: automaton states from this one on are final.
+        seed_key: random key of run and step.
+        stats: counted up.
+
+    Attributes:
+        pending_S, length_S, state_S, stream_S2: see `programs.Slots`.
+        cached_SX: the token ids whose keys and values the cache holds, `length_S` of each row.
+    """
+
+    def __init__(
+        self,
+        graph: ServingGraph,
+        params: ServingParams,
+        config: ml_collections.ConfigDict,
+        layout: SlotLayout,
+        mesh: Any,
+        *,
+        next_state: jax.Array,
+        first_final: int,
+        seed_key: jax.Array,
+        stats: dict[str, float],
+    ):
+        self._graph, self._params, self._mesh = graph, params, mesh
+        self._config, self._layout, self._stats = config, layout, stats
+        self._next_state, self._first_final, self._seed_key = next_state, first_final, seed_key
+        self._cache = empty_cache(graph.config, config.slots, config.max_context_tokens, mesh)
+        self._positions = config.max_context_tokens
+        slots = layout.slots
+        self.pending_S = np.zeros(slots, np.int32)
+        self.length_S = np.zeros(slots, np.int32)
+        self.state_S = np.zeros(slots, np.int32)
+        self.stream_S2 = np.zeros((slots, 2), np.uint32)
+        self.cached_SX = np.full((slots, self._positions), -1, np.int32)
+
+    def restart(self, slot: int, stream: tuple[int, int], prompt: Sequence[int], kept: int) -> None:
+        """Gives a slot to a new episode, of whose prompt its cache holds `kept` tokens."""
+        self.stream_S2[slot] = stream
+        self.state_S[slot] = 0
+        self.length_S[slot] = kept
+        self.pending_S[slot] = prompt[-1]
+        self.cached_SX[slot, :kept] = prompt[:kept]
+
+    def observe(self, slot: int, observation: Sequence[int]) -> list[int]:
+        """Starts the next segment after an observation; returns the ids that have to be fed."""
+        fed = [int(self.pending_S[slot]), *observation[:-1]]
+        self.pending_S[slot] = observation[-1]
+        self.state_S[slot] = 0
+        return fed
+
+    def fork(self, copies: Iterable[tuple[int, int, int]]) -> None:
+        """Copies the beginnings of caches: (source slot, target slot, tokens), all read before
+        any is written."""
+        copies = list(copies)
+        longest = max((length for _, _, length in copies), default=0)
+        rows, longest = self._layout.most([self._most_in_a_part(t for _, t, _ in copies), longest])
+        if not rows:
+            return
+        began = time.perf_counter()
+        quarter = -(-self._positions // 4)
+        source_PR, target_PR = self._rows(rows)
+        for index, (source, target, length) in self._numbered(copies, key=1):
+            source_PR[index] = source % self._layout.per_part
+            target_PR[index] = target % self._layout.per_part
+            self._stats["forked_tokens"] += length
+        self._fork_rows(source_PR, target_PR, quarter if longest <= quarter else self._positions)
+        self._account("fork_seconds", began)
+
+    def _fork_rows(self, source_PR: np.ndarray, target_PR: np.ndarray, length: int) -> None:
+        rows = self._layout.place((source_PR.ravel(), target_PR.ravel()))
+        self._cache = programs.fork(self._cache, *rows, length=length, mesh=self._mesh)
+
+    def extend(self, ids_of: Mapping[int, Sequence[int]]) -> None:
+        """Appends tokens to the caches of some slots, in calls of a few fixed shapes."""
+        began = time.perf_counter()
+        buckets = tuple(self._config.extend_buckets)
+        rest = {slot: ids for slot, ids in ids_of.items() if len(ids)}
+        while True:
+            groups: dict[int, dict[int, Sequence[int]]] = {size: {} for size in buckets}
+            for slot, ids in rest.items():
+                size = next((size for size in buckets if size >= len(ids)), buckets[-1])
+                groups[size][slot] = ids[:size]
+            rows = self._layout.most([self._most_in_a_part(group) for group in groups.values()])
+            if not rows.any():
+                break
+            for (size, group), count in zip(groups.items(), rows):
+                if count:
+                    self._extend_once(group, count, size)
+            rest = {
+                slot: ids[buckets[-1] :] for slot, ids in rest.items() if len(ids) > buckets[-1]
+            }
+        self._account("extend_seconds", began)
+
+    def _extend_once(self, ids_of: Mapping[int, Sequence[int]], rows: int, columns: int) -> None:
+        _, rows_PR = self._rows(rows)
+        ids_PRC = np.zeros((*rows_PR.shape, columns), np.int32)
+        positions_PRC = np.full(ids_PRC.shape, self._positions, np.int32)
+        for index, (slot, ids) in self._numbered(ids_of.items(), key=0):
+            start, end = self.length_S[slot], self.length_S[slot] + len(ids)
+            rows_PR[index] = slot % self._layout.per_part
+            ids_PRC[index][: len(ids)] = ids
+            positions_PRC[index][: len(ids)] = np.arange(start, end)
+            self.cached_SX[slot, start:end] = ids
+            self.length_S[slot] = end
+            self._stats["prefilled_tokens"] += len(ids)
+        self._stats["extend_positions"] += ids_PRC.size
+        arrays = (rows_PR.ravel(), *(x.reshape(-1, columns) for x in (ids_PRC, positions_PRC)))
+        self._cache = programs.extend(
+            self._params,
+            self._cache,
+            *self._layout.place(arrays),
+            graph=self._graph,
+            mesh=self._mesh,
+        )
+
+    def decode(self, left_S: np.ndarray, least_running: int) -> programs.Decoded:
+        """Dispatches one call of the decode program; `read` fetches what it did."""
+        config = self._config
+        slots = programs.Slots(
+            self.pending_S, self.length_S, self.state_S, left_S.astype(np.int32), self.stream_S2
+        )
+        self._cache, decoded = programs.decode(
+            self._params,
+            self._cache,
+            # Copies: the host goes on writing to its own.
+            self._layout.place(jax.tree.map(np.copy, slots)),
+            np.int32(least_running),
+            self._next_state,
+            self._seed_key,
+            graph=self._graph,
+            mesh=self._mesh,
+            steps=config.decode_steps,
+            temperature=float(config.temperature),
+            top_k=config.top_k,
+            top_p=float(config.top_p),
+            first_final=self._first_final,
+        )
+        return decoded
+
+    def read(self, decoded: programs.Decoded) -> programs.Decoded:
+        """Waits for a decode call and brings the slots up to date; returns NumPy arrays."""
+        decoded = programs.Decoded(*self._layout.read(tuple(decoded)))
+        self.state_S = np.array(decoded.state_S)
+        for slot in np.flatnonzero(decoded.count_S):
+            tokens_N = decoded.tokens_SN[slot, : decoded.count_S[slot]]
+            start, end = self.length_S[slot], self.length_S[slot] + len(tokens_N)
+            self.cached_SX[slot, start] = self.pending_S[slot]
+            self.cached_SX[slot, start + 1 : end] = tokens_N[:-1]
+            self.length_S[slot] = end
+            self.pending_S[slot] = tokens_N[-1]
+        return decoded
+
+    def warm_up(self) -> None:
+        """Calls every program in every shape, to no effect: all rows are padding, all slots
+        idle."""
+        count = 1
+        while True:
+            source_PR, target_PR = self._rows(count)
+            rows = source_PR.shape[1]
+            for length in sorted({-(-self._positions // 4), self._positions}):
+                self._fork_rows(source_PR, target_PR, length)
+            for columns in self._config.extend_buckets:
+                self._extend_once({}, rows, columns)
+            if rows == self._layout.per_part:
+                break
+            count = rows + 1
+        self.read(self.decode(np.zeros(self._layout.slots), 0))
+
+    @property
+    def cache(self) -> KVCache:
+        return self._cache
+
+    def _rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two [parts, rows] arrays: zeros, and rows of padding. The number of rows is that of a
+        part's slots or a half, a quarter, … of it: few programs, little padding."""
+        rows = self._layout.per_part
+        while -(-rows // 2) >= count and rows > -(-self._layout.per_part // 16):
+            rows = -(-rows // 2)
+        shape = (self._layout.parts, rows)
+        return np.zeros(shape, np.int32), np.full(shape, self._layout.per_part, np.int32)
+
+    def _most_in_a_part(self, slots: Iterable[int]) -> int:
+        parts = self._layout.part_of[list(slots)]
+        return int(np.bincount(parts).max()) if len(parts) else 0
+
+    def _numbered(self, items: Iterable[tuple], *, key: int):
+        """((part, row in the part), item) for each item; item[key] is its slot."""
+        filled = np.zeros(self._layout.parts, np.int32)
+        for item in items:
+            part = self._layout.part_of[item[key]]
+            yield (part, filled[part]), item
+            filled[part] += 1
+
+    def _account(self, key: str, began: float) -> None:
+        if self._config.profile:
+            jax.block_until_ready(self._cache)
+        self._stats[key] += time.perf_counter() - began

@@ -1,0 +1,90 @@
+"""Slots split over the devices of one or several processes, and what those have to agree on.
+
+Every process holds the slots of its own devices and runs its own questions on them, but all call
+the same programs with the same shapes in the same order. Numbers that decide what is called next
+are therefore agreed on first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from sr1_jax.sharding import RULES, named
+
+
+class SlotLayout:
+    """Where slots are.
+
+    Args:
+        mesh: of `sharding.make_mesh`.
+        slots: of all processes together.
+
+    Attributes:
+        parts: parts of the slots, one for each place on the batch axes, that this process holds.
+        per_part: slots of a part.
+        slots: slots that this process holds.
+        part_of: part of each of them.
+
+    Raises:
+        ValueError: slots do not divide over the parts, or a part spans two processes.
+    """
+
+    def __init__(self, mesh: Mesh, slots: int):
+        batch = [mesh.shape[axis] for axis in RULES["batch"]]
+        devices = mesh.devices.reshape(int(np.prod(batch)), -1)
+        self.per_part, rest = divmod(slots, len(devices))
+        if rest:
+            raise ValueError(
+                f"rollout.slots={slots} does not divide over the {len(devices)} devices of mesh "
+                "axes data and fsdp."
+            )
+        owners = [{device.process_index for device in row} for row in devices]
+        if any(len(owner) > 1 for owner in owners):
+            raise ValueError(
+                "Axis tensor of the mesh spans several processes; a slot of the rollout engine "
+                "lives in one. Put more of the mesh on data or fsdp."
+            )
+        self._sharding = named(mesh, "batch")
+        self._alone = len(set().union(*owners)) == 1
+        self.parts = sum(owner == {jax.process_index()} for owner in owners)
+        self.slots = self.parts * self.per_part
+        self.part_of = np.arange(self.slots) // self.per_part
+
+    def place(self, tree: Any) -> Any:
+        """Arrays of this process's parts as global ones, split along the first axis."""
+        if self._alone:
+            return jax.device_put(tree, self._sharding)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self._sharding, x), tree
+        )
+
+    def read(self, tree: Any) -> Any:
+        """This process's parts of global arrays, in NumPy."""
+        if self._alone:
+            return jax.device_get(tree)
+
+        def one(x):
+            by_start = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+            return np.concatenate([np.asarray(by_start[start]) for start in sorted(by_start)])
+
+        return jax.tree.map(one, tree)
+
+    def most(self, numbers: Sequence[int]) -> np.ndarray:
+        """The largest of each number over all processes."""
+        return self._gathered(numbers).max(axis=0)
+
+    def total(self, numbers: Sequence[int]) -> np.ndarray:
+        """The sum of each number over all processes."""
+        return self._gathered(numbers).sum(axis=0)
+
+    def _gathered(self, numbers: Sequence[int]) -> np.ndarray:
+        numbers = np.asarray(numbers, np.int32)
+        if self._alone:
+            return numbers[None]
+        return multihost_utils.process_allgather(numbers)
