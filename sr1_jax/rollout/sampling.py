@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+_BLOCK = 256  # tokens
+
 
 def slot_keys(
     seed_key: Key[Array, ""], stream_S2: UInt32[Array, "S 2"], position_S: Int[Array, " S"]
@@ -64,9 +66,43 @@ def sample(
     """
     if temperature == 0:
         token_S = jnp.argmax(logits_SV, axis=-1)
-    else:
-        logits_SV = truncate_logits(logits_SV / temperature, top_k=top_k, top_p=top_p)
-        token_S = jax.vmap(jax.random.categorical)(keys_S, logits_SV)
-    logp_SV = jax.nn.log_softmax(logits_SV, axis=-1)
-    logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0]
-    return token_S.astype(jnp.int32), logp_S
+        logp_SV = jax.nn.log_softmax(logits_SV, axis=-1)
+        logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0]
+        return token_S.astype(jnp.int32), logp_S
+    logits_SV = truncate_logits(logits_SV / temperature, top_k=top_k, top_p=top_p)
+    logits_SV -= jnp.max(logits_SV, axis=-1, keepdims=True)
+    return _draw(jnp.exp(logits_SV), keys_S)
+
+
+def _draw(
+    weights_SV: Float[Array, "S V"], keys_S: Key[Array, " S"]
+) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
+    """Draws by the inverse of the cumulative distribution, in two levels: first a block of
+    tokens, then a token in it.
+
+    Two random numbers a slot instead of the V of the Gumbel trick, and one pass over the
+    vocabulary: on a CPU a tenth of the time.
+    """
+    slots, vocabulary = weights_SV.shape
+    blocks = -(-vocabulary // _BLOCK)
+    padding = ((0, 0), (0, blocks * _BLOCK - vocabulary))
+    weights_SNM = jnp.pad(weights_SV, padding).reshape(slots, blocks, -1)
+    sums_SN = weights_SNM.sum(axis=-1)
+    uniform_2S = jax.vmap(lambda key: jax.random.uniform(key, 2))(keys_S).T
+    block_S = _invert(sums_SN, uniform_2S[0])
+    weights_SM = jnp.take_along_axis(weights_SNM, block_S[:, None, None], axis=1)[:, 0]
+    inner_S = _invert(weights_SM, uniform_2S[1])
+    weight_S = jnp.take_along_axis(weights_SM, inner_S[:, None], axis=-1)[:, 0]
+    token_S = block_S * _BLOCK + inner_S
+    return token_S.astype(jnp.int32), jnp.log(weight_S / sums_SN.sum(axis=-1))
+
+
+def _invert(weights_SN: Float[Array, "S N"], uniform_S: Float[Array, " S"]) -> Int[Array, " S"]:
+    """The entry in which `uniform_S`, in [0, 1), times the total falls; never one of weight 0."""
+    until_SN = jnp.cumsum(weights_SN, axis=-1)
+    target_S1 = (uniform_S * until_SN[:, -1])[:, None]
+    possible_SN = weights_SN > 0
+    beyond_SN = (until_SN > target_S1) & possible_SN
+    # Rounding can put the target past the end; the last entry that can be is meant then.
+    last_S = possible_SN.shape[1] - 1 - jnp.argmax(possible_SN[:, ::-1], axis=-1)
+    return jnp.where(beyond_SN.any(axis=-1), jnp.argmax(beyond_SN, axis=-1), last_S)

@@ -28,7 +28,8 @@ def searching(run):
 
 def test_searches_are_batched(make_engine, questions, fake_retriever):
     retriever = fake_retriever()
-    run = make_engine(retriever, retriever_threads=1).run(questions, seed=1, samples=2)
+    engine = make_engine(retriever, retriever_threads=1, slots=12, turnover=1.0)
+    run = engine.run(questions, seed=1, samples=2)
     asked = [query for call in retriever.calls for query in call]
     assert sorted(asked) == sorted(query for t in run for query in t.searches)
     assert all(retriever.calls) and max(map(len, retriever.calls)) > 1

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr1_jax.rollout.sampling import sample, slot_keys, truncate_logits
+from sr1_jax.rollout.sampling import _invert, sample, slot_keys, truncate_logits
 
 
 def truncate_by_loops(logits_V, top_k, top_p):
@@ -79,6 +79,40 @@ def test_frequencies_and_log_probabilities(temperature, top_k, top_p):
     chi_square = ((count_V[possible] - expected_V) ** 2 / expected_V).sum()
     # Beyond this with a probability of 1e-5 at five degrees of freedom; fewer are stricter.
     assert chi_square < 30.9
+
+
+def test_frequencies_in_a_large_vocabulary():
+    """Tokens of several blocks, the last of them not full, some impossible."""
+    rng = np.random.default_rng(0)
+    draws, vocabulary = 40_000, 700
+    logits_V = (2 * rng.normal(size=vocabulary)).astype(np.float32)
+    logits_V[rng.random(vocabulary) < 0.3] = -np.inf
+    logits_V[256:512] -= 3.0
+    keys = jax.random.split(jax.random.key(1), draws)
+    logits_SV = jnp.broadcast_to(jnp.asarray(logits_V), (draws, vocabulary))
+    token, logp = sample(logits_SV, keys, temperature=1.0, top_k=0, top_p=1.0)
+    want_V = log_softmax(logits_V.astype(np.float64))
+    np.testing.assert_allclose(logp, want_V[np.asarray(token)], atol=1e-5)
+    count_V = np.bincount(token, minlength=vocabulary)
+    assert not count_V[np.isneginf(want_V)].any()
+    # By block, and within each: no statistic of 50 cells or more stands far from its mean.
+    expected_V = draws * np.exp(want_V)
+    for cells in np.split(np.arange(vocabulary), [256, 512]):
+        seen, wanted = count_V[cells], expected_V[cells]
+        assert abs(seen.sum() - wanted.sum()) < 5 * np.sqrt(wanted.sum())
+        often = wanted > 5
+        chi_square = ((seen[often] - wanted[often]) ** 2 / wanted[often]).sum()
+        assert abs(chi_square - often.sum()) < 5 * np.sqrt(2 * often.sum())
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_what_cannot_be_is_never_drawn(uniform):
+    """Also where rounding of the sums would allow it: at both ends."""
+    weights = np.zeros((3, 300), np.float32)
+    weights[0, 17] = weights[1, [0, 299]] = 1.0
+    weights[2, 5:280] = 1e-7
+    drawn = np.asarray(_invert(jnp.asarray(weights), jnp.full(3, uniform)))
+    assert (weights[np.arange(3), drawn] > 0).all()
 
 
 def test_greedy_takes_the_most_likely_at_the_model_s_own_probability():

@@ -1,0 +1,373 @@
+"""The rollout engine against other ways to run the same episodes, alternating in one call.
+
+    python benchmarks/rollout.py turns [--transformers]   ours against a barrier a turn, with the
+                                                          whole context prefilled again, on the
+                                                          same model and kernels; and against a
+                                                          loop of transformers' generate
+    python benchmarks/rollout.py latency                  how long nothing decodes while searches
+                                                          take 200 ms
+    python benchmarks/rollout.py tunix --python=FILE      single-turn generation against Tunix's
+                                                          sampler in an environment of its own
+
+Weights are random and what is sampled means nothing, so episodes follow a script: the number of
+turns and the length of each segment are drawn once, and all sides write and read the same number
+of tokens. Everything else is the engine's own code. Prints medians, ratios and the load of the
+machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import tokenizers
+from flax import nnx
+
+from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
+from sr1_jax.retrieval.base import Passage
+from sr1_jax.rollout import Engine, default_config
+from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.episodes import Episode, Next
+
+SMOLLM2 = DecoderConfig(
+    vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ff_width=1536,
+    rope_theta=100_000.0, norm_eps=1e-5,
+)  # fmt: skip
+QWEN2_SMALL = DecoderConfig(
+    vocab_size=8192, width=384, layers=8, heads=6, kv_heads=2, head_dim=64, ff_width=1024,
+    rope_theta=1e6, qkv_bias=True,
+)  # fmt: skip
+
+
+class ScriptedEpisode(Episode):
+    """An episode whose segments have given lengths; after each but the last comes a search."""
+
+    def __init__(self, question, sample, prompt, limits, script):
+        super().__init__(question, sample, prompt, limits)
+        self._script = script
+
+    @property
+    def tokens_left(self) -> int:
+        return self._script[len(self.segments) - 1] - len(self.segments[-1])
+
+    def advance(self, stop, tokenizer) -> Next:
+        if self.tokens_left:
+            return Next.POLICY
+        if len(self.segments) == len(self._script):
+            return self._finish("answered")
+        self.queries = [f"{self.question.id} {len(self.segments)}"]
+        return Next.SEARCH
+
+
+class ScriptedEngine(Engine):
+    """The engine with scripted episodes and observations of one length."""
+
+    def __init__(self, *arguments, prompts, scripts, observation, **settings):
+        super().__init__(*arguments, **settings)
+        self._prompts, self._scripts, self._fixed_observation = prompts, scripts, observation
+
+    def _episodes(self, questions, samples, pool):
+        return [
+            ScriptedEpisode(question, 0, prompt, self._limits, script)
+            for question, prompt, script in zip(questions, self._prompts, self._scripts)
+        ]
+
+    def _observation(self, passages):
+        return self._fixed_observation
+
+
+class SlowRetriever:
+    """Finds a passage for anything, after `seconds`."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._seconds = seconds
+
+    def search(self, queries, k):
+        time.sleep(self._seconds)
+        return [[Passage(query, "", query, 1.0)] for query in queries]
+
+
+def any_tokenizer() -> Tokenizer:
+    """Bytes: nothing is encoded but tags, and nothing that is sampled ends a segment."""
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {char: number for number, char in enumerate(sorted(alphabet))} | {"<eos>": 256}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return Tokenizer(backend, eos_ids=[256], pad_id=0)
+
+
+def workload(args, vocab_size: int):
+    """Prompts that begin alike, and scripts of 2 to 4 turns."""
+    rng = np.random.default_rng(args.seed)
+    low = 300  # past the byte tokens, so that nothing reads as a tag
+    system = rng.integers(low, vocab_size, args.system).tolist()
+    prompts = [
+        system + rng.integers(low, vocab_size, args.question).tolist() for _ in range(args.episodes)
+    ]
+    scripts = [
+        rng.integers(args.segment[0], args.segment[1] + 1, rng.integers(2, 5)).tolist()
+        for _ in range(args.episodes)
+    ]
+    return prompts, scripts, rng.integers(low, vocab_size, args.observation).tolist()
+
+
+def scripted_engine(args, config: DecoderConfig, *, retriever=None) -> ScriptedEngine:
+    prompts, scripts, observation = workload(args, config.vocab_size)
+    longest = max(
+        len(prompt) + sum(script) + (len(script) - 1) * len(observation)
+        for prompt, script in zip(prompts, scripts)
+    )
+    rollout = default_config()
+    rollout.update(
+        slots=args.slots,
+        max_searches=4,
+        max_context_tokens=longest + 1,
+        max_segment_tokens=max(map(max, scripts)),
+        decode_steps=args.decode_steps,
+        extend_buckets=(32, 256),
+        template="compact_search",
+    )
+    return ScriptedEngine(
+        Decoder(config, rngs=nnx.Rngs(0)),
+        any_tokenizer(),
+        SlowRetriever() if retriever is None else retriever,
+        rollout,
+        prompts=prompts,
+        scripts=scripts,
+        observation=observation,
+    )
+
+
+def questions_of(engine: ScriptedEngine):
+    return [
+        {"id": f"q{number}", "question": "?", "golden_answers": ["x"]}
+        for number in range(len(engine._prompts))
+    ]
+
+
+def run_ours(engine: ScriptedEngine) -> int:
+    return sum(int(t.mask.sum()) for t in engine.run(questions_of(engine)))
+
+
+def run_barrier(engine: ScriptedEngine) -> int:
+    """All episodes turn by turn: prefill every context from the start, decode until the last has
+    stopped, search for all."""
+    episodes = engine._episodes([_Question(q["id"]) for q in questions_of(engine)], 1, None)
+    slots = engine._slots(engine._params, 0, 0)
+    places = list(range(engine._layout.slots))
+    for start in range(0, len(episodes), len(places)):
+        group = dict(zip(places, episodes[start : start + len(places)]))
+        while group:
+            for slot, episode in group.items():
+                slots.restart(slot, episode.stream, episode.ids, 0)
+            slots.extend({slot: episode.ids[:-1] for slot, episode in group.items()})
+            while True:
+                left_S = np.zeros(len(places), np.int32)
+                for slot, episode in group.items():
+                    left_S[slot] = episode.tokens_left
+                if not left_S.any():
+                    break
+                decoded = slots.read(slots.decode(left_S, 0))
+                for slot, episode in group.items():
+                    size = decoded.count_S[slot]
+                    episode.add_sampled(
+                        decoded.tokens_SN[slot, :size].tolist(),
+                        decoded.logp_SN[slot, :size].tolist(),
+                    )
+            for slot, episode in list(group.items()):
+                if episode.advance(None, None) is Next.NOTHING:
+                    del group[slot]
+                else:
+                    found = engine._retriever.search(episode.queries, 1)
+                    episode.observe(engine._fixed_observation, found)
+    return sum(sum(episode.mask) for episode in episodes)
+
+
+class _Question:
+    def __init__(self, name: str):
+        self.id, self.question, self.golden_answers = name, "?", ["x"]
+
+
+def transformers_side(config: DecoderConfig, engine: ScriptedEngine) -> Callable[[], int]:
+    """The same turns by `generate`, once a turn over the contexts so far, padded on the left."""
+    import torch
+    import transformers
+
+    shape = transformers.LlamaConfig(
+        vocab_size=config.vocab_size, hidden_size=config.width, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
+        intermediate_size=config.ff_width, rope_theta=config.rope_theta, tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(shape).to(torch.float32).eval()
+    settings = transformers.GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=None
+    )
+
+    def run() -> int:
+        sampled = 0
+        for start in range(0, len(engine._prompts), engine._layout.slots):
+            part = slice(start, start + engine._layout.slots)
+            contexts = [list(prompt) for prompt in engine._prompts[part]]
+            scripts = engine._scripts[part]
+            for turn in range(max(map(len, scripts))):
+                rows = [row for row, script in enumerate(scripts) if len(script) > turn]
+                new = max(scripts[row][turn] for row in rows)
+                longest = max(len(contexts[row]) for row in rows)
+                ids = torch.zeros((len(rows), longest), dtype=torch.long)
+                mask = torch.zeros_like(ids)
+                for number, row in enumerate(rows):
+                    ids[number, longest - len(contexts[row]) :] = torch.tensor(contexts[row])
+                    mask[number, longest - len(contexts[row]) :] = 1
+                with torch.no_grad():
+                    out = model.generate(
+                        ids, attention_mask=mask, generation_config=settings, max_new_tokens=new
+                    )
+                for number, row in enumerate(rows):
+                    written = scripts[row][turn]
+                    contexts[row] += out[number, longest : longest + written].tolist()
+                    contexts[row] += engine._fixed_observation
+                    sampled += written
+        return sampled
+
+    return run
+
+
+def alternate(sides: dict[str, Callable[[], int]], runs: int, unit: str, count: int) -> None:
+    """Runs the sides in turn; the first call of each compiles and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    tokens = {}
+    for number in range(runs + 1):
+        for name, run in sides.items():
+            load, began = os.getloadavg()[0], time.perf_counter()
+            tokens[name] = run()
+            took = time.perf_counter() - began
+            if number:
+                seconds[name].append(took)
+            print(f"{name}: {took:.2f} s, load {load:.1f}{'' if number else ' (warm-up)'}")
+    assert len(set(tokens.values())) == 1, tokens
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ours = next(iter(medians.values()))
+    for name, median in medians.items():
+        rate = tokens[name] / median
+        print(
+            f"{name}: median {median:.2f} s of {runs}, {count / median:.3f} {unit}/s, "
+            f"{rate:.0f} sampled tokens/s, {median / ours:.2f} times as long as ours"
+        )
+
+
+def turns(args) -> None:
+    config = _shape(SMOLLM2, args)
+    engine = scripted_engine(args, config)
+    sides = {"ours": lambda: run_ours(engine), "barrier, whole contexts again": None}
+    sides["barrier, whole contexts again"] = lambda: run_barrier(engine)
+    if args.transformers:
+        sides["transformers generate"] = transformers_side(config, engine)
+    engine.warm_up()
+    alternate(sides, args.runs, "trajectories", args.episodes)
+    run_ours(engine)
+    metrics = as_metrics(engine.stats)
+    for key in ("occupancy", "busy_occupancy", "decoded_tokens", "prefilled_tokens",
+                "extend_positions", "forked_tokens", "decode_calls", "host_seconds",
+                "decode_seconds", "extend_seconds", "retrieval_wait_seconds", "reshard_seconds",
+                "compilations", "cache_gib"):  # fmt: skip
+        print(f"  {key} {metrics.get(f'rollout/{key}', 0.0):.4g}")
+
+
+def latency(args) -> None:
+    engine = scripted_engine(args, _shape(SMOLLM2, args), retriever=SlowRetriever(args.seconds))
+    engine.warm_up()
+    for _ in range(args.runs):
+        run_ours(engine)
+        stats = engine.stats
+        print(
+            f"{args.episodes} episodes, {args.slots} slots, searches of {args.seconds * 1e3:.0f} "
+            f"ms: {stats['seconds']:.1f} s, of which nothing decoded for want of a search "
+            f"{stats['retrieval_wait_seconds'] / stats['seconds']:.2%}; occupancy while questions "
+            f"waited {as_metrics(stats).get('rollout/busy_occupancy', float('nan')):.3f}"
+        )
+
+
+def tunix(args) -> None:
+    """Ours and Tunix's sampler: the same shape, prompts and number of tokens."""
+    config = _shape(QWEN2_SMALL, args)
+    rollout = default_config()
+    rollout.update(
+        slots=args.batch,
+        max_searches=0,
+        max_context_tokens=args.prompt + args.new,
+        max_segment_tokens=args.new,
+        decode_steps=args.new,
+        extend_buckets=(args.prompt,),
+        template="compact_direct",
+    )
+    rng = np.random.default_rng(args.seed)
+    prompts = rng.integers(300, config.vocab_size, (args.batch, args.prompt)).tolist()
+    engine = ScriptedEngine(
+        Decoder(config, rngs=nnx.Rngs(0)), any_tokenizer(), None, rollout,
+        prompts=prompts, scripts=[[args.new]] * args.batch, observation=[],
+    )  # fmt: skip
+    engine.warm_up()
+    shape = {name: getattr(config, name) for name in vars(QWEN2_SMALL)}
+    with tempfile.TemporaryDirectory() as folder:
+        request = Path(folder) / "request.json"
+        request.write_text(json.dumps({"shape": shape, "prompts": prompts, "new": args.new}))
+        worker = subprocess.Popen(
+            [args.python, Path(__file__).with_name("tunix_sampler.py"), request],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+        def theirs() -> int:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            while not (line := worker.stdout.readline()).startswith("tokens "):
+                if not line:
+                    raise RuntimeError("benchmarks/tunix_sampler.py ended; see its error above.")
+            return int(line.split()[1])
+
+        try:
+            sides = {"ours": lambda: run_ours(engine), "tunix": theirs}
+            alternate(sides, args.runs, "sequences", args.batch)
+        finally:
+            worker.kill()
+
+
+def _shape(config: DecoderConfig, args) -> DecoderConfig:
+    return DecoderConfig(**vars(config) | ({"layers": args.layers} if args.layers else {}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("turns", "latency", "tunix"))
+    parser.add_argument("--transformers", action="store_true", help="also time transformers")
+    parser.add_argument("--python", help="interpreter of an environment with google-tunix")
+    parser.add_argument("--segment", type=int, nargs=2, default=(12, 60), help="shortest, longest")
+    parser.add_argument("--seconds", type=float, default=0.2, help="a search takes, for latency")
+    parser.add_argument("--layers", type=int, default=0, help="instead of those of the shape")
+    for name, default in dict(
+        episodes=64, slots=64, system=160, question=24, observation=192, decode_steps=16,
+        batch=32, prompt=128, new=128, runs=3, seed=0,
+    ).items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    if args.what == "tunix" and not args.python:
+        parser.error("tunix needs --python, an interpreter of an environment with google-tunix.")
+    print(f"jax {jax.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    {"turns": turns, "latency": latency, "tunix": tunix}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
