@@ -14,4 +14,5 @@ def get_config():
     config.base.workdir = "runs/demo"
     config.warm_start.phases = ()
     config.method = "direct"
+    config.learner.length_buckets = (64, 136)
     return config
