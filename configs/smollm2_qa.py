@@ -20,18 +20,19 @@ def get_config():
     config.templates.direct = "direct_chatml"
     config.templates.rag = "rag_chatml"
 
-    config.steps = 12
+    config.steps = 10
     config.questions = 4
     config.samples = 2
-    config.rollout.slots = 8
+    config.rollout.slots = 16  # training fills 8, evaluation all
     config.rollout.passages = 2
     config.rollout.max_searches = 2
     config.rollout.max_segment_tokens = 64
     config.rollout.max_observation_tokens = 192
     config.rollout.max_context_tokens = 960
     config.rollout.temperature = 0.6  # at 1 it rambles; the trainer divides by it, too
-    config.rollout.decode_steps = 32
-    config.rollout.extend_buckets = (192,)
+    config.rollout.decode_steps = 16
+    config.rollout.extend_buckets = (48, 192)
+    config.rollout.profile = True  # the seconds of each part are reported
     # The base model rarely keeps to the format; this pays for it before answers are right.
     config.rollout.format_weight = 0.1
 
@@ -41,11 +42,11 @@ def get_config():
     config.learner.critic_warmup_steps = 2
     config.learner.micro_batch = 2
     config.learner.minibatches = 2
-    config.learner.length_buckets = (640, 960)
+    config.learner.length_buckets = (512, 640, 768, 960)
     config.learner.chunk_tokens = 512
 
     config.evaluation.every = 0
-    config.evaluation.final_questions = 32
+    config.evaluation.final_questions = 16
     config.evaluation.sampled = False
-    config.checkpoint.every = 6
+    config.checkpoint.every = 5
     return config
