@@ -109,21 +109,22 @@ def any_tokenizer() -> Tokenizer:
 
 
 def workload(args, vocab_size: int):
-    """Prompts that begin alike, and scripts of 2 to 4 turns."""
+    """Prompts that begin alike, and scripts of 2 to 4 turns, whose lengths are log-normal."""
     rng = np.random.default_rng(args.seed)
     low = 300  # past the byte tokens, so that nothing reads as a tag
     system = rng.integers(low, vocab_size, args.system).tolist()
     prompts = [
         system + rng.integers(low, vocab_size, args.question).tolist() for _ in range(args.episodes)
     ]
-    scripts = [
-        rng.integers(args.segment[0], args.segment[1] + 1, rng.integers(2, 5)).tolist()
-        for _ in range(args.episodes)
-    ]
+    median, spread = args.segment
+    scripts = []
+    for _ in range(args.episodes):
+        lengths = median * np.exp(spread * rng.normal(size=rng.integers(2, 5)))
+        scripts.append(np.clip(lengths, 8, 192).astype(int).tolist())
     return prompts, scripts, rng.integers(low, vocab_size, args.observation).tolist()
 
 
-def scripted_engine(args, config: DecoderConfig, *, retriever=None) -> ScriptedEngine:
+def scripted_engine(args, config: DecoderConfig, *, slots: int, retriever=None) -> ScriptedEngine:
     prompts, scripts, observation = workload(args, config.vocab_size)
     longest = max(
         len(prompt) + sum(script) + (len(script) - 1) * len(observation)
@@ -131,7 +132,7 @@ def scripted_engine(args, config: DecoderConfig, *, retriever=None) -> ScriptedE
     )
     rollout = default_config()
     rollout.update(
-        slots=args.slots,
+        slots=slots,
         max_searches=4,
         max_context_tokens=longest + 1,
         max_segment_tokens=max(map(max, scripts)),
@@ -271,11 +272,15 @@ def alternate(sides: dict[str, Callable[[], int]], runs: int, unit: str, count: 
 
 def turns(args) -> None:
     config = _shape(SMOLLM2, args)
-    engine = scripted_engine(args, config)
-    sides = {"ours": lambda: run_ours(engine), "barrier, whole contexts again": None}
-    sides["barrier, whole contexts again"] = lambda: run_barrier(engine)
+    engine = scripted_engine(args, config, slots=args.slots)
+    # The others have the whole batch in one piece.
+    whole = scripted_engine(args, config, slots=args.episodes)
+    sides = {
+        "ours": lambda: run_ours(engine),
+        "barrier, whole contexts again": lambda: run_barrier(whole),
+    }
     if args.transformers:
-        sides["transformers generate"] = transformers_side(config, engine)
+        sides["transformers generate"] = transformers_side(config, whole)
     engine.warm_up()
     alternate(sides, args.runs, "trajectories", args.episodes)
     run_ours(engine)
@@ -288,7 +293,8 @@ def turns(args) -> None:
 
 
 def latency(args) -> None:
-    engine = scripted_engine(args, _shape(SMOLLM2, args), retriever=SlowRetriever(args.seconds))
+    retriever = SlowRetriever(args.seconds)
+    engine = scripted_engine(args, _shape(SMOLLM2, args), slots=args.slots, retriever=retriever)
     engine.warm_up()
     for _ in range(args.runs):
         run_ours(engine)
@@ -354,11 +360,14 @@ def main() -> None:
     parser.add_argument("what", choices=("turns", "latency", "tunix"))
     parser.add_argument("--transformers", action="store_true", help="also time transformers")
     parser.add_argument("--python", help="interpreter of an environment with google-tunix")
-    parser.add_argument("--segment", type=int, nargs=2, default=(12, 60), help="shortest, longest")
+    parser.add_argument(
+        "--segment", type=float, nargs=2, default=(32, 0.8),
+        help="median of the tokens a segment has, and standard deviation of their logarithm",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=0.2, help="a search takes, for latency")
     parser.add_argument("--layers", type=int, default=0, help="instead of those of the shape")
     for name, default in dict(
-        episodes=64, slots=64, system=160, question=24, observation=192, decode_steps=16,
+        episodes=64, slots=32, system=160, question=24, observation=160, decode_steps=16,
         batch=32, prompt=128, new=128, runs=3, seed=0,
     ).items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)

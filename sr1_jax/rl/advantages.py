@@ -73,13 +73,18 @@ def gae(
 
 
 def whiten(
-    x_BT: Float[Array, "B T"], mask_BT: Num[Array, "B T"] | Bool[Array, "B T"]
+    x_BT: Float[Array, "B T"],
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+    *,
+    eps: float = 0.0,
 ) -> Float[Array, "B T"]:
     """Shift and scale the valid tokens to mean 0 and unbiased variance 1, over the whole batch.
 
     Args:
         x_BT: any float dtype.
         mask_BT: nonzero on valid tokens.
+        eps: added to the variance that is divided by, so that differences far below its root
+            stay small instead of being blown up to variance 1.
 
     Returns:
         float32, 0 on masked tokens. All zeros if there are fewer than two valid tokens or if they
@@ -100,7 +105,9 @@ def whiten(
     variance = jnp.sum(centred_BT**2) / jnp.maximum(count - 1, 1).astype(jnp.float32)
     # Asked this way round, a nan at a valid token stays visible.
     flat = variance <= _ROUNDING_SHARE**2
-    scale = jax.lax.rsqrt(jnp.where(flat, 1.0, variance))
+    # The root of eps in the unit of the scaled values; squared it could overflow.
+    least = eps**0.5 / jnp.where(magnitude > 0, magnitude, 1.0)
+    scale = 1 / jnp.hypot(jnp.sqrt(jnp.where(flat, 1.0, variance)), least)
     return jnp.where(flat | (jnp.asarray(mask_BT) == 0), 0.0, centred_BT * scale)
 
 

@@ -256,7 +256,8 @@ class Learner:
                 rewards_BT, values_BT, mask_BT, gamma=config.gamma, lam=config.lam
             )
             if config.whiten:
-                advantages_BT = whiten(advantages_BT, mask_BT)
+                # Where no reward differs, all that is left is the rounding of the KL penalty.
+                advantages_BT = whiten(advantages_BT, mask_BT, eps=1e-8)
             residual = _masked_variance(returns_BT - values_BT, mask_BT)
             metrics["critic/explained_variance"] = 1 - residual / jnp.maximum(
                 _masked_variance(returns_BT, mask_BT), 1e-8

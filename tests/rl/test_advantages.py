@@ -129,6 +129,17 @@ def test_whiten_of_equal_tokens_is_zero_not_amplified_rounding(value):
     np.testing.assert_array_equal(got, 0.0)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e-4, 1e-3, 1.0, 1e30])
+def test_whiten_leaves_small_differences_small(scale):
+    x, _, mask = random_batch(3)
+    got = np.asarray(
+        whiten(jnp.asarray((x * scale).astype(np.float32)), jnp.asarray(mask), eps=1e-8)
+    )
+    valid = x[mask == 1].astype(np.float64) * scale
+    want = (valid - valid.mean()) / np.sqrt(valid.var(ddof=1) + 1e-8)
+    np.testing.assert_allclose(got[mask == 1], want, atol=2e-4)
+
+
 def test_whiten_does_not_hide_a_nan_of_a_valid_token():
     got = whiten(jnp.array([[1.0, jnp.nan, 2.0, 3.0]]), jnp.array([[1, 1, 1, 0]]))
     assert np.isnan(got[0, :3]).all()
