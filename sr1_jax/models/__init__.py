@@ -13,6 +13,7 @@ _MODULE_OF = {
     "Tokenizer": "tokenizer",
     "load_pretrained": "pretrained",
     "find_smollm2": "pretrained",
+    "save_pretrained": "export",
     "value_from_policy": "pretrained",
 }
 __all__ = sorted(_MODULE_OF)

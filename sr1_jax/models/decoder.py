@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sr1_jax.models.attention import apply_rope, attention, rope_angles
+from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,8 @@ class DecoderConfig:
     """Shape and numerics of a decoder.
 
     `dtype` is what activations are computed in, `param_dtype` what parameters are kept in.
+    `max_positions` is the longest context the model was trained for: nothing here depends on it,
+    but others ask for it when the model is exported.
     `unroll` layers are laid out one after the other in each turn of the scan over layers: more
     compile time, less copying.
     """
@@ -38,6 +40,8 @@ class DecoderConfig:
     head_dim: int
     ff_width: int
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 32_768
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -181,7 +185,9 @@ class Trunk(nnx.Module):
     def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Hidden states of whole sequences; positions count from 0, padding is on the right."""
         positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
-        cos, sin = rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rope_angles(
+            positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
+        )
         block_def, stack = nnx.split(self.layers)
 
         def layer(x_BTD, params):

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import tokenizers
 
+from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.models.weights import Checkpoint, Family, Shape, family_of
@@ -22,7 +23,6 @@ _MUST_BE = {
     "mlp_bias": False,
     "use_sliding_window": False,
     "quantization_config": None,
-    "rope_scaling": None,
     "partial_rotary_factor": 1.0,
 }
 
@@ -55,12 +55,21 @@ def _decoder_config(
                 f"{json.dumps(value)}."
             )
 
+    window = raw.get("sliding_window")
+    if raw.get("model_type") == "mistral" and window is not None:
+        raise ValueError(
+            f"{file}: sliding_window={window} is not supported; only Mistral models that attend "
+            "to the whole context are."
+        )
+
     def size(key: str, default: int | None = None) -> int:
         value = default if raw.get(key) is None else raw[key]
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{file}: {key}={json.dumps(value)} must be a positive integer.")
         return value
 
+    # Newer files keep the base in `rope_parameters` with the scaling, older ones beside it.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     width, heads = size("hidden_size"), size("num_attention_heads")
     return DecoderConfig(
         vocab_size=size("vocab_size"),
@@ -70,7 +79,9 @@ def _decoder_config(
         kv_heads=size("num_key_value_heads", heads),
         head_dim=size("head_dim", width // heads),
         ff_width=size("intermediate_size"),
-        rope_theta=_rope_theta(raw, file),
+        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+        rope_scaling=_rope_scaling(rope, raw, file),
+        max_positions=size("max_position_embeddings", 32_768),
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
@@ -80,16 +91,36 @@ def _decoder_config(
     )
 
 
-def _rope_theta(raw: dict[str, Any], file: Path) -> float:
-    """The rotary base, which newer files keep in `rope_parameters` with the scaling."""
-    rope = raw.get("rope_parameters") or {}
-    for key, value in {"rope_type": "default", "partial_rotary_factor": 1.0}.items():
-        if rope.get(key, value) != value:
-            raise ValueError(
-                f"{file}: rope_parameters.{key}={json.dumps(rope[key])} is not supported; it "
-                f"must be {json.dumps(value)}."
-            )
-    return float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+def _rope_scaling(rope: dict[str, Any], raw: dict[str, Any], file: Path) -> RopeScaling | None:
+    """What the file says of longer contexts; None where positions are as they were trained."""
+    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"{file}: {key}.partial_rotary_factor={rope['partial_rotary_factor']} is not "
+            "supported; it must be 1.0."
+        )
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    needed = {"factor": "factor"}
+    if kind == "llama3":
+        needed |= {
+            "low_freq_factor": "low_freq_factor",
+            "high_freq_factor": "high_freq_factor",
+            "original_positions": "original_max_position_embeddings",
+        }
+    for theirs in needed.values():
+        if not isinstance(rope.get(theirs, 1), (int, float)):
+            raise ValueError(f"{file}: {key}.{theirs}={rope[theirs]!r} must be a number.")
+    try:
+        scaling = RopeScaling(
+            kind, **({"factor": 1.0} | {o: rope[t] for o, t in needed.items() if t in rope})
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {key}: {error}") from error
+    if missing := [theirs for theirs in needed.values() if theirs not in rope]:
+        raise ValueError(f"{file}: {key} has no {', '.join(missing)}.")
+    return scaling
 
 
 class _SafetensorsFiles:

@@ -206,7 +206,7 @@ def forward_cached(
         hidden_BTD before the final norm, and the updated cache.
     """
     config = graph.config
-    cos, sin = rope_angles(positions_BT, config.head_dim, config.rope_theta)
+    cos, sin = rope_angles(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
     write_rows_B1 = (jnp.arange(ids_BT.shape[0]) if rows_B is None else rows_B)[:, None]
     # As an index a negative position would count from the end.
     write_at_BT = jnp.where(positions_BT < 0, cache.positions, positions_BT)

@@ -99,6 +99,10 @@ class Tokenizer:
                 table[token_id] = content.encode()
         return table
 
+    def token(self, token_id: int) -> str:
+        """The token of an id, as tokenizer.json spells it."""
+        return self._trusted.id_to_token(token_id)
+
     def save(self, path: str) -> None:
         """Writes the tokenizer.json of the backend."""
         self._trusted.save(path)

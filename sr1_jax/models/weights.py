@@ -25,10 +25,11 @@ Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """How a checkpoint stores a parameter of a given shape, and the way from there to ours."""
+    """How a checkpoint stores a parameter of a given shape, the way from there to ours and back."""
 
     stored_shape: Callable[[Shape], Shape]
     to_ours: Callable[[np.ndarray, Shape], np.ndarray]
+    to_stored: Callable[[np.ndarray], np.ndarray]
 
 
 def _kernel(inputs: int) -> Layout:
@@ -36,11 +37,12 @@ def _kernel(inputs: int) -> Layout:
     return Layout(
         lambda shape: (math.prod(shape[inputs:]), math.prod(shape[:inputs])),
         lambda stored, shape: stored.T.reshape(shape),
+        lambda ours: ours.reshape(math.prod(ours.shape[:inputs]), -1).T,
     )
 
 
-SAME = Layout(lambda shape: shape, lambda stored, shape: stored)
-FLAT = Layout(lambda shape: (math.prod(shape),), np.reshape)
+SAME = Layout(lambda shape: shape, lambda stored, shape: stored, lambda ours: ours)
+FLAT = Layout(lambda shape: (math.prod(shape),), np.reshape, np.ravel)
 FROM_WIDTH = _kernel(inputs=1)
 FROM_HEADS = _kernel(inputs=2)
 
@@ -145,6 +147,7 @@ class Family(NamedTuple):
 # Keyed by `model_type` of config.json, which is also `general.architecture` of GGUF.
 FAMILIES = {
     "llama": Family(_TRUNK),
+    "mistral": Family(_TRUNK),
     "qwen2": Family(_TRUNK + _QKV_BIAS, qkv_bias=True),
     "qwen3": Family(_TRUNK + _QK_NORM, qk_norm=True),
 }

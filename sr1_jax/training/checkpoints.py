@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
+from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
@@ -89,7 +90,10 @@ def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
             f"{folder} holds no base policy; run the warm start first "
             "(python -m sr1_jax.train --config=configs/demo.py --workdir=…)."
         )
-    config = DecoderConfig(**json.loads((folder / "model.json").read_text()))
+    shape = json.loads((folder / "model.json").read_text())
+    if shape.get("rope_scaling"):
+        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
+    config = DecoderConfig(**shape)
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     graph, shapes = nnx.split(abstract)
     like = jax.tree.map(

@@ -9,7 +9,7 @@ import tokenizers
 from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-FAMILIES = ["llama", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 CORPUS = ["Who wrote Hamlet in 1601? The answer is Shakespeare, of course. " * 3]
 CONFIG = {
     "model_type": "llama",

@@ -10,7 +10,7 @@ from sr1_jax.models import gguf_file, load_pretrained
 TEXT = "Who wrote Hamlet in 1601?"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mistral"])
 def test_gguf_round_trip(write_gguf, backend, family):
     """Llama's query and key rows come back from the interleaved order."""
     path, tensors = write_gguf(model_type=family)

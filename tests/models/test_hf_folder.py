@@ -93,17 +93,31 @@ def test_cut_safetensors(write_folder, keep):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "gemma2"}, "'gemma2' is not supported; supported are llama, qwen2, qwen3"),
+        (
+            {"model_type": "gemma2"},
+            "'gemma2' is not supported; supported are llama, mistral, qwen2, qwen3",
+        ),
         ({"model_type": None}, r"config\.json: the key 'model_type' is missing"),
         ({"hidden_size": None}, r"config\.json: hidden_size=null must be a positive integer"),
         ({"hidden_size": "16"}, r'config\.json: hidden_size="16" must be a positive integer'),
         ({"num_attention_heads": 0}, r"num_attention_heads=0 must be a positive integer"),
         ({"num_attention_heads": 3}, r"heads=3 must be a multiple"),
         (
-            {"rope_scaling": {"rope_type": "yarn"}},
-            r"config\.json: rope_scaling=.*yarn.*must be null",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            r"config\.json: rope_scaling: rope type 'yarn' is not supported",
         ),
-        ({"rope_parameters": {"rope_type": "llama3"}}, r'rope_parameters\.rope_type="llama3"'),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            r"config\.json: rope_parameters has no low_freq_factor, high_freq_factor, original_max",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": "2"}},
+            r"rope_scaling\.factor='2' must be a",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": 4096},
+            r"sliding_window=4096 is not supported",
+        ),
         ({"hidden_act": "gelu"}, r'hidden_act="gelu" is not supported; it must be "silu"'),
         ({"attention_bias": True}, r"attention_bias=true is not supported"),
         ({"mlp_bias": True}, r"mlp_bias=true is not supported"),

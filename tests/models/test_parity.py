@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr1_jax.models import find_smollm2, gguf_file, load_pretrained, parameter_count
+from sr1_jax.models import (
+    find_smollm2,
+    gguf_file,
+    load_pretrained,
+    parameter_count,
+    save_pretrained,
+)
+from sr1_jax.rollout import Engine, default_config
 
 pytestmark = [
     pytest.mark.slow,
@@ -106,6 +113,81 @@ def test_logits_of_a_random_model(transformers, backend, tmp_path, family, chang
     want = _torch_logits(model, ids)
     assert want.std() > 0.5
     np.testing.assert_allclose(jax.jit(ours)(jnp.array(ids)), want, atol=2e-4)
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64, "rope_theta": 500.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("Llama", LLAMA3),
+        ("Llama", {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+        ("Qwen2", {"rope_type": "default", "rope_theta": 1e6}),
+        ("Qwen3", {"rope_type": "default", "rope_theta": 1e6}),
+        ("Mistral", {"rope_type": "default", "rope_theta": 1e4}),
+    ],
+)
+def test_round_trip_through_transformers(transformers, backend, tmp_path, family, rope):
+    """Loaded, saved, loaded by transformers again; positions far beyond the original context."""
+    import torch
+
+    torch.manual_seed(0)
+    more = {"sliding_window": None} if family == "Mistral" else {}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=311, hidden_size=48, intermediate_size=56, num_hidden_layers=3,
+        max_position_embeddings=512, eos_token_id=0, rope_parameters=rope,
+        tie_word_embeddings=False, **GROUPED, **more,
+    )  # fmt: skip
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model.save_pretrained(tmp_path / "in", max_shard_size="60KB")
+    backend.save(str(tmp_path / "in" / "tokenizer.json"))
+    ours, tokenizer = load_pretrained(tmp_path / "in")
+    ids = np.random.default_rng(0).integers(0, 311, (2, 400))
+    want = _torch_logits(model, ids)
+    np.testing.assert_allclose(jax.jit(ours)(jnp.array(ids)), want, atol=2e-4)
+    save_pretrained(ours, tokenizer, tmp_path / "out", dtype="float32", shard_bytes=60_000)
+    again, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(loading.values()), loading
+    np.testing.assert_allclose(_torch_logits(again.eval(), ids), want, atol=1e-5)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("Hamlet 1601").input_ids == tokenizer.encode("Hamlet 1601")
+
+
+def test_greedy_continuations_of_smollm2(transformers, smollm2):
+    """Ten prompts, forty tokens each, by the rollout engine's own programs."""
+    import torch
+
+    path, model, tokenizer = smollm2
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype="float32"
+    ).eval()
+    prompts = [f"Question {i}: {text}" for i in range(5) for text in ("Why is", "The first")]
+    config = default_config()
+    config.update(
+        slots=4, max_searches=0, max_segment_tokens=40, max_context_tokens=80, temperature=0.0,
+        extend_buckets=(16,), template="compact_direct",
+    )  # fmt: skip
+    engine = Engine(model, tokenizer, None, config)
+    asked = [
+        {"id": str(i), "question": prompt, "golden_answers": ["x"]}
+        for i, prompt in enumerate(prompts)
+    ]
+    for t in engine.run(asked):
+        start = torch.tensor([t.ids[: t.prompt_length].tolist()])
+        with torch.no_grad():
+            out = oracle.generate(
+                start, max_new_tokens=40, do_sample=False, eos_token_id=list(tokenizer.eos_ids),
+                pad_token_id=tokenizer.pad_id,
+            )  # fmt: skip
+        written = t.ids[t.prompt_length :]
+        np.testing.assert_array_equal(out[0, t.prompt_length :][: len(written)].numpy(), written)
+        assert len(written) == 40 or t.status != "truncated"
 
 
 def test_next_token_log_probs_of_smollm2(transformers, smollm2):

@@ -1,0 +1,42 @@
+"""Exports a trained policy as a Hugging Face folder.
+
+    python -m sr1_jax.export --config=configs/smollm2_qa.py --workdir=runs/qa --output=FOLDER
+
+The policy of the newest checkpoint, or with --base the one training started from. The folder has
+safetensors, config, tokenizer and generation config; transformers and vLLM load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from sr1_jax import cli
+from sr1_jax.models.export import save_pretrained
+from sr1_jax.sharding import make_mesh
+from sr1_jax.training.policies import trained_policy
+
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    cli.config_flag(values)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string("output", None, "Folder to write; must not exist.", flag_values=values)
+    flags.DEFINE_bool("base", False, "The policy before training.", flag_values=values)
+    flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", flag_values=values)
+    cli.parse(values, argv, required=("config", "workdir", "output"))
+    config, output = values.config, Path(values.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output: {output} exists and is not empty; give another folder.")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    policy, tokenizer, what = trained_policy(config, Path(values.workdir), mesh, base=values.base)
+    save_pretrained(policy, tokenizer, output, dtype=values.dtype)
+    print(f"Wrote the policy ({what}) to {output}.")
+
+
+if __name__ == "__main__":
+    cli.run(main)
