@@ -32,6 +32,7 @@ setup(
         "tokenizers>=0.20",
         "safetensors>=0.4.5",
         "gguf>=0.10",
+        "jinja2>=3.1",  # chat templates
         "jaxtyping>=0.2.36",
         "matplotlib>=3.8",  # the learning-curve picture
         "rich>=13",  # live progress, tables, coloured trajectories
@@ -40,6 +41,6 @@ setup(
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "ruff>=0.6"],
         # Independent oracles for the extended tests; never imported by sr1_jax itself.
-        "oracle": ["torch>=2.4", "transformers>=4.45"],
+        "oracle": ["torch>=2.4", "transformers>=4.45", "accelerate"],
     },
 )

@@ -122,6 +122,8 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     names = {"eos_token": tokenizer.eos_ids[:1], "pad_token": (tokenizer.pad_id,)}
     own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     own |= {key: tokenizer.token(ids[0]) for key, ids in names.items() if ids}
+    if tokenizer.bos_token:
+        own["bos_token"] = tokenizer.bos_token
     if tokenizer.chat_template:
         own["chat_template"] = tokenizer.chat_template
     _write_json(folder / "tokenizer_config.json", own)

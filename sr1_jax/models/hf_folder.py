@@ -222,6 +222,7 @@ def _read_tokenizer(folder: Path, raw_config: dict[str, Any]) -> Tokenizer:
             eos_ids=eos_ids,
             pad_id=pad_ids[0],
             chat_template=_chat_template(folder, own.get("chat_template")),
+            bos_token=_content(own.get("bos_token")),
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -235,13 +236,17 @@ def _ids(value: int | list[int] | None) -> list[int]:
 
 def _id_of_token(backend: tokenizers.Tokenizer, token: str | dict | None, file: Path) -> list[int]:
     """Id of a token that tokenizer_config.json names, by its text or as a dictionary."""
-    content = token.get("content") if isinstance(token, dict) else token
+    content = _content(token)
     if content is None:
         return []
     token_id = backend.token_to_id(content)
     if token_id is None:
         raise ValueError(f"{file}: the token {content!r} is not in tokenizer.json.")
     return [token_id]
+
+
+def _content(token: str | dict | None) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _chat_template(folder: Path, value: str | list[dict[str, str]] | None) -> str | None:

@@ -25,6 +25,7 @@ class Tokenizer:
         eos_ids: ids that end a response.
         pad_id: id used for padding; masks, not this id, say what is padding.
         chat_template: Jinja source of the model's chat template, if it has one.
+        bos_token: what that template puts first, if anything.
 
     Raises:
         ValueError: the backend is not byte-level, or an id lies outside its vocabulary.
@@ -37,6 +38,7 @@ class Tokenizer:
         eos_ids: Iterable[int],
         pad_id: int,
         chat_template: str | None = None,
+        bos_token: str | None = None,
     ):
         description = json.loads(backend.to_str())
         kind, decoder = description["model"]["type"], description.get("decoder")
@@ -58,6 +60,7 @@ class Tokenizer:
         self.eos_ids = tuple(sorted(set(eos_ids)))
         self.pad_id = pad_id
         self.chat_template = chat_template
+        self.bos_token = bos_token
         for token_id in (*self.eos_ids, pad_id):
             if not 0 <= token_id < self.vocab_size:
                 raise ValueError(

@@ -6,6 +6,9 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jinja2
+import jinja2.sandbox
+
 from sr1_jax.models.tokenizer import Tokenizer
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -49,6 +52,51 @@ class PromptTemplate:
             else:
                 ids += tokenizer.encode(question) if part == "question" else information
         return ids
+
+
+def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
+    """The template as what a user says to a chat model, the answer being next.
+
+    The model's own chat template is rendered once, in a sandbox, around the text of ours; questions
+    and passages are put in afterwards, as plain text, so nothing in them can end the user's turn.
+
+    Args:
+        template: of the prompt.
+        tokenizer: with the chat template.
+
+    Raises:
+        ValueError: the model has no chat template, or that fails or drops a field of ours.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("The model has no chat template; set rollout.chat=False.")
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals["raise_exception"] = _refuse
+    text = "".join(
+        part if index % 2 == 0 else f"{{{part}}}" for index, part in enumerate(template.parts)
+    )
+    try:
+        rendered = environment.from_string(tokenizer.chat_template).render(
+            messages=[{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            bos_token=tokenizer.bos_token or "",
+            eos_token=tokenizer.token(tokenizer.eos_ids[0]) if tokenizer.eos_ids else "",
+            tools=None,
+        )
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ValueError(f"The model's chat template failed: {error}") from error
+    parts = tuple(_FIELD.split(rendered))
+    if parts[1::2] != template.parts[1::2]:
+        raise ValueError(
+            f"The model's chat template kept the fields {parts[1::2]} of template "
+            f"{template.name}, which has {template.parts[1::2]}."
+        )
+    return PromptTemplate(f"{template.name} in chat", parts)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
 
 
 def load_template(name_or_path: str) -> PromptTemplate:

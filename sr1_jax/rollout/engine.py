@@ -24,7 +24,7 @@ from sr1_jax.models.serving import ServingGraph, cache_bytes, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import CORRECTION, merge_passages, render_observation
-from sr1_jax.protocol.prompts import load_template
+from sr1_jax.protocol.prompts import in_chat, load_template
 from sr1_jax.protocol.tags import STOP_TAGS
 from sr1_jax.retrieval.base import Passage, Retriever
 from sr1_jax.rollout import programs
@@ -78,6 +78,8 @@ class Engine:
         self._tokenizer = tokenizer
         self._retriever = retriever
         self._template = load_template(config.template)
+        if config.chat:
+            self._template = in_chat(self._template, tokenizer)
         if retriever is None and (config.max_searches or self._template.wants_information):
             raise ValueError(
                 "These settings search, but there is no retriever: give one, or set "

@@ -21,6 +21,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.top_p = 1.0
     config.top_k = 0  # 0: all tokens
     config.template = "search"  # a shipped prompt template, or the path of one
+    config.chat = False  # True: the prompt as a user's message in the model's chat template
     config.decode_steps = 32  # tokens a slot in one call of the decode program
     config.extend_buckets = (64, 256, 1024)  # lengths an extend call is padded to
     config.reward_metric = "em"  # em, f1 or substring

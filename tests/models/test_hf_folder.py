@@ -95,7 +95,7 @@ def test_cut_safetensors(write_folder, keep):
     [
         (
             {"model_type": "gemma2"},
-            "'gemma2' is not supported; supported are llama, mistral, qwen2, qwen3",
+            "'gemma2' is not supported; .* llama, mistral, qwen2, qwen3",
         ),
         ({"model_type": None}, r"config\.json: the key 'model_type' is missing"),
         ({"hidden_size": None}, r"config\.json: hidden_size=null must be a positive integer"),
@@ -116,7 +116,7 @@ def test_cut_safetensors(write_folder, keep):
         ),
         (
             {"model_type": "mistral", "sliding_window": 4096},
-            r"sliding_window=4096 is not supported",
+            r"sliding_window=4096 is not",
         ),
         ({"hidden_act": "gelu"}, r'hidden_act="gelu" is not supported; it must be "silu"'),
         ({"attention_bias": True}, r"attention_bias=true is not supported"),
