@@ -4,8 +4,8 @@
 
 Writes a folder of random bfloat16 weights of the shape of Qwen2.5-1.5B in several shards, then
 loads it in a new process for each run, in turn with one that only reads the bytes. Prints medians,
-their ratio, and the peak resident memory above that of the interpreter with JAX, against the size of
-the result. The files stay in the page cache, so both sides read from memory.
+their ratio, and the peak resident memory above that of the interpreter with JAX, against the size
+of the result. The files stay in the page cache, so both sides read from memory.
 """
 
 from __future__ import annotations
