@@ -215,10 +215,10 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
             f"{_listed(parameters.keys() ^ rows.keys())}."
         )
     _check_tensors(checkpoint, {name: parameters[name].shape for name in parameters})
-    where = jax.tree.map(lambda _: None, parameters)
+    where = dict.fromkeys(parameters)
     if mesh is not None:
         placed = nnx.to_flat_state(tree_shardings(state, mesh))
-        where = {".".join(path): variable[...] for path, variable in placed}
+        where = {".".join(path): variable.get_value() for path, variable in placed}
     filled = [
         (
             tuple(name.split(".")),
@@ -287,24 +287,25 @@ def _read_parameter(
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = variable.shape
     parts = {
-        device: tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape))
+        device: tuple(part.indices(size)[:2] for part, size in zip(index, shape))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     dtype = np.dtype(variable.dtype)
     # Devices with the same part share a buffer.
     buffers = {
-        index: _aligned([part.stop - part.start for part in index], dtype)
-        for index in dict.fromkeys(parts.values())
+        bounds: _aligned([stop - start for start, stop in bounds], dtype)
+        for bounds in dict.fromkeys(parts.values())
     }
     layers = "{}" in weight.hf
     for layer, name in enumerate(_tensor_names(checkpoint, weight)):
         tensor = weight.layout.to_ours(checkpoint.read(name), _parameter_shape(weight, shape))
-        for index, buffer in buffers.items():
-            if layers:
-                buffer[layer - index[0].start] = tensor[index[1:]]
+        for bounds, buffer in buffers.items():
+            index = tuple(slice(*bound) for bound in bounds)
+            if layers:  # the layer axis is never split
+                buffer[layer] = tensor[index[1:]]
             else:
                 buffer[...] = tensor[index]
-    arrays = [jax.device_put(buffers[index], device) for device, index in parts.items()]
+    arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
