@@ -248,17 +248,16 @@ def transformers_side(config: DecoderConfig, engine: ScriptedEngine) -> Callable
 
 
 def alternate(sides: dict[str, Callable[[], int]], runs: int, unit: str, count: int) -> None:
-    """Runs the sides in turn; the first call of each compiles and does not count."""
+    """Runs the sides in turn, all of them compiled before."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     tokens = {}
-    for number in range(runs + 1):
+    for _ in range(runs):
         for name, run in sides.items():
             load, began = os.getloadavg()[0], time.perf_counter()
             tokens[name] = run()
             took = time.perf_counter() - began
-            if number:
-                seconds[name].append(took)
-            print(f"{name}: {took:.2f} s, load {load:.1f}{'' if number else ' (warm-up)'}")
+            seconds[name].append(took)
+            print(f"{name}: {took:.2f} s, load {load:.1f}", flush=True)
     assert len(set(tokens.values())) == 1, tokens
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ours = next(iter(medians.values()))
@@ -281,7 +280,8 @@ def turns(args) -> None:
     }
     if args.transformers:
         sides["transformers generate"] = transformers_side(config, whole)
-    engine.warm_up()
+    for each in (engine, whole):
+        each.warm_up()
     alternate(sides, args.runs, "trajectories", args.episodes)
     run_ours(engine)
     metrics = as_metrics(engine.stats)
@@ -345,6 +345,7 @@ def tunix(args) -> None:
             return int(line.split()[1])
 
         try:
+            theirs()  # compiles
             sides = {"ours": lambda: run_ours(engine), "tunix": theirs}
             alternate(sides, args.runs, "sequences", args.batch)
         finally:
