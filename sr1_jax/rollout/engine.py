@@ -172,6 +172,14 @@ class Engine:
         stats["cache_gib"] = self.cache_bytes / 2**30
         return [done[episode] for episode in episodes]
 
+    def fits(self, question: Any) -> bool:
+        """Whether a question's prompt leaves room for an answer, whatever passages are in it."""
+        information = None
+        if self._template.wants_information:
+            information = [0] * self._config.max_observation_tokens
+        prompt = self._template.render(self._tokenizer, as_question(question).question, information)
+        return len(prompt) < self._limits.max_context_tokens
+
     def warm_up(self, params: nnx.State | None = None) -> int:
         """Compiles every program that a run may call; returns how many.
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
-from sr1_jax.data.stream import question_batches
+from sr1_jax.data.stream import QuestionSource, question_batches
 from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.models import Decoder, Tokenizer, value_from_policy
 from sr1_jax.rl.batch import make_batch
@@ -73,7 +73,10 @@ def reinforce(
         _check_same(checkpoints.facts(start)["config"], facts["config"])
         state = checkpoints.restore(start, state)
         print(f"Taken up again after step {start}.", flush=True)
-    batches = question_batches(task.train, config.questions, seed=config.seed, start_step=start)
+    source = task.train
+    if config.rollout.long_prompts == "skip":
+        source = _those_that_fit(source, engine)
+    batches = question_batches(source, config.questions, seed=config.seed, start_step=start)
     writer = MetricsWriter(workdir, start_step=start)
     live = Live("training", config.steps, start=start)
     dev = next(iter(task.dev.values()), [])[: config.evaluation.questions]
@@ -128,6 +131,27 @@ def reinforce(
         writer.close()
         checkpoints.close()
     return state.policy.params
+
+
+def _those_that_fit(source: QuestionSource, engine: Engine) -> list[Question]:
+    """Training questions whose prompts fit; how many are left out is printed.
+
+    A batch has to be full, so questions are left out before it is drawn.
+
+    Raises:
+        ValueError: none fits.
+    """
+    kept = [
+        question
+        for question in map(source.__getitem__, range(len(source)))
+        if engine.fits(question)
+    ]
+    print(
+        f"{len(source) - len(kept)} of {len(source)} training questions are too long.", flush=True
+    )
+    if not kept:
+        raise ValueError("No training question fits; raise rollout.max_context_tokens.")
+    return kept
 
 
 def rollout_metrics(

@@ -314,6 +314,29 @@ def test_a_tag_may_hold_ids_without_text(make_engine, questions, tiny_decoder, s
     assert t.ids[t.mask == 1].tolist().count(ids["▯"]) == 1
 
 
+def test_memory_does_not_grow_with_turns(make_engine, questions, fake_retriever):
+    class Watching(fake_retriever):
+        """Weighs everything on the devices whenever it is asked."""
+
+        weights = ()
+
+        def search(self, queries, k):
+            self.weights += (sum(x.nbytes for x in jax.live_arrays()),)
+            return super().search(queries, k)
+
+    peaks, turns = [], []
+    for searches in (1, 5):
+        retriever = Watching()
+        engine = make_engine(retriever, max_searches=searches, max_observation_tokens=30)
+        run = engine.run(questions, seed=1, samples=3)
+        turns.append(max(t.segments for t in run))
+        peaks.append(max(retriever.weights))
+        cache = 2 * 2 * 5 * 200 * 2 * 8 * 4  # keys and values, layers, slots, positions, heads …
+        assert engine.cache_bytes == cache < peaks[-1]
+    assert turns[0] == 2 < turns[1] - 1
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.02)
+
+
 def test_stats_count_what_was_done(make_engine, questions):
     engine = make_engine()
     run = engine.run(questions, seed=1, samples=3)

@@ -239,6 +239,16 @@ def test_a_prompt_that_fills_the_context_can_be_skipped(
     assert engine.stats["skipped_prompts"] == 2
 
 
+@pytest.mark.parametrize("template", ["compact_search", "compact_rag"])
+def test_which_prompts_fit(make_engine, question_of, questions, template):
+    engine = make_engine(template=template, max_searches=0)
+    room = 40 if template == "compact_rag" else 0
+    frame = len(load_template(template).render(engine._tokenizer, "P", [])) - 1
+    asked = {"id": "x", "golden_answers": ["x"]}
+    for size, want in [(199 - frame - room, True), (200 - frame - room, False)]:
+        assert engine.fits(asked | {"question": "P" * size}) is want
+
+
 def test_a_prompt_that_leaves_one_token_runs(make_engine, question_of):
     (t,) = make_engine().run([question_of(199)])
     assert (len(t.ids), t.prompt_length, t.mask.sum(), t.mask[-1]) == (200, 199, 1, 1)
