@@ -124,7 +124,9 @@ def workload(args, vocab_size: int):
     return prompts, scripts, rng.integers(low, vocab_size, args.observation).tolist()
 
 
-def scripted_engine(args, config: DecoderConfig, *, slots: int, retriever=None) -> ScriptedEngine:
+def scripted_engine(
+    args, config: DecoderConfig, *, slots: int, buckets: tuple[int, ...], retriever=None
+) -> ScriptedEngine:
     prompts, scripts, observation = workload(args, config.vocab_size)
     longest = max(
         len(prompt) + sum(script) + (len(script) - 1) * len(observation)
@@ -137,7 +139,7 @@ def scripted_engine(args, config: DecoderConfig, *, slots: int, retriever=None) 
         max_context_tokens=longest + 1,
         max_segment_tokens=max(map(max, scripts)),
         decode_steps=args.decode_steps,
-        extend_buckets=(32, 256),
+        extend_buckets=buckets,
         template="compact_search",
     )
     return ScriptedEngine(
@@ -271,9 +273,10 @@ def alternate(sides: dict[str, Callable[[], int]], runs: int, unit: str, count: 
 
 def turns(args) -> None:
     config = _shape(SMOLLM2, args)
-    engine = scripted_engine(args, config, slots=args.slots)
+    # Each side has buckets that suit what it prefills: questions and observations, or contexts.
+    engine = scripted_engine(args, config, slots=args.slots, buckets=_ours(args))
     # The others have the whole batch in one piece.
-    whole = scripted_engine(args, config, slots=args.episodes)
+    whole = scripted_engine(args, config, slots=args.episodes, buckets=(32, 64, 128, 256))
     sides = {
         "ours": lambda: run_ours(engine),
         "barrier, whole contexts again": lambda: run_barrier(whole),
@@ -294,7 +297,13 @@ def turns(args) -> None:
 
 def latency(args) -> None:
     retriever = SlowRetriever(args.seconds)
-    engine = scripted_engine(args, _shape(SMOLLM2, args), slots=args.slots, retriever=retriever)
+    engine = scripted_engine(
+        args,
+        _shape(SMOLLM2, args),
+        slots=args.slots,
+        buckets=_ours(args),
+        retriever=retriever,
+    )
     engine.warm_up()
     for _ in range(args.runs):
         run_ours(engine)
@@ -350,6 +359,11 @@ def tunix(args) -> None:
             alternate(sides, args.runs, "sequences", args.batch)
         finally:
             worker.kill()
+
+
+def _ours(args) -> tuple[int, ...]:
+    """Rests of prompts, and whole observations with the token before them."""
+    return (args.question + 8, args.observation + 8)
 
 
 def _shape(config: DecoderConfig, args) -> DecoderConfig:
