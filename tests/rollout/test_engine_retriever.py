@@ -1,6 +1,7 @@
 """The engine and its retriever: failures, strange passages, none at all; and what it refuses."""
 
-import _thread
+import os
+import signal
 import threading
 import time
 
@@ -61,7 +62,15 @@ def test_slow_searches_change_nothing(
     assert changed.stats["retrieval_seconds"] > 0.1
 
 
-def test_ctrl_c_leaves_no_thread(make_engine, questions, fake_retriever):
+@pytest.fixture
+def interruptible():
+    """SIGINT as a program in the foreground has it; in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_no_thread(make_engine, questions, fake_retriever, interruptible):
     waiting, go_on = threading.Event(), threading.Event()
 
     class Hanging(fake_retriever):
@@ -72,7 +81,7 @@ def test_ctrl_c_leaves_no_thread(make_engine, questions, fake_retriever):
 
     def interrupt():
         waiting.wait(30)
-        _thread.interrupt_main()
+        os.kill(os.getpid(), signal.SIGINT)
 
     retriever = Hanging()
     threading.Thread(target=interrupt).start()
