@@ -6,7 +6,7 @@ and no axis but `tensor` split. `serve` makes that layout from the trained param
 jitted program, in bfloat16 or int8 if asked.
 
 Keys are cached transposed, [S, K, E, X]: scores are then batched matrix products that read the
-cache where it lies (`benchmarks/attention.py` has the figures).
+cache where it lies (`benchmarks/decoding.py` measures it).
 """
 
 from __future__ import annotations
