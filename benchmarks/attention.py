@@ -8,11 +8,10 @@ Forward and backward in one jitted call each, the two in turn, medians and their
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
+from timing import compare
 
 from sr1_jax.models.attention import causal_by_matmul
 
@@ -31,24 +30,13 @@ def main() -> None:
     def gradient(attend):
         return jax.jit(jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v) ** 2), argnums=(0, 1, 2)))
 
+    library = gradient(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    ours = gradient(causal_by_matmul)
     sides = {
-        "jax.nn.dot_product_attention": gradient(
-            lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        ),
-        "causal_by_matmul": gradient(causal_by_matmul),
+        "jax.nn.dot_product_attention": lambda: library(q, k, v),
+        "causal_by_matmul": lambda: ours(q, k, v),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for run in range(args.runs + 2):
-        for name, call in sides.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call(q, k, v))
-            if run >= 2:  # compilation and warm-up
-                seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, median in medians.items():
-        print(f"{name}: median {median * 1e3:.1f} ms of {args.runs}")
-    library, ours = medians.values()
-    print(f"ratio {library / ours:.2f}")
+    compare(sides, args.runs)
 
 
 if __name__ == "__main__":

@@ -11,30 +11,14 @@ turn, medians and their ratio.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from timing import compare
 
 from sr1_jax.models.attention import cached_attention
 from sr1_jax.rollout.sampling import sample
-
-
-def compare(title: str, sides: dict[str, Callable], runs: int) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for run in range(runs + 2):
-        for name, call in sides.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            if run >= 2:  # compilation and warm-up
-                seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, median in medians.items():
-        print(f"{title}, {name}: median {median * 1e3:.2f} ms of {runs}")
-    obvious, ours = medians.values()
-    print(f"{title}: ratio {obvious / ours:.1f}")
 
 
 def attention_sides(args) -> dict[str, Callable]:
@@ -75,8 +59,8 @@ def main() -> None:
     for name, default in dict(slots=64, positions=256, vocabulary=49_152, runs=15).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
-    compare("attention", attention_sides(args), args.runs)
-    compare("sampling", sampling_sides(args), args.runs)
+    compare(attention_sides(args), args.runs, "attention, ")
+    compare(sampling_sides(args), args.runs, "sampling, ")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from sr1_jax import cli
-from sr1_jax.models.export import save_pretrained
+from sr1_jax.models.export import check_free, save_pretrained
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
 
@@ -30,8 +30,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", flag_values=values)
     cli.parse(values, argv, required=("config", "workdir", "output"))
     config, output = values.config, Path(values.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output: {output} exists and is not empty; give another folder.")
+    check_free(output)  # before anything is loaded
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     policy, tokenizer, what = trained_policy(config, Path(values.workdir), mesh, base=values.base)
     save_pretrained(policy, tokenizer, output, dtype=values.dtype)

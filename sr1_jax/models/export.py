@@ -45,8 +45,7 @@ def save_pretrained(
         ValueError: the folder holds something, or no family has a decoder of this kind.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; give another folder.")
+    check_free(folder)
     family = family_name(model.config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -58,6 +57,12 @@ def save_pretrained(
         if folder.is_dir():
             folder.rmdir()
         shutil.move(draft, folder)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError unless the folder is empty or not there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; give another folder.")
 
 
 def family_name(config: DecoderConfig) -> str:

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sr1_jax.models.serving import KVCache, ServingGraph, ServingParams, empty_cache
+from sr1_jax.models.serving import ServingGraph, ServingParams, empty_cache
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.lockstep import SlotLayout
 
@@ -194,10 +194,6 @@ class DeviceSlots:
                 break
             count = rows + 1
         self.read(self.decode(np.zeros(self._layout.slots), 0))
-
-    @property
-    def cache(self) -> KVCache:
-        return self._cache
 
     def _rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Two [parts, rows] arrays: zeros, and rows of padding. The number of rows is that of a

@@ -101,23 +101,23 @@ class Round:
     def _collect(self, patience: float) -> None:
         """Takes the answers that are there, and those that come within `patience` seconds."""
         until = time.monotonic() + patience
-        while True:
-            found = self._pool.poll(max(0.0, until - time.monotonic()))
-            for answer in found:
-                self._observe(answer.key, answer.observation, answer.passages)
-            if not found or time.monotonic() >= until:
+        while self._take_answers(max(0.0, until - time.monotonic())):
+            if time.monotonic() >= until:
                 return
 
     def _wait(self) -> None:
         """Nothing can decode before a search is back, here or in another process."""
         began = time.perf_counter()
         self._finish_all()
-        self._collect_one(_LONGEST_WAIT)
+        self._take_answers(_LONGEST_WAIT)
         self._stats["retrieval_wait_seconds"] += time.perf_counter() - began
 
-    def _collect_one(self, wait: float) -> None:
-        for answer in self._pool.poll(wait):
+    def _take_answers(self, wait: float) -> bool:
+        """Shows what has come in, waiting up to `wait` seconds for the first; says if any has."""
+        found = self._pool.poll(wait)
+        for answer in found:
             self._observe(answer.key, answer.observation, answer.passages)
+        return bool(found)
 
     def _observe(self, slot: int, observation: list[int], passages) -> None:
         """Shows an observation to the episode in a slot; passages is None for a correction."""
