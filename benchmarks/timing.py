@@ -10,7 +10,8 @@ import jax
 
 
 def compare(sides: dict[str, Callable], runs: int, title: str = "") -> None:
-    """Calls two sides in turn; prints their medians and how many times as long the first takes."""
+    """Calls the sides in turn; prints their medians, and of each how many times as long as ours,
+    the last one, it takes."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for run in range(runs + 2):
         for name, call in sides.items():
@@ -19,7 +20,6 @@ def compare(sides: dict[str, Callable], runs: int, title: str = "") -> None:
             if run >= 2:  # compilation and warm-up
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    *_, ours = medians.values()
     for name, median in medians.items():
-        print(f"{title}{name}: median {median * 1e3:.2f} ms of {runs}")
-    other, ours = medians.values()
-    print(f"{title}ratio {other / ours:.2f}")
+        print(f"{title}{name}: median {median * 1e3:.2f} ms of {runs}, ratio {median / ours:.2f}")

@@ -48,6 +48,22 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     "head/bias": (None,),
 }
 
+# Field of `models.serving.ServingParams` -> its logical axes: `tensor` is all that splits them.
+SERVING_AXES: dict[str, tuple[str | None, ...]] = {
+    "embed_VD": ("vocab", None),
+    "norm_D": (None,),
+    "head_VD": ("vocab", None),
+    "attention_norm_D": (None,),
+    "qkv_KJED": ("kv_heads", None, None, None),
+    "qkv_bias_KJE": ("kv_heads", None, None),
+    "q_norm_E": (None,),
+    "k_norm_E": (None,),
+    "o_DKGE": (None, "kv_heads", None, None),
+    "ff_norm_D": (None,),
+    "gate_up_2FD": (None, "ff", None),
+    "down_DF": (None, "ff"),
+}
+
 CACHE_AXES = ("batch", "kv_heads")  # of keys and of values; what follows is whole
 
 
@@ -121,17 +137,12 @@ def serving_shardings(tree: Any, mesh: Mesh) -> Any:
 
     def one(path, array):
         text = jax.tree_util.keystr(path, simple=True, separator="/")
-        if text.endswith("/value/scale"):  # of an int8 kernel
+        if text.endswith("/scale"):  # of an int8 weight
             return named(mesh)
-        name = text.removesuffix("/values").removesuffix("/value")
-        table = {path: axes for path, axes in PARAMETER_AXES.items() if axes[0] != "layer"}
-        if name.startswith("layers/"):
-            # One array a layer: no axis of layers in front.
-            table = {path: axes[1:] for path, axes in PARAMETER_AXES.items() if axes[0] == "layer"}
-        found = [axes for path, axes in table.items() if f"trunk/{name}".endswith(path)]
-        if not found:
-            raise ValueError(f"Parameter {text} {array.shape} has no entry in PARAMETER_AXES.")
-        axes = tuple(None if axis == "embed" else axis for axis in found[0])
+        name = text.removesuffix("/values").rpartition("/")[2]
+        if name not in SERVING_AXES:
+            raise ValueError(f"Parameter {text} {array.shape} has no entry in SERVING_AXES.")
+        axes = SERVING_AXES[name]
         _divides(text, axes, array.shape, mesh)
         return NamedSharding(mesh, spec(axes))
 

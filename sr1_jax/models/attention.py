@@ -65,41 +65,110 @@ def causal_by_matmul(
     return out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
 
 
-def cached_attention(
-    q_BTHE: Float[Array, "B T H E"],
-    k_BKEX: Float[Array, "B K E X"],
+def attend_with_one_query(
+    q_BKGE: Float[Array, "B K G E"],
+    k_BKNEC: Float[Array, "B K N E C"],
     v_BKXE: Float[Array, "B K X E"],
-    positions_BT: Int[Array, "B T"],
-) -> Float[Array, "B T H E"]:
-    """Attention of new tokens over a cache in which key x stands at position x.
+    position_B: Int[Array, " B"],
+) -> Float[Array, "B K G E"]:
+    """Attention of one new token a row over a cache in which key x stands at position x.
 
-    Two batched matrix products, one matrix a key/value head; query t sees positions up to its
-    own.
+    Two batched matrix products that read the cache where it lies, one matrix a key/value head
+    and block.
 
     Args:
-        q_BTHE: queries, any float dtype.
-        k_BKEX: keys, positions last; H must be a multiple of K.
-        v_BKXE: values.
-        positions_BT: of the queries.
+        q_BKGE: queries, G for each key/value head, any float dtype.
+        k_BKNEC: keys, in N blocks of C positions, positions last.
+        v_BKXE: values, X = N · C.
+        position_B: of the queries; each sees positions up to its own.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
-    batch, length, heads, size = q_BTHE.shape
-    kv_heads, positions = k_BKEX.shape[1], k_BKEX.shape[-1]
-    group, matrices = heads // kv_heads, batch * kv_heads
-    q = (q_BTHE * size**-0.5).reshape(batch, length, kv_heads, group, size)
-    q = q.transpose(0, 2, 3, 1, 4).reshape(matrices, group * length, size)
-    k, v = (x.reshape(matrices, *x.shape[2:]) for x in (k_BKEX, v_BKXE))
-    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads * group, length, positions)
-    visible_BTX = jnp.arange(positions)[None, None] <= positions_BT[..., None]
+    batch, kv_heads, blocks, size, block = k_BKNEC.shape
+    group = q_BKGE.shape[2]
+    # Scaled by a product with a diagonal matrix: what comes before an elementwise product XLA's CPU
+    # backend would compute again for each block, rotation and all.
+    scale_EE = jnp.diag(jnp.full(size, size**-0.5, q_BKGE.dtype))
+    scaled_BKGE = jnp.matmul(q_BKGE, scale_EE, precision="highest")
+    q = jnp.broadcast_to(scaled_BKGE[:, :, None], (batch, kv_heads, blocks, group, size))
+    scores_BKNGC = jnp.matmul(q, k_BKNEC, preferred_element_type=jnp.float32)
+    visible_BX = jnp.arange(blocks * block)[None] <= position_B[:, None]
+    visible = visible_BX.reshape(batch, 1, blocks, 1, block)
     # A finite number: a row that sees nothing is idle, and must not turn into NaN.
-    weights = jax.nn.softmax(jnp.where(visible_BTX[:, None], scores, -1e30), axis=-1)
-    weights = weights.reshape(matrices, group * length, positions).astype(v.dtype)
-    out = jnp.matmul(weights, v, preferred_element_type=jnp.float32)
-    out = out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
-    return out.astype(q_BTHE.dtype)
+    scores_BKNGC = jnp.where(visible, scores_BKNGC, -1e30)
+    weights_BKNGC = jnp.exp(scores_BKNGC - scores_BKNGC.max(axis=(2, 4), keepdims=True))
+    sums_BKG1 = weights_BKNGC.sum(axis=(2, 4))[..., None]
+    values = v_BKXE.reshape(batch, kv_heads, blocks, block, size)
+    mixed_BKNGE = jnp.matmul(
+        weights_BKNGC.astype(v_BKXE.dtype), values, preferred_element_type=jnp.float32
+    )
+    return (mixed_BKNGE.sum(axis=2) / sums_BKG1).astype(q_BKGE.dtype)
+
+
+def attend_over_cache(
+    q_BKGTE: Float[Array, "B K G T E"],
+    k_SKNEC: Float[Array, "S K N E C"],
+    v_SKXE: Float[Array, "S K X E"],
+    rows_B: Int[Array, " B"],
+    positions_BT: Int[Array, "B T"],
+    *,
+    chunk: int = 128,
+) -> Float[Array, "B K G T E"]:
+    """Attention of many new tokens over the caches of some slots, which hold them already.
+
+    Goes over the cache in chunks, with a running maximum and sum of the softmax (Milakov and
+    Gimelshein 2018), as far as any row has got: neither a copy of the rows nor all of the scores
+    ever exists.
+
+    Args:
+        q_BKGTE: queries, any float dtype.
+        k_SKNEC, v_SKXE: keys and values of all slots, as in `attend_with_one_query`.
+        rows_B: slot of each row.
+        positions_BT: of the queries; those outside the cache are padding, and their result is
+            of no use.
+        chunk: positions at a time, at least C.
+
+    Returns:
+        Weighted values in the dtype of the queries.
+    """
+    batch, kv_heads, group, length, size = q_BKGTE.shape
+    block, positions = k_SKNEC.shape[-1], v_SKXE.shape[2]
+    blocks = max(1, chunk // block)
+    chunk = blocks * block
+    q = (q_BKGTE * size**-0.5).reshape(batch, kv_heads, group * length, size)
+    inside_BT = (positions_BT >= 0) & (positions_BT < positions)
+    end = jnp.max(jnp.where(inside_BT, positions_BT + 1, 0))
+    rows_B1 = rows_B[:, None]
+
+    def add_chunk(index, carry):
+        best_BKQ1, sums_BKQ1, mixed_BKQE = carry
+        block_M = index * blocks + jnp.arange(blocks)
+        at_C = index * chunk + jnp.arange(chunk)
+        k_BMKEC = k_SKNEC.at[rows_B1, :, block_M].get(mode="clip")
+        k_BKEC = k_BMKEC.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, size, chunk)
+        v_BKCE = v_SKXE.at[rows_B1, :, at_C].get(mode="clip").swapaxes(1, 2)
+        scores = jnp.matmul(q, k_BKEC, preferred_element_type=jnp.float32)
+        visible = (at_C[None, None] <= positions_BT[..., None])[:, None, None]
+        scores = jnp.where(
+            visible, scores.reshape(batch, kv_heads, group, length, chunk), -1e30
+        ).reshape(*q.shape[:3], chunk)
+        better_BKQ1 = jnp.maximum(best_BKQ1, scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - better_BKQ1)
+        kept_BKQ1 = jnp.exp(best_BKQ1 - better_BKQ1)
+        more = jnp.matmul(weights.astype(v_BKCE.dtype), v_BKCE, preferred_element_type=jnp.float32)
+        return (
+            better_BKQ1,
+            sums_BKQ1 * kept_BKQ1 + weights.sum(axis=-1, keepdims=True),
+            mixed_BKQE * kept_BKQ1 + more,
+        )
+
+    one = jnp.zeros((*q.shape[:3], 1), jnp.float32)
+    start = (one - 1e30, one, jnp.zeros(q.shape, jnp.float32))
+    _, sums_BKQ1, mixed_BKQE = jax.lax.fori_loop(0, -(-end // chunk), add_chunk, start)
+    # Nothing was added where no row has a token.
+    out = mixed_BKQE / jnp.maximum(sums_BKQ1, 1e-30)
+    return out.reshape(q_BKGTE.shape).astype(q_BKGTE.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

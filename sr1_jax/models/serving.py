@@ -1,17 +1,18 @@
-"""The decoder as rollouts run it: laid out for decoding, with a KV cache.
+"""The layout in which rollouts keep a decoder: parameters, and the KV cache.
 
 Training keeps layers stacked and scanned, and weights split over `fsdp`. Decoding reads every
 weight for each token, so it wants them where they are used: one array a layer, nothing to slice,
 and no axis but `tensor` split. `serve` makes that layout from the trained parameters in one
 jitted program, in bfloat16 or int8 if asked.
 
-Keys are cached transposed, [S, K, E, X]: scores are then batched matrix products that read the
-cache where it lies (`benchmarks/decoding.py` measures it).
+Weights stand outputs first, and activations are columns: a CPU runs products with few columns
+half again as fast as the same with few rows. What reads the same input is one weight: query, key
+and value heads of a group, gate and up. Keys are cached in blocks of positions, each transposed
+(`benchmarks/decoding.py` measures all of this).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -19,32 +20,35 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
 
-from sr1_jax.models.attention import cached_attention, rope_angles
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.sharding import CACHE_AXES, named, serving_shardings
 
 WEIGHTS = ("same", "bfloat16", "int8")
+_CPU_BLOCK, _BLOCK = 32, 128  # positions; a TPU's registers hold 128 in a row
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every slot, X positions a slot, one array a layer.
+    """Keys and values of every slot, X = N · C positions a slot, one array a layer.
 
     Attributes:
-        k_SKEX: keys, positions last.
+        k_SKNEC: keys, in N blocks of C positions, positions last.
         v_SKXE: values.
     """
 
-    k_SKEX: tuple[jax.Array, ...]
+    k_SKNEC: tuple[jax.Array, ...]
     v_SKXE: tuple[jax.Array, ...]
 
     @classmethod
-    def empty(cls, config: DecoderConfig, slots: int, positions: int) -> KVCache:
-        k_SKEX = (slots, config.kv_heads, config.head_dim, positions)
-        v_SKXE = (slots, config.kv_heads, positions, config.head_dim)
+    def empty(
+        cls, config: DecoderConfig, slots: int, positions: int, block: int = _CPU_BLOCK
+    ) -> KVCache:
+        """For at least `positions` positions: whole blocks."""
+        blocks = -(-positions // block)
+        k_SKNEC = (slots, config.kv_heads, blocks, config.head_dim, block)
+        v_SKXE = (slots, config.kv_heads, blocks * block, config.head_dim)
         return cls(
-            tuple(jnp.zeros(k_SKEX, config.dtype) for _ in range(config.layers)),
+            tuple(jnp.zeros(k_SKNEC, config.dtype) for _ in range(config.layers)),
             tuple(jnp.zeros(v_SKXE, config.dtype) for _ in range(config.layers)),
         )
 
@@ -56,6 +60,15 @@ class KVCache(NamedTuple):
     def slots(self) -> int:
         return self.v_SKXE[0].shape[0]
 
+    @property
+    def block(self) -> int:
+        return self.k_SKNEC[0].shape[-1]
+
+
+def key_block(mesh: Mesh) -> int:
+    """Positions of a block of keys on the devices of a mesh."""
+    return _CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else _BLOCK
+
 
 def empty_cache(config: DecoderConfig, slots: int, positions: int, mesh: Mesh) -> KVCache:
     """An empty cache made in place: slots over the batch axes, heads over `tensor`."""
@@ -65,42 +78,17 @@ def empty_cache(config: DecoderConfig, slots: int, positions: int, mesh: Mesh) -
 @functools.cache
 def _empty_cache_program(config: DecoderConfig, slots: int, positions: int, mesh: Mesh):
     return jax.jit(
-        functools.partial(KVCache.empty, config, slots, positions),
+        functools.partial(KVCache.empty, config, slots, positions, key_block(mesh)),
         out_shardings=named(mesh, *CACHE_AXES),
     )
 
 
-def cache_bytes(config: DecoderConfig, slots: int, positions: int) -> int:
-    """2 · layers · slots · positions · kv_heads · head_dim · bytes of a number."""
+def cache_bytes(config: DecoderConfig, slots: int, positions: int, block: int = _CPU_BLOCK) -> int:
+    """2 · layers · slots · positions · kv_heads · head_dim · bytes of a number, with positions
+    rounded up to blocks."""
+    positions = -(-positions // block) * block
     numbers = 2 * config.layers * slots * positions * config.kv_heads * config.head_dim
     return numbers * jnp.dtype(config.dtype).itemsize
-
-
-class ServingParams(NamedTuple):
-    """Parameters of a decoder, one tree a layer; `head` is None with tied embeddings."""
-
-    embed: Any
-    norm: Any
-    head: Any
-    layers: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ServingGraph:
-    """What of a decoder is not parameters: hashable, a static argument of jitted programs."""
-
-    config: DecoderConfig
-    embed: nnx.GraphDef
-    norm: nnx.GraphDef
-    head: nnx.GraphDef | None
-    block: nnx.GraphDef
-
-    @classmethod
-    def of(cls, model: Decoder) -> ServingGraph:
-        trunk = model.trunk
-        head = None if model.config.tied_embeddings else nnx.graphdef(model.head)
-        parts = (nnx.graphdef(part) for part in (trunk.embed, trunk.norm))
-        return cls(model.config, *parts, head, nnx.graphdef(trunk.layers))
 
 
 class Int8(NamedTuple):
@@ -108,6 +96,37 @@ class Int8(NamedTuple):
 
     values: jax.Array
     scale: jax.Array
+
+
+class ServingLayer(NamedTuple):
+    """Parameters of one layer; J = G + 2: the G query heads of a group, its key, its value.
+
+    Attributes:
+        attention_norm_D, ff_norm_D: scales of the norms.
+        qkv_KJED, qkv_bias_KJE: projections; the bias is None without one.
+        q_norm_E, k_norm_E: scales of the head norms, or None.
+        o_DKGE: output projection.
+        gate_up_2FD, down_DF: feed-forward.
+    """
+
+    attention_norm_D: jax.Array
+    qkv_KJED: Any
+    qkv_bias_KJE: jax.Array | None
+    q_norm_E: jax.Array | None
+    k_norm_E: jax.Array | None
+    o_DKGE: Any
+    ff_norm_D: jax.Array
+    gate_up_2FD: Any
+    down_DF: Any
+
+
+class ServingParams(NamedTuple):
+    """Parameters of a decoder; `head_VD` is None with tied embeddings."""
+
+    embed_VD: jax.Array
+    norm_D: jax.Array
+    head_VD: jax.Array | None
+    layers: tuple[ServingLayer, ...]
 
 
 def quantise(kernel: jax.Array, input_axes: tuple[int, ...]) -> Int8:
@@ -119,24 +138,44 @@ def quantise(kernel: jax.Array, input_axes: tuple[int, ...]) -> Int8:
     return Int8(jnp.round(kernel / scale).astype(jnp.int8), scale)
 
 
-def _full(tree: Any, dtype: str) -> Any:
-    """The tree with int8 weights as numbers of the compute dtype."""
-
-    def one(leaf):
-        if isinstance(leaf, Int8):
-            return (leaf.values * leaf.scale).astype(dtype)
-        return leaf
-
-    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Int8))
+def _grouped(q_kernel: jax.Array, k_kernel: jax.Array, v_kernel: jax.Array) -> jax.Array:
+    """[..., H, E], [..., K, E], [..., K, E] -> [..., K, G + 2, E]."""
+    *outer, kv_heads, size = k_kernel.shape
+    q_kernel = q_kernel.reshape(*outer, kv_heads, -1, size)
+    return jnp.concatenate([q_kernel, k_kernel[..., None, :], v_kernel[..., None, :]], axis=-2)
 
 
-def _cast(weights: str, path, array: jax.Array) -> Any:
-    if weights == "same":
-        return array
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if weights == "int8" and "kernel" in name:
-        return quantise(array, (0, 1) if "o/kernel" in name else (0,))
-    return array.astype(jnp.bfloat16)
+def _serving_layer(config: DecoderConfig, weights: str, params: Any) -> ServingLayer:
+    attention, ff = params["attention"], params["ff"]
+
+    def small(array):
+        return array if weights == "same" else array.astype(jnp.bfloat16)
+
+    def kernel(array, inputs):
+        return quantise(array, inputs) if weights == "int8" else small(array)
+
+    qkv_DKJE = _grouped(*(attention[name]["kernel"].get_value() for name in "qkv"))
+    o_HED = attention["o"]["kernel"].get_value()
+    o_KGED = o_HED.reshape(config.kv_heads, -1, *o_HED.shape[1:])
+    gate_up_2DF = jnp.stack([ff[name]["kernel"].get_value() for name in ("gate", "up")])
+    bias_KJE = q_norm_E = k_norm_E = None
+    if config.qkv_bias:
+        bias_KJE = small(_grouped(*(attention[name]["bias"].get_value() for name in "qkv")))
+    if config.qk_norm:
+        q_norm_E, k_norm_E = (
+            small(attention[name]["scale"].get_value()) for name in ("q_norm", "k_norm")
+        )
+    return ServingLayer(
+        attention_norm_D=small(params["attention_norm"]["scale"].get_value()),
+        qkv_KJED=kernel(jnp.moveaxis(qkv_DKJE, 0, -1), (3,)),
+        qkv_bias_KJE=bias_KJE,
+        q_norm_E=q_norm_E,
+        k_norm_E=k_norm_E,
+        o_DKGE=kernel(jnp.moveaxis(o_KGED, -1, 0), (1, 2, 3)),
+        ff_norm_D=small(params["ff_norm"]["scale"].get_value()),
+        gate_up_2FD=kernel(gate_up_2DF.swapaxes(1, 2), (2,)),
+        down_DF=kernel(ff["down"]["kernel"].get_value().T, (1,)),
+    )
 
 
 def serving_params(model: Decoder, weights: str = "same") -> ServingParams:
@@ -144,21 +183,23 @@ def serving_params(model: Decoder, weights: str = "same") -> ServingParams:
 
     Args:
         model: any decoder.
-        weights: "same", "bfloat16", or "int8": kernels of the layers in 8 bits, the rest in
+        weights: "same", "bfloat16", or "int8": weights of the layers in 8 bits, the rest in
             bfloat16.
     """
-    cast = functools.partial(jax.tree_util.tree_map_with_path, functools.partial(_cast, weights))
-    outer = functools.partial(
-        jax.tree.map, lambda x: x if weights == "same" else x.astype(jnp.bfloat16)
-    )
+    config = model.config
+
+    def small(array):
+        return array if weights == "same" else array.astype(jnp.bfloat16)
+
     stack = nnx.state(model.trunk.layers)
+    head = None if config.tied_embeddings else small(model.head.kernel.get_value().T)
     return ServingParams(
-        embed=outer(nnx.state(model.trunk.embed)),
-        norm=outer(nnx.state(model.trunk.norm)),
-        head=None if model.config.tied_embeddings else outer(nnx.state(model.head)),
+        embed_VD=small(model.trunk.embed.embedding.get_value()),
+        norm_D=small(model.trunk.norm.scale.get_value()),
+        head_VD=head,
         layers=tuple(
-            cast(jax.tree.map(lambda x, layer=layer: x[layer], stack))
-            for layer in range(model.config.layers)
+            _serving_layer(config, weights, jax.tree.map(lambda x, layer=layer: x[layer], stack))
+            for layer in range(config.layers)
         ),
     )
 
@@ -180,61 +221,3 @@ def serve(
     """
     served = serving_params(nnx.merge(graph, params), weights)
     return jax.lax.with_sharding_constraint(served, serving_shardings(served, mesh))
-
-
-def forward_cached(
-    graph: ServingGraph,
-    params: ServingParams,
-    ids_BT: Int[Array, "B T"],
-    positions_BT: Int[Array, "B T"],
-    cache: KVCache,
-    rows_B: Int[Array, " B"] | None = None,
-) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Hidden states of new tokens that also see what `cache` holds; appends to the cache.
-
-    Args:
-        graph: of the decoder.
-        params: of `serving_params`.
-        ids_BT: new tokens.
-        positions_BT: where in its sequence each stands. A position outside the cache is not
-            written: that is how padding and idle slots are kept out.
-        cache: keys and values so far; position x of a slot must hold token x.
-        rows_B: the slot of each row; None when row b is slot b. A row past the last slot is
-            computed and not written.
-
-    Returns:
-        hidden_BTD before the final norm, and the updated cache.
-    """
-    config = graph.config
-    cos, sin = rope_angles(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
-    write_rows_B1 = (jnp.arange(ids_BT.shape[0]) if rows_B is None else rows_B)[:, None]
-    # As an index a negative position would count from the end.
-    write_at_BT = jnp.where(positions_BT < 0, cache.positions, positions_BT)
-    x_BTD = nnx.merge(graph.embed, params.embed)(ids_BT)
-    k_cache, v_cache = [], []
-    for layer, k_SKEX, v_SKXE in zip(params.layers, *cache, strict=True):
-
-        def attend(q_BTHE, k_BTKE, v_BTKE, k_SKEX=k_SKEX, v_SKXE=v_SKXE):
-            k_SKEX = k_SKEX.at[write_rows_B1, :, :, write_at_BT].set(k_BTKE, mode="drop")
-            v_SKXE = v_SKXE.at[write_rows_B1, :, write_at_BT].set(v_BTKE, mode="drop")
-            k_cache.append(k_SKEX)
-            v_cache.append(v_SKXE)
-            if rows_B is not None:
-                k_SKEX, v_SKXE = k_SKEX[rows_B], v_SKXE[rows_B]
-            return cached_attention(q_BTHE, k_SKEX, v_SKXE, positions_BT)
-
-        block = nnx.merge(graph.block, _full(layer, config.dtype))
-        x_BTD = block(x_BTD, cos, sin, attend)
-    return x_BTD, KVCache(tuple(k_cache), tuple(v_cache))
-
-
-def next_token_logits(
-    graph: ServingGraph, params: ServingParams, hidden_BD: Float[Array, "B D"]
-) -> Float[Array, "B V"]:
-    """float32 logits from hidden states before the final norm."""
-    hidden_BD = nnx.merge(graph.norm, params.norm)(hidden_BD)
-    if graph.head is None:
-        logits_BV = nnx.merge(graph.embed, params.embed).attend(hidden_BD)
-    else:
-        logits_BV = nnx.merge(graph.head, params.head)(hidden_BD)
-    return logits_BV.astype(jnp.float32)

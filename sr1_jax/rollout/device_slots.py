@@ -13,7 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from sr1_jax.models.serving import ServingGraph, ServingParams, empty_cache
+from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.serving import ServingParams, empty_cache
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.lockstep import SlotLayout
 
@@ -22,7 +23,7 @@ class DeviceSlots:
     """The slots of this process during one run.
 
     Args:
-        graph: of the policy.
+        decoder: shape of the policy.
         params: of the policy, in the layout of rollouts.
         config: see `rollout.default_config`.
         layout: where slots are.
@@ -39,7 +40,7 @@ class DeviceSlots:
 
     def __init__(
         self,
-        graph: ServingGraph,
+        decoder: DecoderConfig,
         params: ServingParams,
         config: ml_collections.ConfigDict,
         layout: SlotLayout,
@@ -50,11 +51,11 @@ class DeviceSlots:
         seed_key: jax.Array,
         stats: dict[str, float],
     ):
-        self._graph, self._params, self._mesh = graph, params, mesh
+        self._decoder, self._params, self._mesh = decoder, params, mesh
         self._config, self._layout, self._stats = config, layout, stats
         self._next_state, self._first_final, self._seed_key = next_state, first_final, seed_key
-        self._cache = empty_cache(graph.config, config.slots, config.max_context_tokens, mesh)
-        self._positions = config.max_context_tokens
+        self._cache = empty_cache(decoder, config.slots, config.max_context_tokens, mesh)
+        self._positions = self._cache.positions
         slots = layout.slots
         self.pending_S = np.zeros(slots, np.int32)
         self.length_S = np.zeros(slots, np.int32)
@@ -138,7 +139,7 @@ class DeviceSlots:
             self._params,
             self._cache,
             *self._layout.place(arrays),
-            graph=self._graph,
+            decoder=self._decoder,
             mesh=self._mesh,
         )
 
@@ -156,7 +157,7 @@ class DeviceSlots:
             np.int32(least_running),
             self._next_state,
             self._seed_key,
-            graph=self._graph,
+            decoder=self._decoder,
             mesh=self._mesh,
             steps=config.decode_steps,
             temperature=float(config.temperature),

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import ServingGraph, cache_bytes, serve
+from sr1_jax.models.serving import cache_bytes, key_block, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import CORRECTION, merge_passages, render_observation
@@ -73,7 +73,7 @@ class Engine:
         self._config = config
         self._mesh = make_mesh(1, 1, 1, jax.local_devices()[:1]) if mesh is None else mesh
         self._layout = SlotLayout(self._mesh, config.slots)
-        self._graph = ServingGraph.of(model)
+        self._decoder = model.config
         self._model_graph, self._params = nnx.split(model)
         self._tokenizer = tokenizer
         self._retriever = retriever
@@ -106,7 +106,8 @@ class Engine:
     def cache_bytes(self) -> int:
         """Memory of the KV cache on all devices together."""
         config = self._config
-        return cache_bytes(self._graph.config, config.slots, config.max_context_tokens)
+        block = key_block(self._mesh)
+        return cache_bytes(self._decoder, config.slots, config.max_context_tokens, block)
 
     def run(
         self,
@@ -199,7 +200,7 @@ class Engine:
         jax.block_until_ready(served)
         self.stats["reshard_seconds"] = time.perf_counter() - began
         return DeviceSlots(
-            self._graph,
+            self._decoder,
             served,
             self._config,
             self._layout,

@@ -19,13 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from sr1_jax.models.serving import (
-    KVCache,
-    ServingGraph,
-    ServingParams,
-    forward_cached,
-    next_token_logits,
-)
+from sr1_jax.models.cached_forward import forward_cached, next_token_logits
+from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.serving import KVCache, ServingParams
 from sr1_jax.rollout.sampling import sample, slot_keys
 from sr1_jax.sharding import CACHE_AXES, RULES, named
 
@@ -112,7 +108,7 @@ def _program(*static: str, more_than_the_cache: bool = False) -> Callable:
     return decorate
 
 
-@_program("graph")
+@_program("decoder")
 def extend(
     params: ServingParams,
     cache: KVCache,
@@ -120,7 +116,7 @@ def extend(
     ids_RC: jax.Array,
     positions_RC: jax.Array,
     *,
-    graph: ServingGraph,
+    decoder: DecoderConfig,
     mesh: Mesh,
 ) -> KVCache:
     """Appends known tokens (a prompt, an observation) to the caches of some slots.
@@ -131,12 +127,12 @@ def extend(
         rows_R: slot of each row, within its part; a row of padding names a slot past the last.
         ids_RC: tokens, padded on the right.
         positions_RC: their positions; past the end of the cache where there is padding.
-        graph: of the policy.
+        decoder: shape of the policy.
         mesh: of `sharding.make_mesh`.
     """
 
     def part(params, cache, rows_R, ids_RC, positions_RC):
-        return forward_cached(graph, params, ids_RC, positions_RC, cache, rows_R)[1]
+        return forward_cached(decoder, params, ids_RC, positions_RC, cache, rows_R)[1]
 
     run = _by_part(part, mesh, False, True, True, True, True)
     return run(params, cache, rows_R, ids_RC, positions_RC)
@@ -159,21 +155,23 @@ def fork(
     """
 
     def part(cache, source_R, target_R):
-        def copy_k(k_SKEX):
-            k_RKEX = k_SKEX[source_R, :, :, :length]
-            return k_SKEX.at[target_R, :, :, :length].set(k_RKEX, mode="drop")
+        blocks = -(-length // cache.block)
+
+        def copy_k(k_SKNEC):
+            k_RKNEC = k_SKNEC[source_R, :, :blocks]
+            return k_SKNEC.at[target_R, :, :blocks].set(k_RKNEC, mode="drop")
 
         def copy_v(v_SKXE):
             v_RKXE = v_SKXE[source_R, :, :length]
             return v_SKXE.at[target_R, :, :length].set(v_RKXE, mode="drop")
 
-        return KVCache(tuple(map(copy_k, cache.k_SKEX)), tuple(map(copy_v, cache.v_SKXE)))
+        return KVCache(tuple(map(copy_k, cache.k_SKNEC)), tuple(map(copy_v, cache.v_SKXE)))
 
     return _by_part(part, mesh, True, True, True)(cache, source_R, target_R)
 
 
 @_program(
-    "graph", "steps", "temperature", "top_k", "top_p", "first_final", more_than_the_cache=True
+    "decoder", "steps", "temperature", "top_k", "top_p", "first_final", more_than_the_cache=True
 )
 def decode(
     params: ServingParams,
@@ -183,7 +181,7 @@ def decode(
     next_state: jax.Array,
     seed_key: jax.Array,
     *,
-    graph: ServingGraph,
+    decoder: DecoderConfig,
     mesh: Mesh,
     steps: int,
     temperature: float,
@@ -204,7 +202,7 @@ def decode(
         least_running: int32 scalar.
         next_state: int32 [states, V], the tag automaton.
         seed_key: random key of run and step.
-        graph: of the policy.
+        decoder: shape of the policy.
         mesh: of `sharding.make_mesh`.
         steps: most tokens a slot.
         temperature, top_k, top_p: see `sample`.
@@ -228,10 +226,10 @@ def decode(
             index, _, cache, slots, tokens_SN, logp_SN = carry
             run_S = running(slots)
             position_S = jnp.where(run_S, slots.length_S, cache_end)
-            hidden_S1D, cache = forward_cached(
-                graph, params, slots.pending_S[:, None], position_S[:, None], cache
+            hidden_DS1, cache = forward_cached(
+                decoder, params, slots.pending_S[:, None], position_S[:, None], cache
             )
-            logits_SV = next_token_logits(graph, params, hidden_S1D[:, 0])
+            logits_SV = next_token_logits(decoder, params, hidden_DS1[..., 0])
             keys_S = slot_keys(seed_key, slots.stream_S2, slots.length_S + 1)
             token_S, logp_S = sample(
                 logits_SV, keys_S, temperature=temperature, top_k=top_k, top_p=top_p

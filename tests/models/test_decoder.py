@@ -9,7 +9,13 @@ import pytest
 from flax import nnx
 
 from sr1_jax.models import Decoder, DecoderConfig, ValueModel, parameter_count
-from sr1_jax.models.attention import apply_rope, attention, cached_attention, rope_angles
+from sr1_jax.models.attention import (
+    apply_rope,
+    attend_over_cache,
+    attend_with_one_query,
+    attention,
+    rope_angles,
+)
 
 CONFIG = DecoderConfig(
     vocab_size=31,
@@ -73,14 +79,39 @@ def test_attention_equals_numpy_loop():
     np.testing.assert_allclose(attention(q, k, v), _numpy_attention(q, k, v, mask), atol=1e-5)
 
 
-def test_cached_attention_equals_numpy_loop():
-    """Queries anywhere in a cache, in any order."""
+def _in_blocks(k_SXKE, v_SXKE, block):
+    """The layout of the cache: k_SKNEC and v_SKXE."""
+    slots, positions, heads, size = k_SXKE.shape
+    k_SNCKE = k_SXKE.reshape(slots, positions // block, block, heads, size)
+    return jnp.asarray(k_SNCKE.transpose(0, 3, 1, 4, 2)), jnp.asarray(v_SXKE.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("chunk", [3, 6, 256])
+def test_attention_over_a_cache_equals_numpy_loop(chunk):
+    """Queries anywhere in the caches of some slots, in any order."""
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, 5, 4, 6)).astype(np.float32)
-    k, v = rng.normal(size=(2, 2, 9, 2, 6)).astype(np.float32)
-    positions = np.array([[0, 1, 2, 3, 4], [8, 3, 0, 7, 5]])
+    k, v = rng.normal(size=(2, 4, 9, 2, 6)).astype(np.float32)
+    positions, rows = np.array([[0, 1, 2, 3, 4], [7, 3, 0, 6, 5]]), np.array([3, 1])
     mask = np.arange(9) <= positions[..., None]
-    out = cached_attention(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(positions))
+    q_BKGTE = q.reshape(2, 5, 2, 2, 6).transpose(0, 2, 3, 1, 4)
+    out = attend_over_cache(
+        q_BKGTE, *_in_blocks(k, v, 3), jnp.asarray(rows), jnp.asarray(positions), chunk=chunk
+    )
+    out = np.asarray(out).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    np.testing.assert_allclose(out, _numpy_attention(q, k[rows], v[rows], mask), atol=1e-5)
+
+
+def test_attention_with_one_query_equals_numpy_loop():
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(3, 1, 4, 6)).astype(np.float32)
+    k, v = rng.normal(size=(2, 3, 8, 2, 6)).astype(np.float32)
+    positions = np.array([[0], [7], [4]])
+    mask = np.arange(8) <= positions[..., None]
+    out = attend_with_one_query(
+        q.reshape(3, 2, 2, 6), *_in_blocks(k, v, 4), jnp.asarray(positions[:, 0])
+    )
+    out = np.asarray(out).reshape(q.shape)
     np.testing.assert_allclose(out, _numpy_attention(q, k, v, mask), atol=1e-5)
 
 

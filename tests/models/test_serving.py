@@ -8,13 +8,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from sr1_jax.models import Decoder, DecoderConfig
+from sr1_jax.models.cached_forward import forward_cached, next_token_logits
 from sr1_jax.models.serving import (
+    Int8,
     KVCache,
-    ServingGraph,
     cache_bytes,
     empty_cache,
-    forward_cached,
-    next_token_logits,
     quantise,
     serve,
 )
@@ -55,13 +54,13 @@ def served(model, mesh, weights="same"):
 
 
 def extend(model, params, cache, ids, positions, rows=None):
-    graph = ServingGraph.of(model)
+    config = model.config
 
     @jax.jit
     def run(params, cache, ids, positions, rows):
-        hidden_BTD, cache = forward_cached(graph, params, ids, positions, cache, rows)
-        flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return next_token_logits(graph, params, flat).reshape(*ids.shape, -1), cache
+        hidden_DBT, cache = forward_cached(config, params, ids, positions, cache, rows)
+        flat = hidden_DBT.reshape(hidden_DBT.shape[0], -1)
+        return next_token_logits(config, params, flat).reshape(*ids.shape, -1), cache
 
     rows = None if rows is None else jnp.array(rows)
     logits, cache = run(params, cache, jnp.array(ids), jnp.array(positions), rows)
@@ -85,7 +84,7 @@ def test_cache_equals_no_cache_with_rows_at_different_positions(changes, one_dev
     params = served(model, one_device)
     a, b = ids_of(0, 2, 10)
     want_a, want_b = (plain(model, ids[None])[0] for ids in (a, b))
-    cache = KVCache.empty(model.config, slots=4, positions=10)
+    cache = KVCache.empty(model.config, slots=4, positions=10, block=4)
 
     ids, positions = [[*a[:3], 5], b[:4]], [[0, 1, 2, BEYOND], [0, 1, 2, 3]]
     got, cache = extend(model, params, cache, ids, positions, rows=[2, 0])
@@ -103,8 +102,9 @@ def test_cache_equals_no_cache_with_rows_at_different_positions(changes, one_dev
     np.testing.assert_allclose(got[0, 0], want_b[6], atol=2e-5)
     np.testing.assert_allclose(got[2, 0], want_a[5], atol=2e-5)
     assert np.isfinite(got).all()
-    for k_SKEX, v_SKXE in zip(*cache):
-        for part in (np.asarray(k_SKEX).transpose(0, 3, 1, 2), np.asarray(v_SKXE).swapaxes(1, 2)):
+    for k_SKNEC, v_SKXE in zip(*cache):
+        k_SXKE = np.asarray(k_SKNEC).transpose(0, 2, 4, 1, 3).reshape(4, -1, 2, 4)
+        for part in (k_SXKE, np.asarray(v_SKXE).swapaxes(1, 2)):
             assert not part[[1, 3]].any()
             assert not part[0, 7:].any() and part[0, :7].any(axis=(1, 2)).all()
             assert not part[2, 6:].any() and part[2, :6].any(axis=(1, 2)).all()
@@ -112,7 +112,7 @@ def test_cache_equals_no_cache_with_rows_at_different_positions(changes, one_dev
 
 @pytest.mark.parametrize("outside", [BEYOND, 8, -1])
 def test_positions_outside_the_cache_write_nothing(model, one_device, outside):
-    ones = jax.tree.map(jnp.ones_like, KVCache.empty(CONFIG, 2, 8))
+    ones = jax.tree.map(jnp.ones_like, KVCache.empty(CONFIG, 2, 8, 4))
     _, after = extend(
         model, served(model, one_device), ones, [[1, 2], [3, 4]], [[outside, outside]] * 2
     )
@@ -120,7 +120,7 @@ def test_positions_outside_the_cache_write_nothing(model, one_device, outside):
 
 
 def test_rows_past_the_last_slot_write_nothing(model, one_device):
-    ones = jax.tree.map(jnp.ones_like, KVCache.empty(CONFIG, 2, 8))
+    ones = jax.tree.map(jnp.ones_like, KVCache.empty(CONFIG, 2, 8, 4))
     _, after = extend(model, served(model, one_device), ones, [[1, 2]], [[0, 1]], rows=[2])
     assert all(np.all(x == 1) for x in jax.tree.leaves(after))
 
@@ -128,16 +128,16 @@ def test_rows_past_the_last_slot_write_nothing(model, one_device):
 def test_cache_ignores_what_a_former_owner_left_behind(model, one_device):
     """A slot that is taken over holds stale keys at later positions; nobody may see them."""
     ids = ids_of(0, 1, 6)
-    stale = jax.tree.map(lambda x: jnp.full_like(x, 3.0), KVCache.empty(CONFIG, 1, 8))
+    stale = jax.tree.map(lambda x: jnp.full_like(x, 3.0), KVCache.empty(CONFIG, 1, 8, 4))
     got, _ = extend(model, served(model, one_device), stale, ids, [range(6)])
     np.testing.assert_allclose(got, plain(model, ids), atol=2e-5)
 
 
 def test_memory_equals_its_formula():
-    cache = KVCache.empty(CONFIG, slots=3, positions=7)
-    want = 2 * 2 * 3 * 7 * 2 * 4 * 4  # keys and values, layers, slots, positions, heads, size
-    assert cache_bytes(CONFIG, 3, 7) == want == sum(x.nbytes for x in jax.tree.leaves(cache))
-    assert (cache.slots, cache.positions) == (3, 7)
+    cache = KVCache.empty(CONFIG, slots=3, positions=7, block=4)
+    want = 2 * 2 * 3 * 8 * 2 * 4 * 4  # keys and values, layers, slots, positions, heads, size
+    assert cache_bytes(CONFIG, 3, 7, 4) == want == sum(x.nbytes for x in jax.tree.leaves(cache))
+    assert (cache.slots, cache.positions, cache.block) == (3, 8, 4)
 
 
 def test_int8_rounds_each_output_by_its_own_scale():
@@ -152,12 +152,13 @@ def test_int8_rounds_each_output_by_its_own_scale():
 def test_smaller_weights_are_close(model, one_device, weights, size, error):
     params = served(model, one_device, weights)
     kernels = [
-        x for path, x in jax.tree_util.tree_leaves_with_path(params.layers)
-        if "kernel" in jax.tree_util.keystr(path) and "scale" not in jax.tree_util.keystr(path)
-    ]  # fmt: skip
-    assert len(kernels) == 2 * 7 and {x.dtype.itemsize for x in kernels} == {size}
+        weight.values if isinstance(weight, Int8) else weight
+        for layer in params.layers
+        for weight in (layer.qkv_KJED, layer.o_DKGE, layer.gate_up_2FD, layer.down_DF)
+    ]
+    assert {x.dtype.itemsize for x in kernels} == {size}
     ids = ids_of(3, 2, 8)
-    got, _ = extend(model, params, KVCache.empty(CONFIG, 2, 8), ids, [range(8)] * 2)
+    got, _ = extend(model, params, KVCache.empty(CONFIG, 2, 8, 4), ids, [range(8)] * 2)
     want = plain(model, ids)
     assert 0 < np.abs(got - want).max() < error * np.abs(want).max()
 
@@ -170,14 +171,14 @@ def test_only_the_tensor_axis_splits_weights(model, weights, shape):
     for leaf in jax.tree.leaves(params):
         names = {name for axis in leaf.sharding.spec if axis for name in np.atleast_1d(axis)}
         assert names <= {"tensor"}
-    gate = jax.tree.leaves(params.layers[1]["ff"]["gate"]["kernel"])[0]
-    assert gate.sharding.spec == P(None, "tensor")
+    gate_up = jax.tree.leaves(params.layers[1].gate_up_2FD)[0]
+    assert gate_up.sharding.spec == P(None, "tensor")
     cache = empty_cache(CONFIG, 8, 6, mesh)
     assert all(x.sharding.spec == P(BATCH, "tensor") for x in jax.tree.leaves(cache))
-    assert empty_cache(CONFIG, 8, 6, mesh).k_SKEX[0].shape == (8, 2, 4, 6)
+    assert empty_cache(CONFIG, 8, 6, mesh).k_SKNEC[0].shape == (8, 2, 1, 4, 32)
 
 
 def test_heads_that_the_mesh_does_not_divide(model):
     graph, params = nnx.split(model)
-    with pytest.raises(ValueError, match=r"layers/0/attention/k/.*kv_heads of size 2.*4 devices"):
+    with pytest.raises(ValueError, match=r"layers/0/qkv_KJED.*kv_heads of size 2.*4 devices"):
         serve(params, graph=graph, mesh=make_mesh(2, 1, 4))

@@ -331,7 +331,7 @@ def test_memory_does_not_grow_with_turns(make_engine, questions, fake_retriever)
         run = engine.run(questions, seed=1, samples=3)
         turns.append(max(t.segments for t in run))
         peaks.append(max(retriever.weights))
-        cache = 2 * 2 * 5 * 200 * 2 * 8 * 4  # keys and values, layers, slots, positions, heads …
+        cache = 2 * 2 * 5 * 224 * 2 * 8 * 4  # keys and values, layers, slots, positions, …
         assert engine.cache_bytes == cache < peaks[-1]
     assert turns[0] == 2 < turns[1] - 1
     assert peaks[1] == pytest.approx(peaks[0], rel=0.02)

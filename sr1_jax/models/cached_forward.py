@@ -1,0 +1,134 @@
+"""The decoder over a KV cache, in the layout of rollouts (`models.serving`).
+
+The same function as `models.decoder.Trunk`, written for activations in columns: x_DN holds N =
+B · T tokens.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sr1_jax.models.attention import (
+    attend_over_cache,
+    attend_with_one_query,
+    rope_angles,
+)
+from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.serving import Int8, KVCache, ServingLayer, ServingParams
+
+
+def forward_cached(
+    config: DecoderConfig,
+    params: ServingParams,
+    ids_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    cache: KVCache,
+    rows_B: Int[Array, " B"] | None = None,
+) -> tuple[Float[Array, "D B T"], KVCache]:
+    """Hidden states of new tokens that also see what `cache` holds; appends to the cache.
+
+    Args:
+        config: of the decoder.
+        params: of `serving_params`.
+        ids_BT: new tokens.
+        positions_BT: where in its sequence each stands. A position outside the cache is not
+            written: that is how padding and idle slots are kept out.
+        cache: keys and values so far; position x of a slot must hold token x.
+        rows_B: the slot of each row; None when row b is slot b. A row past the last slot is
+            computed and not written.
+
+    Returns:
+        hidden_DBT before the final norm, and the updated cache.
+    """
+    batch, length = ids_BT.shape
+    cos, sin = rope_angles(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+    cos_E2N, sin_E2N = (x.reshape(batch * length, -1).T for x in (cos, sin))
+    one_query = rows_B is None and length == 1
+    rows_B = jnp.arange(batch) if rows_B is None else rows_B
+    # As an index a negative position would count from the end.
+    write_at_BT = jnp.where(positions_BT < 0, cache.positions, positions_BT)
+    x_DN = params.embed_VD[ids_BT.reshape(-1)].astype(config.dtype).T
+    k_cache, v_cache = [], []
+    for layer, k_SKNEC, v_SKXE in zip(params.layers, *cache, strict=True):
+        q_KGEN, k_KEN, v_KEN = _project(config, layer, x_DN, cos_E2N, sin_E2N)
+        k_BTKE, v_BTKE = (
+            x.reshape(*x.shape[:2], batch, length).transpose(2, 3, 0, 1) for x in (k_KEN, v_KEN)
+        )
+        k_SKNEC, v_SKXE = _write(k_SKNEC, v_SKXE, k_BTKE, v_BTKE, rows_B, write_at_BT)
+        k_cache.append(k_SKNEC)
+        v_cache.append(v_SKXE)
+        q_KGEBT = q_KGEN.reshape(*q_KGEN.shape[:3], batch, length)
+        q_BKGTE = q_KGEBT.transpose(3, 0, 1, 4, 2)
+        if one_query:
+            mixed_BKGTE = attend_with_one_query(
+                q_BKGTE[:, :, :, 0], k_SKNEC, v_SKXE, positions_BT[:, 0]
+            )[:, :, :, None]
+        else:
+            mixed_BKGTE = attend_over_cache(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT)
+        mixed_KGEN = mixed_BKGTE.transpose(1, 2, 4, 0, 3).reshape(q_KGEN.shape)
+        x_DN += _product(layer.o_DKGE, mixed_KGEN)
+        gate_FN, up_FN = _product(
+            layer.gate_up_2FD, _normalised(x_DN, layer.ff_norm_D, config.norm_eps)
+        )
+        x_DN += _product(layer.down_DF, jax.nn.silu(gate_FN) * up_FN)
+    return x_DN.reshape(-1, batch, length), KVCache(tuple(k_cache), tuple(v_cache))
+
+
+def next_token_logits(
+    config: DecoderConfig, params: ServingParams, hidden_DB: Float[Array, "D B"]
+) -> Float[Array, "B V"]:
+    """float32 logits from hidden states before the final norm."""
+    hidden_DB = _normalised(hidden_DB, params.norm_D, config.norm_eps)
+    weight_VD = params.embed_VD if params.head_VD is None else params.head_VD
+    return _product(weight_VD, hidden_DB).T.astype(jnp.float32)
+
+
+def _project(config: DecoderConfig, layer: ServingLayer, x_DN, cos_E2N, sin_E2N):
+    """Rotated queries and keys, and values: q_KGEN, k_KEN, v_KEN."""
+    qkv_KJEN = _product(layer.qkv_KJED, _normalised(x_DN, layer.attention_norm_D, config.norm_eps))
+    if layer.qkv_bias_KJE is not None:
+        qkv_KJEN += layer.qkv_bias_KJE.astype(config.dtype)[..., None]
+    q_KGEN, k_KEN, v_KEN = qkv_KJEN[:, :-2], qkv_KJEN[:, -2], qkv_KJEN[:, -1]
+    if layer.q_norm_E is not None:
+        q_KGEN = _normalised(q_KGEN, layer.q_norm_E, config.norm_eps)
+        k_KEN = _normalised(k_KEN, layer.k_norm_E, config.norm_eps)
+    return _rotated(q_KGEN, cos_E2N, sin_E2N), _rotated(k_KEN, cos_E2N, sin_E2N), v_KEN
+
+
+def _product(weight, x):
+    """A weight [outputs…, inputs…] times columns [inputs…, N]: [outputs…, N]."""
+    values = weight.values if isinstance(weight, Int8) else weight
+    inputs = x.ndim - 1
+    contracted = tuple(range(values.ndim - inputs, values.ndim)), tuple(range(inputs))
+    product = jax.lax.dot_general(values.astype(x.dtype), x, (contracted, ((), ())))
+    if isinstance(weight, Int8):
+        # One scale an output, so it can wait until after the product.
+        scale = weight.scale.reshape(*values.shape[: values.ndim - inputs], 1)
+        product = (product * scale).astype(x.dtype)
+    return product
+
+
+def _normalised(x, scale_D, epsilon: float):
+    """Root-mean-square norm over the last axis but one (Zhang and Sennrich 2019), in float32."""
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-2, keepdims=True)
+    scale = jnp.expand_dims(scale_D.astype(jnp.float32), (*range(x.ndim - 2), -1))
+    return (x32 * jax.lax.rsqrt(mean_square + epsilon) * scale).astype(x.dtype)
+
+
+def _rotated(x, cos_E2N, sin_E2N):
+    """`attention.apply_rope` for heads in columns, [..., E, N]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-2)
+    cos, sin = (jnp.expand_dims(y, range(x.ndim - 2)) for y in (cos_E2N, sin_E2N))
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-2).astype(x.dtype)
+
+
+def _write(k_SKNEC, v_SKXE, k_BTKE, v_BTKE, rows_B, positions_BT):
+    """Stores new keys and values; rows and positions outside the cache are dropped."""
+    rows_B1, block = rows_B[:, None], k_SKNEC.shape[-1]
+    at = (rows_B1, slice(None), positions_BT // block, slice(None), positions_BT % block)
+    k_SKNEC = k_SKNEC.at[at].set(k_BTKE, mode="drop")
+    return k_SKNEC, v_SKXE.at[rows_B1, :, positions_BT].set(v_BTKE, mode="drop")
