@@ -6,7 +6,7 @@ and no axis but `tensor` split. `serve` makes that layout from the trained param
 jitted program, in bfloat16 or int8 if asked.
 
 Weights stand outputs first, and activations are columns: a CPU runs products with few columns
-half again as fast as the same with few rows. What reads the same input is one weight: query, key
+faster than the same with few rows. What reads the same input is one weight: query, key
 and value heads of a group, gate and up. Keys are cached in blocks of positions, each transposed
 (`benchmarks/decoding.py` measures all of this).
 """
