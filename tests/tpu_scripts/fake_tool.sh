@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Stands for gcloud, kubectl and docker: writes its arguments to $FAKE/calls and plays what a test
+# put into $FAKE. Of the files states, creates and statuses each call takes one line, the last one
+# again and again; a line that begins with ! is an error message.
+
+play() { # play FILE DEFAULT
+  local line=$2
+  if [[ -s $FAKE/$1 ]]; then
+    line=$(head -n 1 "$FAKE/$1")
+    [[ $(wc -l <"$FAKE/$1") == 1 ]] || sed -i 1d "$FAKE/$1"
+  fi
+  if [[ $line == !* ]]; then
+    echo "ERROR: (fake) ${line#!}" >&2
+    exit 1
+  fi
+  [[ -z $line ]] || echo "$line"
+}
+
+{
+  printf '%s\x1f' "${0##*/}" "$@"
+  printf '\x1e'
+} >>"$FAKE/calls"
+
+case " $* " in
+  *" describe "*) play states ACTIVE ;;
+  *" queued-resources create "* | *" tpu-vm create "*) play creates "" ;;
+  *" tpu-vm list "*) [[ ! -e $FAKE/list ]] || cat "$FAKE/list" ;;
+  *" ssh "*"worker.sh status"*)
+    answer=$(play statuses finished) || exit 255
+    for ((worker = 0; worker < $(<"$FAKE/workers"); worker++)); do echo "SR1_WORKER host-$worker $answer"; done
+    ;;
+  *" ssh "*"worker.sh "*)
+    for argument; do [[ $argument != --command=* ]] || command=${argument#--command=}; done
+    if [[ -e $FAKE/worker_home ]]; then # a worker that is really there
+      cd "$(<"$FAKE/worker_home")" && exec bash -c "$command"
+    fi
+    verb=${command#*worker.sh }
+    case ${verb%% *} in
+      setup) answer="is set up" ;;
+      start) answer="is started" ;;
+      stop) answer="is stopped" ;;
+      *) answer="did $verb" ;;
+    esac
+    for ((worker = 0; worker < $(<"$FAKE/workers"); worker++)); do echo "SR1_WORKER host-$worker $answer"; done
+    ;;
+esac

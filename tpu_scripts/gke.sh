@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# Runs training on Google Kubernetes Engine, as a JobSet: one job a slice, one pod a host.
+#
+#   tpu_scripts/gke.sh ACTION SETTINGS [OPTION …] [-- ARGUMENT …]
+#
+#   render         print the manifest (jobset.yaml.template, filled in)
+#   image          build GKE_IMAGE from this checkout with docker, and push it
+#   pools          create a node pool for each slice
+#   apply          start the run: token, headless service, JobSet
+#   watch          state and logs: [--follow] [--lines=N]
+#   delete         end the run: [--yes]; what is in buckets stays, the node pools stay
+#   delete-pools   delete the node pools of this run: [--yes]
+#
+#   SETTINGS    a filled-in copy of tpu_scripts/example.env, with GKE_CLUSTER, GKE_LOCATION, GKE_IMAGE
+#   --dry-run   print the commands, run nothing
+#   ARGUMENT    further arguments of sr1_jax.train, for render and apply
+#
+# The cluster needs the JobSet controller. After a preemption or a crash it restarts all slices, at
+# most MAX_RESTARTS times; training goes on from the last checkpoint in WORKDIR. Node pools cost money
+# as long as they have nodes, whether or not anything runs on them.
+
+# shellcheck source=SCRIPTDIR/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+ACTION='' FOLLOW=() LINES_SHOWN=20 MORE=()
+while (($#)); do
+  case $1 in
+    render | image | pools | apply | watch | delete | delete-pools)
+      if [[ -z $ACTION ]]; then ACTION=$1; else common_option "$1"; fi
+      ;;
+    --follow) FOLLOW=(--follow) ;;
+    --lines=*) LINES_SHOWN=$(whole_number --lines "${1#*=}") ;;
+    --yes) ASSUME_YES=yes ;;
+    --)
+      shift
+      MORE=("$@")
+      break
+      ;;
+    *) common_option "$1" ;;
+  esac
+  shift
+done
+[[ -n $ACTION ]] || usage_error "no action"
+load_settings
+
+ARG+=("${MORE[@]}")
+MANIFEST=$CACHE/$NAME/jobset.yaml
+CLUSTER=("--project=$PROJECT" "--location=$GKE_LOCATION")
+KUBECTL=(kubectl "--context=gke_${PROJECT}_${GKE_LOCATION}_$GKE_CLUSTER" "--namespace=$GKE_NAMESPACE")
+SELECTOR=--selector=jobset.sigs.k8s.io/jobset-name=$NAME
+
+# GKE has slices of several hosts and those of one; multislice takes the former only, so two and
+# more slices of eight chips are of two hosts each.
+# Source: https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice
+check_gke() {
+  local key chips=1 factor problems=()
+  for key in GKE_CLUSTER GKE_LOCATION GKE_IMAGE; do
+    [[ -n ${!key} ]] || problems+=("$SETTINGS: $key is missing; gke.sh needs it")
+  done
+  HOSTS=$VMS
+  if ((NODES > 1 && VMS == 1)); then
+    HOSTS=$((CHIPS / 4))
+    ((HOSTS > 1 || ${#problems[@]})) || problems+=("$SETTINGS: NODES=$NODES: on GKE several slices need more than one host each, $ACCELERATOR_TYPE has one")
+  fi
+  CHIPS_PER_HOST=$((HOSTS > 0 ? CHIPS / HOSTS : CHIPS))
+  if [[ -n $GKE_TOPOLOGY ]]; then
+    IFS=x read -ra factors <<<"$GKE_TOPOLOGY"
+    for factor in "${factors[@]}"; do chips=$((chips * 10#$factor)); done
+    if ((chips != CHIPS)); then
+      problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY has $chips chips, $ACCELERATOR_TYPE has $CHIPS")
+    elif [[ $ACCELERATOR_TYPE == v[45]*-* && $ACCELERATOR_TYPE != v5l* && ${#factors[@]} != 3 ]]; then
+      problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY: $ACCELERATOR_TYPE needs three numbers")
+    fi
+    TOPOLOGY=$GKE_TOPOLOGY
+  elif [[ -z $TOPOLOGY ]]; then
+    problems+=("$SETTINGS: GKE_TOPOLOGY is missing; $ACCELERATOR_TYPE comes in several shapes")
+  fi
+  if ((${#problems[@]})); then
+    printf 'tpu_scripts: error: %s\n' "${problems[@]}" >&2
+    exit 2
+  fi
+}
+
+# A string as JSON, which YAML reads, too.
+json() {
+  local text=${1//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  printf '"%s"' "${text//$'\t'/\\t}"
+}
+
+# Kubernetes reads $(NAME) in commands as a variable, and $$ as a dollar sign.
+command_list() {
+  local word separator=
+  printf '['
+  for word; do
+    printf '%s' "$separator"
+    json "${word//\$/\$\$}"
+    separator=', '
+  done
+  printf ']'
+}
+
+# A block of the manifest, or none: lines without anything are left out.
+fill() { MANIFEST_TEXT=${MANIFEST_TEXT//"@$1@"/"$2"}; }
+
+render() {
+  local annotations='' account='' spot='' mounts='' volumes='' start='exec python "$@"'
+  if [[ -n $MOUNT_BUCKET ]]; then
+    annotations=$'            metadata:\n              annotations:\n                gke-gcsfuse/volumes: "true"'
+    mounts+=$'\n                    - name: bucket\n                      mountPath: '"$(json "/mnt/$MOUNT_BUCKET")"
+    volumes+=$'\n                - name: bucket\n                  csi:\n                    driver: gcsfuse.csi.storage.gke.io'
+    volumes+=$'\n                    volumeAttributes:\n                      bucketName: '"$(json "$MOUNT_BUCKET")"
+    volumes+=$'\n                      mountOptions: implicit-dirs'
+  fi
+  if [[ -n $HF_TOKEN_FILE ]]; then
+    # shellcheck disable=SC2016 # expanded in the pod
+    start='HF_TOKEN=$(cat /etc/sr1_jax/hf_token); export HF_TOKEN; '$start
+    mounts+=$'\n                    - name: token\n                      mountPath: /etc/sr1_jax\n                      readOnly: true'
+    volumes+=$'\n                - name: token\n                  secret:\n                    secretName: '"$NAME-token"
+  fi
+  [[ -z $GKE_SERVICE_ACCOUNT ]] || account="              serviceAccountName: $GKE_SERVICE_ACCOUNT"
+  if [[ $CAPACITY == spot ]]; then
+    spot=$'                cloud.google.com/gke-spot: "true"\n              tolerations:\n                - key: cloud.google.com/gke-spot'
+    spot+=$'\n                  operator: Equal\n                  value: "true"\n                  effect: NoSchedule'
+  fi
+  training_arguments
+  MANIFEST_TEXT=$(<"$SCRIPTS/jobset.yaml.template")
+  fill SCRIPT tpu_scripts/gke.sh
+  fill NAME "$NAME"
+  fill NAMESPACE "$GKE_NAMESPACE"
+  fill MAX_RESTARTS "$MAX_RESTARTS"
+  fill NODES "$NODES"
+  fill HOSTS "$HOSTS"
+  fill POD_ANNOTATIONS "$annotations"
+  fill SERVICE_ACCOUNT "$account"
+  fill GKE_ACCELERATOR "$GKE_ACCELERATOR"
+  fill TOPOLOGY "$TOPOLOGY"
+  fill SPOT "$spot"
+  fill CHIPS_PER_HOST "$CHIPS_PER_HOST"
+  fill VOLUME_MOUNTS "${mounts:+                  volumeMounts:$mounts}"
+  fill VOLUMES "${volumes:+              volumes:$volumes}"
+  # Last, so that nothing in them is taken for a name to fill in.
+  fill IMAGE "$(json "$GKE_IMAGE")"
+  fill COMMAND "$(command_list bash -c "$start" train)"
+  fill ARGS "$(command_list "${TRAINING[@]}")"
+  grep -v '^$' <<<"$MANIFEST_TEXT"
+}
+
+apply() {
+  run gcloud container clusters get-credentials "$GKE_CLUSTER" "${CLUSTER[@]}" --quiet
+  if [[ -n $HF_TOKEN_FILE ]]; then
+    run "${KUBECTL[@]}" delete secret "$NAME-token" --ignore-not-found
+    run "${KUBECTL[@]}" create secret generic "$NAME-token" "--from-file=hf_token=$HF_TOKEN_FILE"
+  fi
+  run mkdir -p "$CACHE/$NAME"
+  if [[ $DRY_RUN == yes ]]; then
+    printf '%s > %s\n' "$(quote_all "$SCRIPTS/gke.sh" render "$SETTINGS" ${MORE[@]+-- "${MORE[@]}"})" "$(quote "$MANIFEST")"
+  else
+    render >"$MANIFEST"
+  fi
+  run "${KUBECTL[@]}" apply "--filename=$MANIFEST"
+  [[ $DRY_RUN == yes ]] || note "to look: $(quote_all "$SCRIPTS/gke.sh" watch "$SETTINGS" --follow)"
+}
+
+pools() {
+  local slice flags=("--machine-type=$GKE_MACHINE-${CHIPS_PER_HOST}t" "--num-nodes=$HOSTS")
+  ((HOSTS == 1)) || flags+=("--tpu-topology=$TOPOLOGY")
+  [[ $CAPACITY != spot ]] || flags+=(--spot)
+  [[ $DRY_RUN == yes ]] || trap 'note "node pools cost money until they are deleted: $(quote_all "$SCRIPTS/gke.sh" delete-pools "$SETTINGS")"' EXIT
+  for ((slice = 0; slice < NODES; slice++)); do
+    run gcloud container node-pools create "$NAME-$slice" "--cluster=$GKE_CLUSTER" "${CLUSTER[@]}" "--node-locations=$ZONE" "${flags[@]}" --quiet
+  done
+}
+
+delete_pools() {
+  local slice
+  confirm "Delete the $NODES node pool(s) $NAME-0 … of cluster $GKE_CLUSTER in $PROJECT?"
+  for ((slice = 0; slice < NODES; slice++)); do
+    run gcloud container node-pools delete "$NAME-$slice" "--cluster=$GKE_CLUSTER" "${CLUSTER[@]}" --quiet
+  done
+}
+
+delete_run() {
+  confirm "Delete JobSet $NAME in namespace $GKE_NAMESPACE of cluster $GKE_CLUSTER in $PROJECT?"
+  run "${KUBECTL[@]}" delete "jobset/$NAME" "service/$NAME" "secret/$NAME-token" --ignore-not-found
+  [[ $DRY_RUN == yes ]] || note "node pools stay and may cost money; to delete them: $(quote_all "$SCRIPTS/gke.sh" delete-pools "$SETTINGS")"
+}
+
+watch() {
+  if ((${#FOLLOW[@]} == 0)); then
+    run "${KUBECTL[@]}" get "jobset/$NAME"
+    run "${KUBECTL[@]}" get pods "$SELECTOR"
+  fi
+  run "${KUBECTL[@]}" logs "$SELECTOR" --prefix "--tail=$LINES_SHOWN" "--max-log-requests=$((NODES * HOSTS))" "${FOLLOW[@]}"
+}
+
+check_gke
+case $ACTION in
+  render) render ;;
+  image)
+    need_commands docker
+    run docker build "--file=$SCRIPTS/Dockerfile" "--tag=$GKE_IMAGE" "$ROOT"
+    run docker push "$GKE_IMAGE"
+    ;;
+  pools)
+    need_commands gcloud
+    pools
+    ;;
+  apply)
+    need_commands gcloud kubectl
+    apply
+    ;;
+  watch)
+    need_commands kubectl
+    watch
+    ;;
+  delete)
+    need_commands kubectl
+    delete_run
+    ;;
+  delete-pools)
+    need_commands gcloud
+    delete_pools
+    ;;
+esac
