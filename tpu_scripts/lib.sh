@@ -175,8 +175,9 @@ phase_of() {
 
 # wait_for PHASE: polls until the resource is ready or gone.
 wait_for() {
-  local wanted=$1 state last='' unknown=0 began=$SECONDS limit=$READY_TIMEOUT_SECONDS
+  local wanted=$1 state last='' unknown=0 began limit=$READY_TIMEOUT_SECONDS
   [[ $wanted == ready ]] || limit=1200
+  began=$(date +%s)
   if [[ $DRY_RUN == yes ]]; then
     _print_wait "$wanted"
     return
@@ -193,7 +194,7 @@ wait_for() {
     esac
     if [[ $state == UNKNOWN ]]; then unknown=$((unknown + 1)); else unknown=0; fi
     ((unknown < 5)) || die "five times in a row gcloud could not tell the state of $NAME"
-    ((limit == 0 || SECONDS - began < limit)) || die "$NAME is still $state after $limit s, and not $wanted"
+    ((limit == 0 || $(date +%s) - began < limit)) || die "$NAME is still $state after $limit s, and not $wanted"
     pause "$POLL_SECONDS"
   done
 }

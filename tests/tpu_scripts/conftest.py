@@ -53,6 +53,12 @@ class Cloud:
         """What the tools answer, in turn: kind is states, creates, statuses or list."""
         (self.fake / kind).write_text("".join(f"{line}\n" for line in lines))
 
+    def replace(self, tool: str, body: str) -> None:
+        """Puts a shell script in the place of any tool."""
+        path = self.fake.parent / "tools" / tool
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(stat.S_IRWXU)
+
     def run(self, script: str, *options: str, answer: str = "") -> subprocess.CompletedProcess:
         name, *action = script.split()
         command = [str(self.root / "tpu_scripts" / name), *action, str(self.settings), *options]
