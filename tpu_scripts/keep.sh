@@ -31,7 +31,7 @@ while (($#)); do
 done
 load_settings
 need_commands gcloud
-if [[ $CAPACITY == spot ]] && ! workdir_in_bucket >/dev/null; then
+if [[ $CAPACITY == spot && $WORKDIR != gs://* ]]; then
   note "WORKDIR=$WORKDIR must be storage that outlives the TPU VMs, or a preemption loses the run"
 fi
 

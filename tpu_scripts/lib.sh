@@ -265,19 +265,5 @@ on_all_workers() {
 
 # The arguments of python on each worker; ARG holds those of the settings file and after --.
 training_arguments() {
-  TRAINING=(-m sr1_jax.train --distributed "--config=$CONFIG" "--workdir=$WORKDIR" "${ARG[@]}")
-}
-
-# --- buckets -------------------------------------------------------------------------------------
-
-# Prints the gs:// address of WORKDIR; fails if WORKDIR is not in a bucket.
-workdir_in_bucket() {
-  local mounted=/mnt/$MOUNT_BUCKET/
-  if [[ $WORKDIR == gs://* ]]; then
-    printf '%s' "$WORKDIR"
-  elif [[ -n $MOUNT_BUCKET && $WORKDIR == "$mounted"* ]]; then
-    printf 'gs://%s/%s' "$MOUNT_BUCKET" "${WORKDIR#"$mounted"}"
-  else
-    return 1
-  fi
+  TRAINING=(-m sr1_jax.train --distributed "--config=$CONFIG" "--workdir=$RUN_FOLDER" "${ARG[@]}")
 }

@@ -35,7 +35,7 @@ else
     tar --null --files-from=- -czf "$2"' pack "$ROOT" "$CODE"
   FILES+=("$CODE")
 fi
-[[ -z $MOUNT_BUCKET ]] || SETUP+=("--mount=$MOUNT_BUCKET")
+[[ -z $BUCKET ]] || SETUP+=("--mount=$BUCKET")
 
 remark "on each worker, $WORKERS in all"
 worker_command all all "mkdir -p -m 700 sr1_jax"

@@ -26,7 +26,10 @@ die() {
 # pid holds the process group and the boot it belongs to: numbers are reused after a reboot.
 boot() { cat /proc/sys/kernel/random/boot_id; }
 group() { cut -d ' ' -f 1 pid; }
-alive() { [[ -s pid && $(<pid) == *" $(boot)" ]] && kill -0 "-$(group)" 2>/dev/null; }
+alive() {
+  # A zombie that nobody has collected yet is not alive.
+  [[ -s pid && $(<pid) == *" $(boot)" ]] && pgrep --pgroup "$(group)" --runstates D,R,S,T,t,I >/dev/null
+}
 
 # The system Python of TPU images is too old (3.10 on Ubuntu 22.04); uv brings its own.
 install_python() {
@@ -58,7 +61,17 @@ mount_bucket() {
   mountpoint --quiet "$folder" && return
   sudo mkdir -p "$folder"
   sudo chown "$(id -u):$(id -g)" "$folder"
-  gcsfuse --implicit-dirs "$bucket" "$folder"
+  # A checkpoint is written under another name and then renamed, which is off by default.
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 "$bucket" "$folder"
+}
+
+# A file in a mounted bucket is uploaded when it is closed or synced, and training keeps its
+# metrics open to the end: a preemption would lose them.
+upload() { # upload WORKDIR
+  while alive; do
+    sync "$1"/metrics.jsonl "$1"/tensorboard/* 2>/dev/null || true
+    sleep "${UPLOAD_SECONDS:-60}"
+  done
 }
 
 setup() {
@@ -94,19 +107,26 @@ setup() {
 start() {
   [[ -x $PYTHON ]] || die "Python is not installed here yet: run setup.sh"
   ! alive || die "training is running already (process $(group)): launch.sh SETTINGS --restart ends it first"
+  local argument workdir=''
+  for argument; do
+    if [[ $argument == --workdir=* ]]; then workdir=${argument#*=}; fi
+  done
   mount_bucket
   rm -f exit_code
   echo "==== $(date --utc +%FT%TZ) python $*" >>train.log
   [[ ! -s hf_token ]] || HF_TOKEN=$(<hf_token)
   export HF_TOKEN=${HF_TOKEN:-} PYTHONUNBUFFERED=1
   [[ -n $HF_TOKEN ]] || unset HF_TOKEN
-  cd code
   # A session of its own: it outlives the SSH connection, and stop can end all of it.
   # shellcheck disable=SC2016 # expanded by the inner shell
-  setsid bash -c 'code=0; "$@" || code=$?; echo "$code" >"$0.new"; mv "$0.new" "$0"' \
-    "$HOME_FOLDER/exit_code" "$PYTHON" "$@" >>../train.log 2>&1 </dev/null &
-  echo "$! $(boot)" >../pid
-  answer "is started, process $!"
+  setsid bash -c 'cd code; code=0; "$@" || code=$?; echo "$code" >"$0.new"; mv "$0.new" "$0"' \
+    "$HOME_FOLDER/exit_code" "$PYTHON" "$@" >>train.log 2>&1 </dev/null &
+  local process=$!
+  echo "$process $(boot)" >pid
+  if [[ -s bucket ]]; then
+    setsid bash "$HOME_FOLDER/worker.sh" upload "$workdir" >/dev/null 2>&1 </dev/null &
+  fi
+  answer "is started, process $process"
 }
 
 status() {
@@ -165,6 +185,6 @@ pack() {
 }
 
 case ${1:-} in
-  setup | start | status | stop | log | pack) "$@" ;;
+  setup | start | status | stop | log | pack | upload) "$@" ;;
   *) die "unknown command '${1:-}'; there are setup, start, status, stop, log, pack" ;;
 esac

@@ -9,7 +9,7 @@ QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
 DIRECT = ["gcloud", "compute", "tpus", "tpu-vm"]
 PLACE = ["--project=my-project", "--zone=us-east5-b", "--quiet"]
 STATUS = 'bash sr1_jax/worker.sh status 2>/dev/null || echo "SR1_WORKER $(hostname) idle"'
-TRAIN = "-m sr1_jax.train --distributed --config=configs/demo.py --workdir=gs://bucket/runs/a"
+TRAIN = "-m sr1_jax.train --distributed --config=configs/demo.py --workdir=/mnt/bucket/runs/a"
 
 
 def describe(surface=QUEUED, field="state.state"):
@@ -143,7 +143,7 @@ def test_waiting_has_a_limit(cloud):
 
 
 def test_setup_copies_the_checkout_to_all_workers(cloud):
-    cloud.configure(MOUNT_BUCKET="my-data", ACCELERATOR_TYPE="v6e-16", NODES="2", workers=8)
+    cloud.configure(WORKDIR="gs://my-data/runs/a", ACCELERATOR_TYPE="v6e-16", NODES="2", workers=8)
     result = cloud.run("setup.sh")
     assert result.returncode == 0, result.stderr
     code = f"{cloud.env['HOME']}/.cache/sr1_jax/run/code.tar.gz"
@@ -175,6 +175,7 @@ def test_setup_can_clone_instead(cloud):
     assert not any("code.tar.gz" in word for word in copy)
     assert setup == ssh(
         "bash sr1_jax/worker.sh setup --python=3.12 --repo=https://example.com/a.git --branch=v1"
+        " --mount=bucket"
     )
 
 
@@ -213,6 +214,21 @@ def test_launch(cloud):
     assert cloud.calls() == [ssh("bash sr1_jax/worker.sh stop")]
 
 
+@pytest.mark.parametrize(
+    "settings, workdir",
+    [
+        ({"WORKDIR_ACCESS": "url"}, "gs://bucket/runs/a"),
+        ({"WORKDIR": "/shared/runs/a"}, "/shared/runs/a"),
+    ],
+)
+def test_a_workdir_that_needs_no_mount(cloud, settings, workdir):
+    cloud.configure(**settings)
+    assert cloud.run("launch.sh").returncode == 0
+    assert cloud.calls()[0][-1].endswith(f" --workdir={workdir}")
+    assert cloud.run("setup.sh").returncode == 0
+    assert cloud.calls()[-1][-1].endswith("worker.sh setup --python=3.12")
+
+
 def test_launch_on_a_tpu_vm_names_no_node(cloud):
     cloud.configure(CREATE_WITH="tpu-vm")
     assert cloud.run("launch.sh").returncode == 0
@@ -248,15 +264,8 @@ def test_watch_of_what_is_not_ready(cloud):
     assert cloud.verbs() == ["describe", "describe"]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"WORKDIR": "gs://my-data/runs/a"},
-        {"WORKDIR": "/mnt/my-data/runs/a", "MOUNT_BUCKET": "my-data"},
-    ],
-)
-def test_fetch_from_a_bucket_needs_no_tpu(cloud, tmp_path, settings):
-    cloud.configure(**settings)
+def test_fetch_from_a_bucket_needs_no_tpu(cloud, tmp_path):
+    cloud.configure(WORKDIR="gs://my-data/runs/a")
     folder = tmp_path / "my results"
     rsync = [
         "gcloud",

@@ -8,6 +8,7 @@ import pytest
 yaml = pytest.importorskip("yaml")
 
 CONTEXT = ["kubectl", "--context=gke_my-project_us-east5_cluster", "--namespace=default"]
+MOUNT_OPTIONS = "implicit-dirs,rename-dir-limit=200000"
 POOL = ["gcloud", "container", "node-pools"]
 CLUSTER = ["--cluster=cluster", "--project=my-project", "--location=us-east5"]
 
@@ -16,7 +17,9 @@ def manifest(cloud, *options, **settings):
     cloud.configure(**settings)
     result = cloud.run("gke.sh render", *options)
     assert result.returncode == 0, result.stderr
-    assert not re.search("@[A-Z]", result.stdout), "a name was not filled in"
+    template = (cloud.root / "tpu_scripts/jobset.yaml.template").read_text()
+    for name in set(re.findall("@[A-Z_]+@", template)) - {"@NAME@"}:
+        assert name not in result.stdout, "a name was not filled in"
     service, jobset = yaml.safe_load_all(result.stdout)
     return service, jobset
 
@@ -33,7 +36,9 @@ def as_executed(container):
 
 
 def test_a_single_slice(cloud):
-    service, jobset = manifest(cloud, ACCELERATOR_TYPE="v5litepod-16", MAX_RESTARTS="7")
+    service, jobset = manifest(
+        cloud, ACCELERATOR_TYPE="v5litepod-16", MAX_RESTARTS="7", WORKDIR_ACCESS="url"
+    )
     name = {"name": "run", "namespace": "default"}
     assert service["kind"] == "Service" and service["metadata"] == name
     assert service["spec"] == {
@@ -115,7 +120,7 @@ def test_token_bucket_and_account(cloud, tmp_path):
     token = tmp_path / "token"
     token.write_text("hf_secret")
     _, jobset = manifest(
-        cloud, HF_TOKEN_FILE=str(token), MOUNT_BUCKET="my-data", GKE_SERVICE_ACCOUNT="trainer"
+        cloud, HF_TOKEN_FILE=str(token), WORKDIR="gs://my-data/a/b", GKE_SERVICE_ACCOUNT="trainer"
     )
     assert pod(jobset)["serviceAccountName"] == "trainer"
     template = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
@@ -125,7 +130,7 @@ def test_token_bucket_and_account(cloud, tmp_path):
             "name": "bucket",
             "csi": {
                 "driver": "gcsfuse.csi.storage.gke.io",
-                "volumeAttributes": {"bucketName": "my-data", "mountOptions": "implicit-dirs"},
+                "volumeAttributes": {"bucketName": "my-data", "mountOptions": MOUNT_OPTIONS},
             },
         },
         {"name": "token", "secret": {"secretName": "run-token"}},
@@ -135,6 +140,7 @@ def test_token_bucket_and_account(cloud, tmp_path):
         {"name": "bucket", "mountPath": "/mnt/my-data"},
         {"name": "token", "mountPath": "/etc/sr1_jax", "readOnly": True},
     ]
+    assert container["args"][-1] == "--workdir=/mnt/my-data/a/b"
     assert as_executed(container)[2].startswith("HF_TOKEN=$(cat /etc/sr1_jax/hf_token); export")
 
 

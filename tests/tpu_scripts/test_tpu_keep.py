@@ -33,7 +33,7 @@ def test_a_preempted_run_is_made_anew_with_the_same_arguments(cloud, lost):
     calls = cloud.calls()
     starts = [call for call in calls if "worker.sh start" in call[-1]]
     assert len(starts) == 2 and starts[0] == starts[1]
-    assert starts[0][-1].endswith("--workdir=gs://bucket/runs/a --config.seed=3")
+    assert starts[0][-1].endswith("--workdir=/mnt/bucket/runs/a --config.seed=3")
     creates = [call for call in calls if call[4] == "create"]
     assert len(creates) == 2 and creates[0] == creates[1]
 
