@@ -25,9 +25,6 @@ source "$(dirname "$0")/lib.sh"
 ACTION='' FOLLOW=() LINES_SHOWN=20 MORE=()
 while (($#)); do
   case $1 in
-    render | image | pools | apply | watch | delete | delete-pools)
-      if [[ -z $ACTION ]]; then ACTION=$1; else common_option "$1"; fi
-      ;;
     --follow) FOLLOW=(--follow) ;;
     --lines=*) LINES_SHOWN=$(whole_number --lines "${1#*=}") ;;
     --yes) ASSUME_YES=yes ;;
@@ -36,11 +33,16 @@ while (($#)); do
       MORE=("$@")
       break
       ;;
-    *) common_option "$1" ;;
+    render | image | pools | apply | watch | delete | delete-pools) ACTION=$1 ;;
+    -*) common_option "$1" ;;
+    *)
+      [[ -n $ACTION ]] || usage_error "unknown action $1"
+      common_option "$1"
+      ;;
   esac
   shift
 done
-[[ -n $ACTION ]] || usage_error "no action"
+[[ -n $ACTION ]] || usage_error "which action?"
 load_settings
 
 ARG+=("${MORE[@]}")
@@ -53,14 +55,15 @@ SELECTOR=--selector=jobset.sigs.k8s.io/jobset-name=$NAME
 # more slices of eight chips are of two hosts each.
 # Source: https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice
 check_gke() {
-  local key chips=1 factor problems=()
+  local key chips=1 axes=2 factor factors problems=()
+  [[ $ACCELERATOR_TYPE != v4-* && $ACCELERATOR_TYPE != v5p-* ]] || axes=3
   for key in GKE_CLUSTER GKE_LOCATION GKE_IMAGE; do
     [[ -n ${!key} ]] || problems+=("$SETTINGS: $key is missing; gke.sh needs it")
   done
   HOSTS=$VMS
   if ((NODES > 1 && VMS == 1)); then
     HOSTS=$((CHIPS / 4))
-    ((HOSTS > 1 || ${#problems[@]})) || problems+=("$SETTINGS: NODES=$NODES: on GKE several slices need more than one host each, $ACCELERATOR_TYPE has one")
+    ((HOSTS > 1)) || problems+=("$SETTINGS: NODES=$NODES: on GKE several slices need more than one host each, $ACCELERATOR_TYPE has one")
   fi
   CHIPS_PER_HOST=$((HOSTS > 0 ? CHIPS / HOSTS : CHIPS))
   if [[ -n $GKE_TOPOLOGY ]]; then
@@ -68,8 +71,8 @@ check_gke() {
     for factor in "${factors[@]}"; do chips=$((chips * 10#$factor)); done
     if ((chips != CHIPS)); then
       problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY has $chips chips, $ACCELERATOR_TYPE has $CHIPS")
-    elif [[ $ACCELERATOR_TYPE == v[45]*-* && $ACCELERATOR_TYPE != v5l* && ${#factors[@]} != 3 ]]; then
-      problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY: $ACCELERATOR_TYPE needs three numbers")
+    elif ((${#factors[@]} != axes)); then
+      problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY: $ACCELERATOR_TYPE needs $axes numbers")
     fi
     TOPOLOGY=$GKE_TOPOLOGY
   elif [[ -z $TOPOLOGY ]]; then

@@ -35,7 +35,7 @@ if [[ $CAPACITY == spot && $WORKDIR != gs://* ]]; then
   note "WORKDIR=$WORKDIR must be storage that outlives the TPU VMs, or a preemption loses the run"
 fi
 
-RESTARTS=0 IN_A_ROW=0 MISSES=0
+RESTARTS=0 IN_A_ROW=0 MISSES=0 LAST=
 FLAGS=()
 [[ $DRY_RUN == no ]] || FLAGS=(--dry-run)
 
@@ -55,12 +55,16 @@ make_anew() { step teardown.sh --yes && bring_up; }
 
 # What training does, over all workers: running, finished, idle, failed, or unreachable.
 training_state() {
-  local answers failed running finished
+  local answers errors failed running finished
   status_command all all
-  answers=$("${TPU_COMMAND[@]}") || {
+  errors=$(mktemp) # gcloud says there how it connects, every time
+  if ! answers=$("${TPU_COMMAND[@]}" 2>"$errors"); then
+    cat "$errors" >&2
+    rm -f "$errors"
     echo unreachable
     return
-  }
+  fi
+  rm -f "$errors"
   failed=$(grep -cE '^SR1_WORKER [^ ]+ (failed|stopped)' <<<"$answers" || true)
   running=$(grep -cE '^SR1_WORKER [^ ]+ running' <<<"$answers" || true)
   finished=$(grep -cE '^SR1_WORKER [^ ]+ finished' <<<"$answers" || true)
@@ -127,7 +131,10 @@ while true; do
   STATE=$(resource_state)
   case $(phase_of "$STATE") in
     ready)
-      case $(training_state) in
+      TRAINING_STATE=$(training_state)
+      [[ $TRAINING_STATE == "$LAST" ]] || note "$NAME is $STATE, training is $TRAINING_STATE"
+      LAST=$TRAINING_STATE
+      case $TRAINING_STATE in
         finished) finish 0 "training is finished" ;;
         running) IN_A_ROW=0 MISSES=0 ;;
         idle) trouble "nothing runs on $NAME" set_up_and_launch ;;

@@ -112,7 +112,7 @@ common_option() {
     --dry-run) DRY_RUN=yes ;;
     -*) usage_error "unknown option $1" ;;
     *)
-      [[ -z $SETTINGS ]] || usage_error "one settings file, not two: $SETTINGS and $1"
+      [[ -z $SETTINGS ]] || usage_error "one settings file, not two: $SETTINGS and $1 (arguments of training go after --)"
       SETTINGS=$1
       ;;
   esac

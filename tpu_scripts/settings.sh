@@ -89,7 +89,9 @@ _read_settings() {
 _check_values() {
   local row key default pattern expected
   for row in "${KEYS[@]}"; do
-    IFS=';' read -r key default pattern expected <<<"$row"
+    key=${row%%;*} row=${row#*;}
+    default=${row%%;*} row=${row#*;}
+    pattern=${row%%;*} expected=${row#*;}
     if [[ $default == required && -z ${!key:-} ]]; then
       _problem "$SETTINGS: $key is missing; expected $expected"
       printf -v "$key" '%s' ''
@@ -121,7 +123,7 @@ _check_together() {
     _problem "$(_at VALID_UNTIL): only a queued resource waits; leave it out with CREATE_WITH=tpu-vm"
   fi
   if [[ -n $HF_TOKEN_FILE && ! -s $HF_TOKEN_FILE ]]; then
-    _problem "$(_at HF_TOKEN_FILE): there is no such file, or it is empty"
+    _problem "$(_at HF_TOKEN_FILE): there is no such file, or it is empty (write the path in full, no ~)"
   fi
   if [[ -z $REPO && -n $CONFIG && ! -f $ROOT/${CONFIG%%:*} ]]; then
     _problem "$(_at CONFIG): there is no such file in $ROOT"

@@ -45,7 +45,7 @@ else
   FORCE=()
   [[ $CREATE_WITH == tpu-vm ]] || FORCE=(--force) # its nodes, too
   tpu_command delete "$NAME" "${FORCE[@]}"
-  run "${TPU_COMMAND[@]}"
+  [[ $STATE == DELETING ]] || run "${TPU_COMMAND[@]}"
   wait_for gone
 fi
 

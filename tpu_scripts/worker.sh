@@ -114,15 +114,22 @@ start() {
   mount_bucket
   rm -f exit_code
   echo "==== $(date --utc +%FT%TZ) python $*" >>train.log
-  [[ ! -s hf_token ]] || HF_TOKEN=$(<hf_token)
-  export HF_TOKEN=${HF_TOKEN:-} PYTHONUNBUFFERED=1
-  [[ -n $HF_TOKEN ]] || unset HF_TOKEN
+  if [[ -s hf_token ]]; then
+    HF_TOKEN=$(<hf_token)
+    export HF_TOKEN
+  fi
+  export PYTHONUNBUFFERED=1
   # A session of its own: it outlives the SSH connection, and stop can end all of it.
   # shellcheck disable=SC2016 # expanded by the inner shell
-  setsid bash -c 'cd code; code=0; "$@" || code=$?; echo "$code" >"$0.new"; mv "$0.new" "$0"' \
+  setsid bash -c 'code=0; cd code && "$@" || code=$?; echo "$code" >"$0.new"; mv "$0.new" "$0"' \
     "$HOME_FOLDER/exit_code" "$PYTHON" "$@" >>train.log 2>&1 </dev/null &
   local process=$!
   echo "$process $(boot)" >pid
+  # The session is there a moment after the process; before that status would miss it.
+  for _ in {1..100}; do
+    ! alive && [[ ! -e exit_code ]] || break
+    sleep 0.05
+  done
   if [[ -s bucket ]]; then
     setsid bash "$HOME_FOLDER/worker.sh" upload "$workdir" >/dev/null 2>&1 </dev/null &
   fi

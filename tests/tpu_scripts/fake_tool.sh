@@ -4,11 +4,10 @@
 # again and again; a line that begins with ! is an error message.
 
 play() { # play FILE DEFAULT
-  local line=$2
-  if [[ -s $FAKE/$1 ]]; then
-    line=$(head -n 1 "$FAKE/$1")
-    [[ $(wc -l <"$FAKE/$1") == 1 ]] || sed -i 1d "$FAKE/$1"
-  fi
+  local line=$2 lines=()
+  [[ ! -e $FAKE/$1 ]] || mapfile -t lines <"$FAKE/$1"
+  if ((${#lines[@]})); then line=${lines[0]}; fi
+  if ((${#lines[@]} > 1)); then printf '%s\n' "${lines[@]:1}" >"$FAKE/$1"; fi
   if [[ $line == !* ]]; then
     echo "ERROR: (fake) ${line#!}" >&2
     exit 1

@@ -163,7 +163,8 @@ def test_arguments_survive_as_they_are(cloud):
         ({"ACCELERATOR_TYPE": "v6e-4", "NODES": "2"}, "NODES=2: on GKE several slices need more"),
         ({"ACCELERATOR_TYPE": "v5p-384"}, "GKE_TOPOLOGY is missing; v5p-384 comes in several"),
         ({"GKE_TOPOLOGY": "4x4"}, "GKE_TOPOLOGY=4x4 has 16 chips, v6e-8 has 8"),
-        ({"ACCELERATOR_TYPE": "v5p-16", "GKE_TOPOLOGY": "2x4"}, "v5p-16 needs three numbers"),
+        ({"ACCELERATOR_TYPE": "v5p-16", "GKE_TOPOLOGY": "2x4"}, "v5p-16 needs 3 numbers"),
+        ({"GKE_TOPOLOGY": "2x2x2"}, "GKE_TOPOLOGY=2x2x2: v6e-8 needs 2 numbers"),
         ({"GKE_TOPOLOGY": "big"}, "GKE_TOPOLOGY=big: expected a topology"),
     ],
 )
@@ -181,8 +182,10 @@ def test_a_topology_of_ones_own(cloud):
 
 
 def test_an_action_is_needed(cloud):
-    result = cloud.run("gke.sh")
-    assert result.returncode == 2 and "no action" in result.stderr
+    result = cloud.shell([str(cloud.root / "tpu_scripts/gke.sh")])
+    assert result.returncode == 2 and "which action?" in result.stderr
+    result = cloud.run("gke.sh frob")
+    assert result.returncode == 2 and "unknown action frob" in result.stderr
 
 
 def test_apply(cloud, tmp_path):

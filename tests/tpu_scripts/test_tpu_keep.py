@@ -18,6 +18,7 @@ def test_a_run_without_trouble(cloud):
     result = cloud.run("keep.sh")
     assert result.returncode == 0, result.stderr
     assert cloud.verbs() == ["describe", *BRING_UP, *looks("ready", "ready", "ready")]
+    assert result.stderr.count("run is ACTIVE, training is running") == 1
     assert "training is finished" in result.stderr
     assert "costs money until it is deleted" in result.stderr.splitlines()[-1]
 
@@ -150,6 +151,6 @@ def test_spot_without_lasting_storage_is_warned_of(cloud):
 
 def test_a_dry_run_shows_the_recovery_as_comments(cloud):
     shown = cloud.run("keep.sh", "--dry-run").stdout
-    before, after = shown.split("# after a preemption, at most 20 times:\n")
+    _, after = shown.split("# after a preemption, at most 20 times:\n")
     assert after and all(line.startswith("# ") for line in after.splitlines())
     assert "queued-resources delete run" in after and "queued-resources create run" in after

@@ -145,9 +145,7 @@ def test_help_and_wrong_options(cloud, script):
         ("v6e-64", "v2-alpha-tpuv6e", 16),
     ],
 )
-def test_runtime_and_workers_follow_from_the_accelerator_type(
-    cloud, accelerator, runtime, workers
-):
+def test_runtime_and_workers_follow_from_the_accelerator_type(cloud, accelerator, runtime, workers):
     cloud.configure(ACCELERATOR_TYPE=accelerator, workers=workers)
     assert f" --runtime-version={runtime} " in cloud.run("create.sh", "--dry-run").stdout
     assert f"on each worker, {workers} in all" in cloud.run("setup.sh", "--dry-run").stdout

@@ -1,5 +1,6 @@
 """worker.sh, run for real in a folder that stands for the home folder of a worker."""
 
+import contextlib
 import json
 import os
 import re
@@ -60,10 +61,8 @@ def worker(cloud, tmp_path):
     yield worker
     if (worker.folder / "pid").exists():
         group = int((worker.folder / "pid").read_text().split()[0])
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def test_training_runs_in_the_background_until_it_is_finished(worker):
