@@ -108,13 +108,16 @@ command_list() {
 fill() { MANIFEST_TEXT=${MANIFEST_TEXT//"@$1@"/"$2"}; }
 
 render() {
-  local annotations='' account='' spot='' mounts='' volumes='' start='exec python "$@"'
+  local folder annotations='' account='' spot='' mounts='' volumes='' start='exec python "$@"'
   if [[ -n $BUCKET ]]; then
     annotations=$'            metadata:\n              annotations:\n                gke-gcsfuse/volumes: "true"'
     mounts+=$'\n                    - name: bucket\n                      mountPath: '"$(json "/mnt/$BUCKET")"
     volumes+=$'\n                - name: bucket\n                  csi:\n                    driver: gcsfuse.csi.storage.gke.io'
     volumes+=$'\n                    volumeAttributes:\n                      bucketName: '"$(json "$BUCKET")"
     volumes+=$'\n                      mountOptions: implicit-dirs,rename-dir-limit=200000'
+    # Files that training keeps open are uploaded when they are synced; see upload in worker.sh.
+    folder=$(quote "$RUN_FOLDER")
+    start="while sleep 60; do sync $folder/metrics.jsonl $folder/tensorboard/*; done 2>/dev/null & $start"
   fi
   if [[ -n $HF_TOKEN_FILE ]]; then
     # shellcheck disable=SC2016 # expanded in the pod

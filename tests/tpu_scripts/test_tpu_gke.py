@@ -141,7 +141,12 @@ def test_token_bucket_and_account(cloud, tmp_path):
         {"name": "token", "mountPath": "/etc/sr1_jax", "readOnly": True},
     ]
     assert container["args"][-1] == "--workdir=/mnt/my-data/a/b"
-    assert as_executed(container)[2].startswith("HF_TOKEN=$(cat /etc/sr1_jax/hf_token); export")
+    folder = "/mnt/my-data/a/b"
+    assert as_executed(container)[2] == (
+        "HF_TOKEN=$(cat /etc/sr1_jax/hf_token); export HF_TOKEN; "
+        f"while sleep 60; do sync {folder}/metrics.jsonl {folder}/tensorboard/*; done "
+        '2>/dev/null & exec python "$@"'
+    )
 
 
 AWKWARD = """it's "two  words" \\ $HOME $(id) $$ `x` # @NAME@ é: [1]"""

@@ -13,6 +13,11 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("pgrep") is None,
+    reason="workers are Linux machines with procps",
+)
+
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('HF_TOKEN')]))"
 
 
