@@ -63,16 +63,16 @@ check_gke() {
   HOSTS=$VMS
   if ((NODES > 1 && VMS == 1)); then
     HOSTS=$((CHIPS / 4))
-    ((HOSTS > 1)) || problems+=("$SETTINGS: NODES=$NODES: on GKE several slices need more than one host each, $ACCELERATOR_TYPE has one")
+    ((HOSTS > 1)) || problems+=("$(setting_at NODES): on GKE several slices need more than one host each, $ACCELERATOR_TYPE has one")
   fi
   CHIPS_PER_HOST=$((HOSTS > 0 ? CHIPS / HOSTS : CHIPS))
   if [[ -n $GKE_TOPOLOGY ]]; then
     IFS=x read -ra factors <<<"$GKE_TOPOLOGY"
     for factor in "${factors[@]}"; do chips=$((chips * 10#$factor)); done
     if ((chips != CHIPS)); then
-      problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY has $chips chips, $ACCELERATOR_TYPE has $CHIPS")
+      problems+=("$(setting_at GKE_TOPOLOGY): that is $chips chips, $ACCELERATOR_TYPE has $CHIPS")
     elif ((${#factors[@]} != axes)); then
-      problems+=("$SETTINGS: GKE_TOPOLOGY=$GKE_TOPOLOGY: $ACCELERATOR_TYPE needs $axes numbers")
+      problems+=("$(setting_at GKE_TOPOLOGY): $ACCELERATOR_TYPE needs $axes numbers")
     fi
     TOPOLOGY=$GKE_TOPOLOGY
   elif [[ -z $TOPOLOGY ]]; then

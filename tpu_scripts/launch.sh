@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts training on all workers, in the background; it goes on when this shell ends.
 #
-#   tpu_scripts/launch.sh SETTINGS [--restart] [--dry-run] [-- ARGUMENT …]
+#   tpu_scripts/launch.sh SETTINGS [--restart | --stop] [--dry-run] [-- ARGUMENT …]
 #
 #   SETTINGS    a filled-in copy of tpu_scripts/example.env
 #   --restart   end a run that is still going first

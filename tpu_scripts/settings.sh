@@ -40,7 +40,7 @@ _problems=()
 _problem() { _problems+=("$1"); }
 
 # Where a key was set, as "file:line: KEY=value".
-_at() {
+setting_at() {
   local line=_line_$1
   if [[ -n ${!line:-} ]]; then
     printf '%s:%s: %s=%s' "$SETTINGS" "${!line}" "$1" "${!1}"
@@ -98,7 +98,7 @@ _check_values() {
       continue
     fi
     [[ -n ${!key:-} ]] || printf -v "$key" '%s' "$default"
-    [[ ${!key} =~ $pattern ]] || _problem "$(_at "$key"): expected $expected"
+    [[ ${!key} =~ $pattern ]] || _problem "$(setting_at "$key"): expected $expected"
   done
 }
 
@@ -106,27 +106,27 @@ _check_values() {
 _check_together() {
   local other
   if ! [[ $ACCELERATOR_TYPE =~ -[1-9][0-9]{0,4}$ ]] || ! accelerator_facts "$ACCELERATOR_TYPE"; then
-    [[ -z $ACCELERATOR_TYPE ]] || _problem "$(_at ACCELERATOR_TYPE): unknown accelerator type; there are $ACCELERATOR_TYPES"
+    [[ -z $ACCELERATOR_TYPE ]] || _problem "$(setting_at ACCELERATOR_TYPE): unknown accelerator type; there are $ACCELERATOR_TYPES"
   elif [[ -z $RUNTIME_VERSION ]]; then
     RUNTIME_VERSION=${USUAL_RUNTIME:-}
   else
     for other in v2-alpha-tpuv5 v2-alpha-tpuv5-lite v2-alpha-tpuv6e tpu-ubuntu2204-base; do
       if [[ $RUNTIME_VERSION == "$other" && $other != "$USUAL_RUNTIME" ]]; then
-        _problem "$(_at RUNTIME_VERSION): $ACCELERATOR_TYPE needs $USUAL_RUNTIME"
+        _problem "$(setting_at RUNTIME_VERSION): $ACCELERATOR_TYPE needs $USUAL_RUNTIME"
       fi
     done
   fi
   if [[ $CREATE_WITH == tpu-vm && $NODES != 1 ]]; then
-    _problem "$(_at NODES): several slices need CREATE_WITH=queued-resource"
+    _problem "$(setting_at NODES): several slices need CREATE_WITH=queued-resource"
   fi
   if [[ $CREATE_WITH == tpu-vm && -n $VALID_UNTIL ]]; then
-    _problem "$(_at VALID_UNTIL): only a queued resource waits; leave it out with CREATE_WITH=tpu-vm"
+    _problem "$(setting_at VALID_UNTIL): only a queued resource waits; leave it out with CREATE_WITH=tpu-vm"
   fi
   if [[ -n $HF_TOKEN_FILE && ! -s $HF_TOKEN_FILE ]]; then
-    _problem "$(_at HF_TOKEN_FILE): there is no such file, or it is empty (write the path in full, no ~)"
+    _problem "$(setting_at HF_TOKEN_FILE): there is no such file, or it is empty (write the path in full, no ~)"
   fi
   if [[ -z $REPO && -n $CONFIG && ! -f $ROOT/${CONFIG%%:*} ]]; then
-    _problem "$(_at CONFIG): there is no such file in $ROOT"
+    _problem "$(setting_at CONFIG): there is no such file in $ROOT"
   fi
 }
 

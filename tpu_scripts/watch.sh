@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows the state of the TPUs, of training on each worker, and the end of the logs.
 #
-#   tpu_scripts/watch.sh SETTINGS [--follow] [--worker=N|all] [--node=N|all] [--lines=N] [--dry-run]
+#   tpu_scripts/watch.sh SETTINGS [--state] [--follow] [--worker=N|all] [--node=N|all] [--lines=N] [--dry-run]
 #
 #   SETTINGS     a filled-in copy of tpu_scripts/example.env
 #   --follow     go on showing the log until Ctrl-C (training goes on)

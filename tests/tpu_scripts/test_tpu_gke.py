@@ -167,7 +167,7 @@ def test_arguments_survive_as_they_are(cloud):
         ({"GKE_LOCATION": "here"}, "GKE_LOCATION=here: expected the region or zone"),
         ({"ACCELERATOR_TYPE": "v6e-4", "NODES": "2"}, "NODES=2: on GKE several slices need more"),
         ({"ACCELERATOR_TYPE": "v5p-384"}, "GKE_TOPOLOGY is missing; v5p-384 comes in several"),
-        ({"GKE_TOPOLOGY": "4x4"}, "GKE_TOPOLOGY=4x4 has 16 chips, v6e-8 has 8"),
+        ({"GKE_TOPOLOGY": "4x4"}, ":13: GKE_TOPOLOGY=4x4: that is 16 chips, v6e-8 has 8"),
         ({"ACCELERATOR_TYPE": "v5p-16", "GKE_TOPOLOGY": "2x4"}, "v5p-16 needs 3 numbers"),
         ({"GKE_TOPOLOGY": "2x2x2"}, "GKE_TOPOLOGY=2x2x2: v6e-8 needs 2 numbers"),
         ({"GKE_TOPOLOGY": "big"}, "GKE_TOPOLOGY=big: expected a topology"),
