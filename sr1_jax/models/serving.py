@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig
@@ -70,8 +71,20 @@ def key_block(mesh: Mesh) -> int:
     return _CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else _BLOCK
 
 
+def cache_placement(mesh: Mesh) -> KVCache:
+    """Where and in which order of axes the arrays of a cache lie; a prefix of the cache's tree.
+
+    Slots are split over the batch axes, heads over `tensor`. A TPU wants the keys of a position
+    together and would copy the cache in every call if they came in another order.
+    """
+    where = named(mesh, *CACHE_AXES)
+    if mesh.devices.flat[0].platform == "cpu":
+        return KVCache(where, where)
+    return KVCache(Format(Layout((0, 1, 2, 4, 3)), where), where)
+
+
 def empty_cache(config: DecoderConfig, slots: int, positions: int, mesh: Mesh) -> KVCache:
-    """An empty cache made in place: slots over the batch axes, heads over `tensor`."""
+    """An empty cache, made in place."""
     return _empty_cache_program(config, slots, positions, mesh)()
 
 
@@ -79,7 +92,7 @@ def empty_cache(config: DecoderConfig, slots: int, positions: int, mesh: Mesh) -
 def _empty_cache_program(config: DecoderConfig, slots: int, positions: int, mesh: Mesh):
     return jax.jit(
         functools.partial(KVCache.empty, config, slots, positions, key_block(mesh)),
-        out_shardings=named(mesh, *CACHE_AXES),
+        out_shardings=cache_placement(mesh),
     )
 
 

@@ -21,9 +21,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sr1_jax.models.cached_forward import forward_cached, next_token_logits
 from sr1_jax.models.decoder import DecoderConfig
-from sr1_jax.models.serving import KVCache, ServingParams
+from sr1_jax.models.serving import KVCache, ServingParams, cache_placement
 from sr1_jax.rollout.sampling import sample, slot_keys
-from sr1_jax.sharding import CACHE_AXES, RULES, named
+from sr1_jax.sharding import RULES
 
 _BATCH = RULES["batch"]
 _JITTED: list[Any] = []
@@ -88,7 +88,7 @@ def _program(*static: str, more_than_the_cache: bool = False) -> Callable:
     def decorate(function: Callable) -> Callable:
         @functools.cache
         def for_mesh(mesh: Mesh):
-            where = named(mesh, *CACHE_AXES)
+            where = cache_placement(mesh)
             jitted = jax.jit(
                 functools.partial(function, mesh=mesh),
                 static_argnames=static,
