@@ -2,10 +2,17 @@
 
 Every parameter has logical axes by its name; every logical axis maps to mesh axes. The mesh is
 `data × fsdp × tensor`, also when it has one device.
+
+Models take no mesh. Whoever compiles one for a mesh says so around the call, `with
+compute_on(mesh)`: then `constrain` keeps activations split as the table says, and attention may
+choose a kernel for the mesh's devices, which need not be those of this host.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -91,6 +98,38 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
         devices=devices,
         axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
     )
+
+
+_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def compute_on(mesh: Mesh) -> Iterator[None]:
+    """While a model is traced inside, its activations are split over `mesh`.
+
+    To be entered inside the function that is jitted: the mesh is read while tracing.
+    """
+    token = _MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _MESH.reset(token)
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh of the innermost `compute_on`; None outside of any."""
+    return _MESH.get()
+
+
+def batch_parts(mesh: Mesh | None) -> int:
+    """Into how many parts a batch is split over the mesh."""
+    return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Splits an activation with these logical axes over the current mesh; without one, `x`."""
+    mesh = current_mesh()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, named(mesh, *axes))
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:

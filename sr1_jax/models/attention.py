@@ -1,9 +1,13 @@
 """The one place where attention kernels are chosen.
 
-Everything that attends goes through `attention`. It is `jax.nn.dot_product_attention`, but for
-causal attention over whole sequences on a CPU, where XLA runs that twice as slowly as the
-same products written as plain batched matrices (`benchmarks/attention.py` measures both). A
-Pallas kernel for TPUs has its place here.
+Whole sequences attend through `attention`, which looks at the mesh the model is traced for
+(`sharding.compute_on`):
+
+    TPUs          the Pallas kernel splash attention (`splash`), on each device its rows and heads
+    CPUs          plain batched matrices: XLA runs them in half the time of
+                  `jax.nn.dot_product_attention` (`benchmarks/attention.py` measures both)
+    else          `jax.nn.dot_product_attention`; also on a TPU where no mesh is named, since XLA
+                  cannot split a Pallas kernel by itself
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from sr1_jax.models.splash import splash_attention
+from sr1_jax.sharding import current_mesh
 
 
 def attention(
@@ -31,7 +38,11 @@ def attention(
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
-    if jax.default_backend() == "cpu":
+    mesh = current_mesh()
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if platform == "tpu" and mesh is not None:
+        return splash_attention(q_BTHE, k_BXKE, v_BXKE, mesh)
+    if platform == "cpu":
         return causal_by_matmul(q_BTHE, k_BXKE, v_BXKE)
     return jax.nn.dot_product_attention(q_BTHE, k_BXKE, v_BXKE, is_causal=True)
 

@@ -19,6 +19,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
+from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
+from sr1_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class DecoderConfig:
     `dtype` is what activations are computed in, `param_dtype` what parameters are kept in.
     `max_positions` is the longest context the model was trained for: nothing here depends on it,
     but others ask for it when the model is exported.
+    `remat` says what is kept of each layer for the backward pass, see `models.remat`; False
+    stands for "none", True for "full".
     `unroll` layers are laid out one after the other in each turn of the scan over layers: more
     compile time, less copying.
     """
@@ -48,10 +52,16 @@ class DecoderConfig:
     tied_embeddings: bool = True
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: bool = False
+    remat: str | bool = "none"
     unroll: int = 1
 
     def __post_init__(self):
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {self.remat!r}."
+            )
         for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ff_width"):
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field} must be at least 1, not {getattr(self, field)}.")
@@ -83,6 +93,11 @@ def _flat(x_BTD: jax.Array) -> jax.Array:
     return x_BTD.reshape(-1, x_BTD.shape[-1])
 
 
+def _whole(x_BTD: jax.Array) -> jax.Array:
+    """Activations between layers: split over the batch axes and no other."""
+    return constrain(x_BTD, "batch", None, None)
+
+
 def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> nnx.RMSNorm:
     return nnx.RMSNorm(
         size,
@@ -112,8 +127,11 @@ class Attention(nnx.Module):
         """Rotated queries and keys, and values: q_BTHE, k_BTKE, v_BTKE."""
         x_ND = _flat(x_BTD)
         q_BTHE, k_BTKE, v_BTKE = (
-            project(x_ND).reshape(*x_BTD.shape[:2], -1, self.head_dim)
-            for project in (self.q, self.k, self.v)
+            constrain(
+                project(x_ND).reshape(*x_BTD.shape[:2], -1, self.head_dim),
+                *("batch", None, axis, None),
+            )
+            for project, axis in ((self.q, "heads"), (self.k, "kv_heads"), (self.v, "kv_heads"))
         )
         if self.qk_norm:
             q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
@@ -140,7 +158,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD):
         x_ND = _flat(x_BTD)
-        return self.down(jax.nn.silu(self.gate(x_ND)) * self.up(x_ND)).reshape(x_BTD.shape)
+        gate_NF, up_NF = (constrain(part(x_ND), "batch", "ff") for part in (self.gate, self.up))
+        return self.down(jax.nn.silu(gate_NF) * up_NF).reshape(x_BTD.shape)
 
 
 class Block(nnx.Module):
@@ -156,8 +175,8 @@ class Block(nnx.Module):
         q_BTHE, k_BTKE, v_BTKE = self.attention.project(
             self.attention_norm(x_BTD), cos_BTE2, sin_BTE2
         )
-        x_BTD = x_BTD + self.attention.merge(attend(q_BTHE, k_BTKE, v_BTKE))
-        return x_BTD + self.ff(self.ff_norm(x_BTD))
+        x_BTD = x_BTD + _whole(self.attention.merge(attend(q_BTHE, k_BTKE, v_BTKE)))
+        return x_BTD + _whole(self.ff(self.ff_norm(x_BTD)))
 
 
 class Trunk(nnx.Module):
@@ -193,9 +212,9 @@ class Trunk(nnx.Module):
         def layer(x_BTD, params):
             return nnx.merge(block_def, params)(x_BTD, cos, sin, attention), None
 
-        if self.config.remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
-        x_BTD, _ = jax.lax.scan(layer, self.embed(ids_BT), stack, unroll=self.config.unroll)
+        layer = rematerialised(layer, self.config.remat)
+        x_BTD = _whole(self.embed(ids_BT))
+        x_BTD, _ = jax.lax.scan(layer, x_BTD, stack, unroll=self.config.unroll)
         return self.norm(x_BTD)
 
 

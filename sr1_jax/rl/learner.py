@@ -40,7 +40,7 @@ from sr1_jax.rl.update import (
     place_model,
     take_rows,
 )
-from sr1_jax.sharding import named
+from sr1_jax.sharding import compute_on, named
 
 
 class LearnerState(NamedTuple):
@@ -281,18 +281,20 @@ class Learner:
         return prepared, metrics
 
     def _values(self, params, ids_BT):
-        values_BT = nnx.merge(self._critic_graph, params)(ids_BT)
+        with compute_on(self._mesh):
+            values_BT = nnx.merge(self._critic_graph, params)(ids_BT)
         return jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
 
     def _token_logp(self, params, ids_BT, mask_BT, most: int):
-        return token_logp(
-            nnx.merge(self._policy_graph, params),
-            ids_BT,
-            mask_BT,
-            most=most,
-            temperature=self._temperature,
-            chunk_tokens=self._config.chunk_tokens,
-        )
+        with compute_on(self._mesh):
+            return token_logp(
+                nnx.merge(self._policy_graph, params),
+                ids_BT,
+                mask_BT,
+                most=most,
+                temperature=self._temperature,
+                chunk_tokens=self._config.chunk_tokens,
+            )
 
     def _policy_loss(self, params, b: Prepared, most: int, kl_coefficient):
         config = self._config

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
+from sr1_jax.sharding import batch_parts, constrain, current_mesh
 
 
 def token_logp(
@@ -23,7 +24,8 @@ def token_logp(
 
     Only tokens of mask 1 pass the output head: a search agent reads far more than it writes.
     They are gathered row by row, so rows stay on their devices; pass the head `chunk_tokens` at
-    a time; and are recomputed in the backward pass: the largest buffer is [chunk_tokens, V].
+    a time; and are recomputed in the backward pass: the largest buffer is [chunk_tokens, V] on
+    each device, or its share of V where the vocabulary is split.
 
     Args:
         model: the policy.
@@ -32,7 +34,7 @@ def token_logp(
         most: static bound on the tokens wanted in a row; those past it come back as 0.
         temperature: of sampling; logits are divided by it, here as there. 0 stands for greedy
             decoding and counts as 1.
-        chunk_tokens: tokens a chunk.
+        chunk_tokens: tokens a chunk on each part of the batch (`sharding.compute_on`).
 
     Returns:
         logp_BT and entropy_BT (nats), float32; 0 where mask_BT is 0 and at the first token.
@@ -45,32 +47,38 @@ def token_logp(
     index_BM = jnp.argsort(~wanted_BT, axis=1, stable=True)[:, :most]
     kept_BM = jnp.take_along_axis(wanted_BT, index_BM, axis=1)
     target_BM = jnp.take_along_axis(ids_BT, index_BM, axis=1)
-    # The hidden state before a token predicts it.
+    # The hidden state before a token predicts it. Mapped over rows, so that a device finds those
+    # of its rows without asking the others.
     before_BM = jnp.maximum(index_BM - 1, 0)
-    hidden_BMD = jnp.take_along_axis(hidden_BTD, before_BM[..., None], axis=1)
+    hidden_BMD = jax.vmap(lambda hidden_TD, at_M: hidden_TD[at_M])(hidden_BTD, before_BM)
 
-    tokens = batch * most
-    chunks = -(-tokens // chunk_tokens)
-    size = -(-tokens // chunks)
-    padding = chunks * size - tokens
-    hidden_CND = jnp.pad(hidden_BMD.reshape(tokens, -1), ((0, padding), (0, 0)))
-    target_CN = jnp.pad(target_BM.reshape(tokens), (0, padding))
+    # Every chunk holds tokens of every row: rows are split over devices, so all have a share.
+    rows = -(-batch // batch_parts(current_mesh()))
+    chunks = -(-rows * most // chunk_tokens)
+    size = -(-most // chunks)
+    padding = chunks * size - most
+
+    def in_chunks(x_BM):
+        x_BM = jnp.pad(x_BM, ((0, 0), (0, padding)) + ((0, 0),) * (x_BM.ndim - 2))
+        return x_BM.reshape(batch, chunks, size, *x_BM.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def chunk(hidden_ND, target_N):
-        logits_NV = model.logits(hidden_ND).astype(jnp.float32) / (temperature or 1.0)
-        logp_NV = jax.nn.log_softmax(logits_NV, axis=-1)
-        entropy_N = -jnp.sum(jnp.exp(logp_NV) * logp_NV, axis=-1)
-        return jnp.take_along_axis(logp_NV, target_N[:, None], axis=-1)[:, 0], entropy_N
+    def chunk(hidden_BND, target_BN):
+        logits_BNV = constrain(model.logits(hidden_BND), "batch", None, "vocab")
+        logits_BNV = logits_BNV.astype(jnp.float32) / (temperature or 1.0)
+        logp_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
+        entropy_BN = -jnp.sum(jnp.exp(logp_BNV) * logp_BNV, axis=-1)
+        # A sum over the one, where a look-up would collect a vocabulary split over devices.
+        hit_BNV = jnp.arange(logp_BNV.shape[-1])[None, None] == target_BN[..., None]
+        return jnp.sum(jnp.where(hit_BNV, logp_BNV, 0.0), axis=-1), entropy_BN
 
-    logp_CN, entropy_CN = jax.lax.map(
-        lambda pair: chunk(*pair),
-        (hidden_CND.reshape(chunks, size, -1), target_CN.reshape(chunks, size)),
+    logp_CBN, entropy_CBN = jax.lax.map(
+        lambda pair: chunk(*pair), (in_chunks(hidden_BMD), in_chunks(target_BM))
     )
 
-    def to_BT(x_CN):
-        x_BM = jnp.where(kept_BM, x_CN.reshape(-1)[:tokens].reshape(batch, most), 0.0)
-        rows_B1 = jnp.arange(batch)[:, None]
-        return jnp.zeros((batch, length)).at[rows_B1, index_BM].set(x_BM)
+    def to_BT(x_CBN):
+        x_BM = x_CBN.swapaxes(0, 1).reshape(batch, -1)[:, :most]
+        x_BM = jnp.where(kept_BM, x_BM, 0.0)
+        return jax.vmap(lambda x_M, at_M: jnp.zeros(length).at[at_M].set(x_M))(x_BM, index_BM)
 
-    return to_BT(logp_CN), to_BT(entropy_CN)
+    return to_BT(logp_CBN), to_BT(entropy_CBN)

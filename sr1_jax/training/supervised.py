@@ -21,7 +21,7 @@ from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import PromptTemplate
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import ModelState, place_model
-from sr1_jax.sharding import named
+from sr1_jax.sharding import compute_on, named
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
@@ -166,7 +166,8 @@ class SupervisedTrainer:
     def _update_fn(self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, most: int):
         def loss_fn(params):
             model = nnx.merge(self._graph, params)
-            logp_BT, _ = token_logp(model, ids_BT, weight_BT, most=most)
+            with compute_on(self._mesh):
+                logp_BT, _ = token_logp(model, ids_BT, weight_BT, most=most)
             return -(logp_BT * weight_BT).sum() / mask_BT.sum()
 
         weight_BT = mask_BT

@@ -1,0 +1,38 @@
+"""Rematerialisation: what the backward pass finds in memory, and what it computes again.
+
+By what is kept of a layer (bfloat16, a token): "full" 2·D bytes, its input; "attention" about
+twice that; "dots" the outputs of all weight products too, 2·(3·D + 2·K·E + 2·F); "none" all that
+the gradient reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from sr1_jax.models.splash import CHECKPOINT_NAME
+
+_keep = jax.checkpoint_policies
+_attention = _keep.save_only_these_names(CHECKPOINT_NAME)
+
+# Name -> policy of `jax.checkpoint`; "none" rematerialises nothing.
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "dots": _keep.save_from_both_policies(_keep.dots_with_no_batch_dims_saveable, _attention),
+    "attention": _attention,
+    "full": _keep.nothing_saveable,
+}
+
+
+def rematerialised(layer: Callable, name: str) -> Callable:
+    """The layer, to be scanned, under a policy of `REMAT_POLICIES`.
+
+    "attention" keeps the output of the attention kernel on TPUs, so that the backward pass does
+    not run its forward pass again; elsewhere it is the same as "full".
+    """
+    policy = REMAT_POLICIES[name]
+    if policy is None:
+        return layer
+    # Inside a scan nothing can be merged with the forward pass anyway.
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

@@ -1,0 +1,96 @@
+"""Causal attention over whole sequences by JAX's Pallas kernel for TPUs, splash attention.
+
+It never holds [T, T] scores, and skips the blocks above the diagonal, forward and backward.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from sr1_jax.sharding import spec
+
+# What `jax.checkpoint` policies call the outputs and the log-sums that the backward pass needs.
+CHECKPOINT_NAME = "attention"
+
+_LANES = 128  # blocks are multiples of it
+_BLOCKS = (512, 384, 256)
+
+
+def block_of(length: int) -> int:
+    """Tokens of a block for sequences of `length` tokens, which are padded to a multiple of it.
+
+    Short sequences are one block. Longer ones take the size of least padding, and of those the
+    largest: 512 x 512 scores fill the matrix unit, and fit the 16 MiB of vector memory that
+    a kernel may use on a v5e as on a v5p.
+    """
+    if length <= _BLOCKS[0]:
+        return -(-length // _LANES) * _LANES
+    return min(_BLOCKS, key=lambda block: -(-length // block) * block)
+
+
+def splash_attention(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BTKE: Float[Array, "B T K E"],
+    v_BTKE: Float[Array, "B T K E"],
+    mesh: Mesh,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T H E"]:
+    """Causal scaled dot-product attention; each device computes its own rows and heads.
+
+    Args:
+        q_BTHE: queries, any float dtype; B divides over the mesh's batch axes, H and K over
+            `tensor`.
+        k_BTKE: keys; H must be a multiple of K.
+        v_BTKE: values.
+        mesh: of `sharding.make_mesh`.
+        interpret: runs the kernel step by step on any platform, for tests.
+
+    Returns:
+        Weighted values in the dtype of the queries; products accumulate and the softmax runs in
+        float32.
+    """
+    queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
+    return jax.shard_map(
+        functools.partial(_attend, interpret=interpret),
+        mesh=mesh,
+        in_specs=(queries, keys, keys),
+        out_specs=queries,
+        check_vma=False,  # the kernel does not say over which axes its outputs vary
+    )(q_BTHE, k_BTKE, v_BTKE)
+
+
+def _attend(q_BTHE, k_BTKE, v_BTKE, *, interpret: bool):
+    length, heads, size = q_BTHE.shape[1:]
+    block = block_of(length)
+    padded = -(-length // block) * block
+
+    def by_head(x_BTNE):
+        # What is padded stands behind every query that is kept, so no mask is needed.
+        padding = ((0, 0), (0, padded - length), (0, 0), (0, 0))
+        return jnp.pad(x_BTNE, padding).transpose(0, 2, 1, 3)
+
+    kernel = pallas.make_splash_mha_single_device(
+        MultiHeadMask([pallas.CausalMask((padded, padded)) for _ in range(heads)]),
+        block_sizes=pallas.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        residual_checkpoint_name=CHECKPOINT_NAME,
+        interpret=interpret,
+    )
+    # The kernel does not scale; in float32 the product rounds once.
+    q_BTHE = (q_BTHE.astype(jnp.float32) * size**-0.5).astype(q_BTHE.dtype)
+    out_BHTE = jax.vmap(kernel)(by_head(q_BTHE), by_head(k_BTKE), by_head(v_BTKE))
+    return out_BHTE[:, :, :length].transpose(0, 2, 1, 3)
