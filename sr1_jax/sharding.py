@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -30,6 +32,10 @@ RULES: dict[str | None, tuple[str, ...] | str | None] = {
     "kv_heads": "tensor",
     "ff": "tensor",
     "layer": None,
+    # The output head takes the tokens of all `fsdp` devices and splits the vocabulary over them,
+    # too: a chunk of hidden states is a tenth of the head's weights.
+    "head_batch": "data",
+    "head_vocab": ("tensor", "fsdp"),
     None: None,
 }
 
@@ -77,8 +83,13 @@ CACHE_AXES = ("batch", "kv_heads")  # of keys and of values; what follows is who
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
     """A mesh over all devices; one axis may be -1 and takes what is left.
 
+    Neighbours on an axis are neighbours in the network, as far as its shape allows. Of several
+    TPU slices each holds an equal part of `data`: between slices nothing but gradients has
+    to travel, once an update.
+
     Raises:
-        ValueError: the axes do not multiply to the number of devices.
+        ValueError: the axes do not multiply to the number of devices, or `data` does not divide
+            over the slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp, tensor]
@@ -92,11 +103,34 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {len(devices)} devices: "
             "the sizes must multiply to that number."
         )
-    return jax.make_mesh(
-        tuple(shape),
-        MESH_AXES,
-        devices=devices,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return Mesh(device_grid(shape, devices), MESH_AXES, axis_types=axis_types)
+
+
+def device_grid(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the order of the mesh.
+
+    Args:
+        shape: sizes of data, fsdp and tensor.
+        devices: as many as they multiply to. Where they name a slice, `slice_index`, fsdp and
+            tensor stay within one.
+
+    Raises:
+        ValueError: `data` does not divide over the slices.
+    """
+    data, fsdp, tensor = shape
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Without splitting them, axes as long as 16 would not fit the four sides of a v5p cube.
+    options = dict(allow_split_physical_axes=True)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, **options)
+    if data % slices:
+        raise ValueError(
+            f"mesh data={data} does not divide over {slices} TPU slices: fsdp and tensor stay "
+            f"within a slice, so make data a multiple of {slices}."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, **options
     )
 
 
@@ -132,6 +166,54 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, named(mesh, *axes))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _reshard(x: jax.Array, there: NamedSharding, back: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, there)
+
+
+_reshard.defvjp(
+    lambda x, there, back: (_reshard(x, there, back), None),
+    # The gradient of a plain constraint is put where the value is: whole on every device.
+    lambda there, back, _, gradient: (jax.lax.with_sharding_constraint(gradient, back),),
+)
+
+
+def reshard(x: jax.Array, there: tuple[str | None, ...], back: tuple[str | None, ...]) -> jax.Array:
+    """Splits `x` over the current mesh by the logical axes `there`, its gradient by `back`.
+
+    Without a mesh, or where the two are split alike, `x` itself.
+    """
+    mesh = current_mesh()
+    if mesh is None or named(mesh, *there).is_equivalent_to(named(mesh, *back), x.ndim):
+        return x
+    return _reshard(x, named(mesh, *there), named(mesh, *back))
+
+
+def gather_layer(params: Any, dtype: str) -> Any:
+    """Kernels of one layer in the compute dtype, whole but for `tensor`; gradients go back split.
+
+    Collecting them before they are used lets each product run at once. Left to itself the
+    compiler multiplies piece by piece, and reads and writes all of the result each time.
+
+    Args:
+        params: of one layer, without the axis of layers.
+        dtype: of the activations.
+    """
+    mesh = current_mesh()
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return params
+
+    def one(path, array):
+        text = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        stored = PARAMETER_AXES[text][1:]
+        if "embed" not in stored:
+            return array
+        whole = tuple(None if axis == "embed" else axis for axis in stored)
+        return reshard(array.astype(dtype), whole, stored)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     """Partition spec of logical axes."""
     return PartitionSpec(*(RULES[axis] for axis in axes))
@@ -139,6 +221,24 @@ def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 
 def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
     """Sharding of an array with the given logical axes."""
+    return NamedSharding(mesh, spec(axes))
+
+
+def _named(mesh: Mesh, path: str, axes, shape) -> NamedSharding:
+    """Sharding of a parameter, checked.
+
+    Raises:
+        ValueError: an axis does not divide, or two axes want the same axis of the mesh.
+    """
+    _divides(path, axes, shape, mesh)
+    taken = [name for axis in axes for name in np.atleast_1d(RULES[axis] or [])]
+    for name in set(taken):
+        if taken.count(name) > 1:
+            both = [axis for axis in axes if name in np.atleast_1d(RULES[axis] or [])]
+            raise ValueError(
+                f"{path} {tuple(shape)}: axes {' and '.join(map(str, both))} are both split over "
+                f"mesh axis {name} by RULES; an array can be split over it once."
+            )
     return NamedSharding(mesh, spec(axes))
 
 
@@ -157,9 +257,14 @@ def _divides(path: str, axes, shape, mesh: Mesh) -> None:
     for axis, size in zip(axes, shape):
         parts = int(np.prod([mesh.shape[name] for name in np.atleast_1d(RULES[axis] or [])]))
         if size % max(parts, 1):
+            advice = "change the mesh."
+            if axis == "kv_heads":
+                # Shared out, every device would keep the cache of a whole head in rollouts: the
+                # memory that `tensor` is there to divide.
+                advice = f"tensor can be at most {size}: put more of the mesh on fsdp or data."
             raise ValueError(
                 f"{path}: axis {axis} of size {size} does not divide over {parts} devices of "
-                f"mesh {dict(mesh.shape)}; change the mesh."
+                f"mesh {dict(mesh.shape)}; {advice}"
             )
 
 
@@ -182,8 +287,7 @@ def serving_shardings(tree: Any, mesh: Mesh) -> Any:
         if name not in SERVING_AXES:
             raise ValueError(f"Parameter {text} {array.shape} has no entry in SERVING_AXES.")
         axes = SERVING_AXES[name]
-        _divides(text, axes, array.shape, mesh)
-        return NamedSharding(mesh, spec(axes))
+        return _named(mesh, text, axes, array.shape)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -202,7 +306,6 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     def one(path, array):
         text = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = _axes_of(text, array)
-        _divides(text, axes, array.shape, mesh)
-        return NamedSharding(mesh, spec(axes))
+        return _named(mesh, text, axes, array.shape)
 
     return jax.tree_util.tree_map_with_path(one, tree)

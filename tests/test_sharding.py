@@ -8,8 +8,20 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from sr1_jax import sharding
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
-from sr1_jax.sharding import CACHE_AXES, make_mesh, named, spec, tree_shardings
+from sr1_jax.sharding import (
+    CACHE_AXES,
+    compute_on,
+    constrain,
+    current_mesh,
+    device_grid,
+    gather_layer,
+    make_mesh,
+    named,
+    spec,
+    tree_shardings,
+)
 
 BATCH = ("data", "fsdp")
 # What follows "trunk/layers/" in a parameter's path -> how it is split.
@@ -162,7 +174,7 @@ def test_placed_parameters_lie_where_the_table_says(mesh):
         (
             dict(kv_heads=1),
             (1, 1, 8),
-            ("trunk/layers/attention/k/", "kv_heads", "size 1", "8 devices"),
+            ("trunk/layers/attention/k/", "size 1", "8 devices", "tensor can be at most 1"),
         ),
         (dict(ff_width=6), (1, 2, 4), ("trunk/layers/ff/", "ff", "size 6", "4 devices")),
         (dict(width=20), (1, 8, 1), ("head/kernel", "embed", "size 20", "8 devices")),
@@ -199,3 +211,69 @@ def test_batches_and_caches(mesh):
     assert named(mesh, "batch").spec == P(BATCH)
     assert named(mesh).is_fully_replicated
     assert spec(CACHE_AXES) == P(BATCH, "tensor")
+
+
+def test_two_axes_on_one_mesh_axis_are_refused(mesh, monkeypatch):
+    monkeypatch.setitem(sharding.RULES, "embed", "tensor")
+    with pytest.raises(ValueError) as error:
+        tree_shardings({"head": {"kernel": np.zeros((4, 8))}}, mesh)
+    for part in ("head/kernel (4, 8)", "embed and vocab", "mesh axis tensor"):
+        assert part in str(error.value)
+
+
+class Chip:
+    """A device of a TPU slice, as far as meshes look at one."""
+
+    platform, device_kind, process_index = "cpu", "cpu", 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+def test_only_the_data_axis_crosses_slices():
+    chips = [Chip(number, slice_index=number % 2) for number in range(16)]
+    grid = device_grid((4, 2, 2), chips)
+    assert grid.shape == (4, 2, 2)
+    slices = np.vectorize(lambda chip: chip.slice_index)(grid)
+    assert [set(part.ravel()) for part in slices] == [{0}, {0}, {1}, {1}]
+    assert {chip.id for chip in grid.ravel()} == set(range(16))
+    with pytest.raises(ValueError, match="data=1 does not divide over 2 TPU slices"):
+        device_grid((1, 8, 2), chips)
+
+
+def test_compute_on_nests_and_ends(mesh):
+    other = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    assert current_mesh() is None
+    with compute_on(mesh):
+        with compute_on(other):
+            assert current_mesh() is other
+        assert current_mesh() is mesh
+    assert current_mesh() is None
+    x = jnp.ones((4, 2))
+    assert constrain(x, "batch", None) is x
+
+
+def test_a_layer_is_collected_in_the_compute_dtype_and_its_gradient_split(mesh):
+    """Whole but for `tensor` inside; where the table says, and in its own dtype, outside."""
+    layer = {
+        "attention_norm": {"scale": jnp.ones(16)},
+        "ff": {"gate": {"kernel": jnp.arange(16 * 24.0).reshape(16, 24) / 100}},
+    }
+    seen = {}
+
+    def loss(layer):
+        with compute_on(mesh):
+            collected = gather_layer(layer, "bfloat16")
+        kernel = collected["ff"]["gate"]["kernel"]
+        jax.debug.inspect_array_sharding(kernel, callback=lambda s: seen.update(inside=s.spec))
+        assert kernel.dtype == jnp.bfloat16
+        assert collected["attention_norm"]["scale"].dtype == jnp.float32
+        return jnp.sum(kernel.astype(jnp.float32) ** 2)
+
+    grads = jax.jit(jax.grad(loss))(layer)
+    kernel = layer["ff"]["gate"]["kernel"]
+    assert seen["inside"] == P(None, "tensor")
+    got = grads["ff"]["gate"]["kernel"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, 2 * kernel, rtol=0.02)
+    assert got.sharding.spec == P("fsdp", "tensor")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
 from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
-from sr1_jax.sharding import constrain
+from sr1_jax.sharding import constrain, gather_layer, reshard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,8 @@ class Trunk(nnx.Module):
         block_def, stack = nnx.split(self.layers)
 
         def layer(x_BTD, params):
-            return nnx.merge(block_def, params)(x_BTD, cos, sin, attention), None
+            block = nnx.merge(block_def, gather_layer(params, self.config.dtype))
+            return block(x_BTD, cos, sin, attention), None
 
         layer = rematerialised(layer, self.config.remat)
         x_BTD = _whole(self.embed(ids_BT))
@@ -226,6 +227,13 @@ class Decoder(nnx.Module):
         self.trunk = Trunk(config, rngs=rngs)
         if not config.tied_embeddings:
             self.head = _linear(config, rngs, config.width, config.vocab_size)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """Weights of the output head in the compute dtype, split over a mesh by vocabulary."""
+        tied = self.config.tied_embeddings
+        kernel_DV = self.trunk.embed.embedding[...].T if tied else self.head.kernel[...]
+        kernel_DV = kernel_DV.astype(self.config.dtype)
+        return reshard(kernel_DV, (None, "head_vocab"), ("embed", "vocab"))
 
     def logits(self, hidden_BTD: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Unnormalised next-token scores, in the compute dtype."""

@@ -12,13 +12,23 @@ from collections.abc import Callable
 import jax
 
 from sr1_jax.models.splash import CHECKPOINT_NAME
+from sr1_jax.sharding import current_mesh
+
+# Weights collected from all devices for a layer come back by these: kept, every device would
+# hold the whole model.
+_COLLECTED = ("sharding_constraint", "convert_element_type")
 
 _keep = jax.checkpoint_policies
 _attention = _keep.save_only_these_names(CHECKPOINT_NAME)
 
-# Name -> policy of `jax.checkpoint`; "none" rematerialises nothing.
-REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": None,
+
+def _keep_computed(primitive, *_, **__) -> bool:
+    return primitive.name not in _COLLECTED
+
+
+# Name -> policy of `jax.checkpoint`.
+REMAT_POLICIES: dict[str, Callable] = {
+    "none": _keep_computed,
     "dots": _keep.save_from_both_policies(_keep.dots_with_no_batch_dims_saveable, _attention),
     "attention": _attention,
     "full": _keep.nothing_saveable,
@@ -31,8 +41,7 @@ def rematerialised(layer: Callable, name: str) -> Callable:
     "attention" keeps the output of the attention kernel on TPUs, so that the backward pass does
     not run its forward pass again; elsewhere it is the same as "full".
     """
-    policy = REMAT_POLICIES[name]
-    if policy is None:
+    if name == "none" and current_mesh() is None:
         return layer
     # Inside a scan nothing can be merged with the forward pass anyway.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.checkpoint(layer, policy=REMAT_POLICIES[name], prevent_cse=False)

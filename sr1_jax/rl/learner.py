@@ -35,8 +35,9 @@ from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import (
     ModelState,
     Update,
-    copy_to_mesh,
+    frozen_copy,
     make_optimizer,
+    on_chip,
     place_model,
     take_rows,
 )
@@ -121,6 +122,7 @@ class Learner:
         self._mesh = mesh
         self._temperature = temperature
         self._policy_graph, policy_params = nnx.split(policy)
+        offload_optimizer = "optimizer" in config.offload
         self._policy_optimizer = make_optimizer(config.learning_rate, config.warmup_steps, config)
         self._critic_graph = critic_state = None
         if critic is not None:
@@ -128,16 +130,25 @@ class Learner:
             self._critic_optimizer = make_optimizer(
                 config.critic_learning_rate, config.critic_warmup_steps, config
             )
-            critic_state = place_model(critic_params, self._critic_optimizer, mesh)
+            critic_state = place_model(
+                critic_params, self._critic_optimizer, mesh, offload_optimizer=offload_optimizer
+            )
         self.initial_state = LearnerState(
-            policy=place_model(policy_params, self._policy_optimizer, mesh),
+            policy=place_model(
+                policy_params, self._policy_optimizer, mesh, offload_optimizer=offload_optimizer
+            ),
             critic=critic_state,
             kl_coefficient=jax.device_put(
                 jnp.float32(0 if config.kl_in == "none" else config.kl_coefficient),
                 named(mesh),
             ),
         )
-        self.reference = copy_to_mesh(policy_params, mesh)
+        self.reference = frozen_copy(
+            policy_params,
+            mesh,
+            dtype=policy.config.dtype,
+            offload="reference" in config.offload,
+        )
         self._score = jax.jit(self._score_fn, donate_argnums=0, static_argnames=("length", "most"))
         self._prepare = jax.jit(self._prepare_fn)
         self._update_policy = Update(
@@ -198,13 +209,15 @@ class Learner:
         zeros = [np.zeros(placed.ids_BT.shape, np.float32) for _ in Scores._fields]
         scores = jax.device_put(Scores(*zeros), named(self._mesh, "batch"))
         critic = None if state.critic is None else state.critic.params
+        # On the devices for as long as this takes.
+        reference = on_chip(self.reference) if self._config.kl_in != "none" else None
         for rows_R, length, most in plan:
             scores = self._score(
                 scores,
                 placed,
                 state.policy.params,
                 critic,
-                self.reference,
+                reference,
                 rows_R,
                 length=length,
                 most=most,

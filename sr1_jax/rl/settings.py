@@ -6,6 +6,8 @@ import ml_collections
 
 from sr1_jax.rl.losses import KL_KINDS
 
+OFFLOADABLE = ("reference", "optimizer")
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Settings of PPO with the published values (arXiv 2503.09516, appendix)."""
@@ -19,9 +21,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.weight_decay = 0.0
     config.adam_b2 = 0.999
     config.gradient_clip = 1.0  # global norm
+    config.optimizer_dtype = "float32"  # of Adam's first moment; or bfloat16
+    # What waits in the hosts' memory while it is not used: "reference", "optimizer", or both.
+    config.offload = ()
     config.epochs = 1
     config.minibatches = 2  # optimizer steps an epoch
-    config.micro_batch = 64  # trajectories a forward pass
+    # Trajectories a forward pass. Rows of like length share one: the fewer, the less padding.
+    config.micro_batch = 16
     config.clip = 0.2
     config.value_clip = 0.5  # None: not clipped
     config.gamma = 1.0
@@ -35,8 +41,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.mask_observations = True  # False: the ablation that trains on retrieved tokens
     config.truncated = "mask"  # or penalise
     config.truncation_penalty = 0.0
-    config.length_buckets = (4096,)
-    config.chunk_tokens = 4096  # tokens that pass the output head at a time
+    config.length_buckets = tuple(range(256, 4097, 256))
+    config.chunk_tokens = 2048  # tokens of a batch part that pass the output head at a time
     return config.lock()
 
 
@@ -51,6 +57,7 @@ def check_config(config: ml_collections.ConfigDict, trajectories: int) -> None:
         "kl_in": ("reward", "loss", "none"),
         "kl_kind": KL_KINDS,
         "old_logp": ("rollout", "trainer"),
+        "optimizer_dtype": ("float32", "bfloat16"),
         "truncated": ("mask", "penalise"),
     }
     for key, allowed in choices.items():
@@ -61,6 +68,10 @@ def check_config(config: ml_collections.ConfigDict, trajectories: int) -> None:
     for key in ("epochs", "minibatches", "micro_batch", "chunk_tokens"):
         if config[key] < 1:
             raise ValueError(f"learner.{key} must be at least 1, not {config[key]}.")
+    if unknown := set(config.offload) - set(OFFLOADABLE):
+        raise ValueError(
+            f"learner.offload may name {' and '.join(OFFLOADABLE)}, not {', '.join(unknown)}."
+        )
     minibatch, rest = divmod(trajectories, config.minibatches)
     if rest:
         raise ValueError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.sharding import batch_parts, constrain, current_mesh
+from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 
 
 def token_logp(
@@ -62,19 +64,15 @@ def token_logp(
         x_BM = jnp.pad(x_BM, ((0, 0), (0, padding)) + ((0, 0),) * (x_BM.ndim - 2))
         return x_BM.reshape(batch, chunks, size, *x_BM.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint
-    def chunk(hidden_BND, target_BN):
-        logits_BNV = constrain(model.logits(hidden_BND), "batch", None, "vocab")
-        logits_BNV = logits_BNV.astype(jnp.float32) / (temperature or 1.0)
-        logp_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
-        entropy_BN = -jnp.sum(jnp.exp(logp_BNV) * logp_BNV, axis=-1)
-        # A sum over the one, where a look-up would collect a vocabulary split over devices.
-        hit_BNV = jnp.arange(logp_BNV.shape[-1])[None, None] == target_BN[..., None]
-        return jnp.sum(jnp.where(hit_BNV, logp_BNV, 0.0), axis=-1), entropy_BN
+    kernel_DV = model.head_kernel()
 
-    logp_CBN, entropy_CBN = jax.lax.map(
-        lambda pair: chunk(*pair), (in_chunks(hidden_BMD), in_chunks(target_BM))
-    )
+    def chunk(pair):
+        hidden_BND, target_BN = pair
+        hidden_BND = reshard(hidden_BND, ("head_batch", None, None), ("batch", None, None))
+        logp_BN, entropy_BN = head_logp(hidden_BND, kernel_DV, target_BN, 1 / (temperature or 1.0))
+        return constrain(logp_BN, "batch", None), constrain(entropy_BN, "batch", None)
+
+    logp_CBN, entropy_CBN = jax.lax.map(chunk, (in_chunks(hidden_BMD), in_chunks(target_BM)))
 
     def to_BT(x_CBN):
         x_BM = x_CBN.swapaxes(0, 1).reshape(batch, -1)[:, :most]
@@ -82,3 +80,69 @@ def token_logp(
         return jax.vmap(lambda x_M, at_M: jnp.zeros(length).at[at_M].set(x_M))(x_BM, index_BM)
 
     return to_BT(logp_CBN), to_BT(entropy_CBN)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def head_logp(
+    hidden_BND: Float[Array, "B N D"],
+    kernel_DV: Float[Array, "D V"],
+    target_BN: Int[Array, "B N"],
+    scale: float,
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """Log-softmax at the targets, and the entropy of the softmax.
+
+    With logits l and p = softmax(l): logp = l[target] - log Σ exp l, H = -Σ p log p. The backward
+    pass computes the logits again; of the forward pass it keeps nothing of size V.
+
+    Args:
+        hidden_BND: hidden states, any float dtype; logits are rounded to it.
+        kernel_DV: of the output head.
+        target_BN: tokens.
+        scale: static; logits are multiplied by it.
+
+    Returns:
+        logp_BN and entropy_BN (nats), float32.
+    """
+    return _head_forward(hidden_BND, kernel_DV, target_BN, scale)[0]
+
+
+def _head_logits(hidden_BND, kernel_DV, scale):
+    logits_BNV = constrain(hidden_BND @ kernel_DV, "head_batch", None, "head_vocab")
+    return logits_BNV.astype(jnp.float32) * scale
+
+
+def _hits(target_BN, vocab: int):
+    """True at the target: summed over, where a look-up would collect a split vocabulary."""
+    return jnp.arange(vocab)[None, None] == target_BN[..., None]
+
+
+def _head_forward(hidden_BND, kernel_DV, target_BN, scale):
+    logits_BNV = _head_logits(hidden_BND, kernel_DV, scale)
+    highest_BN = logits_BNV.max(axis=-1)
+    shifted_BNV = logits_BNV - highest_BN[..., None]
+    weight_BNV = jnp.exp(shifted_BNV)
+    total_BN = weight_BNV.sum(axis=-1)
+    log_total_BN = jnp.log(total_BN)
+    hits_BNV = _hits(target_BN, kernel_DV.shape[1])
+    logp_BN = jnp.where(hits_BNV, shifted_BNV, 0.0).sum(axis=-1) - log_total_BN
+    entropy_BN = log_total_BN - (weight_BNV * shifted_BNV).sum(axis=-1) / total_BN
+    kept = (hidden_BND, kernel_DV, target_BN, highest_BN + log_total_BN, entropy_BN)
+    return (logp_BN, entropy_BN), kept
+
+
+def _head_backward(scale, kept, gradients):
+    """d logp / d l = [target] - p, and d H / d l = -p (log p + H)."""
+    hidden_BND, kernel_DV, target_BN, normaliser_BN, entropy_BN = kept
+    d_logp_BN1, d_entropy_BN1 = (gradient[..., None] for gradient in gradients)
+    logits_BNV = _head_logits(hidden_BND, kernel_DV, scale)
+    logp_BNV = logits_BNV - normaliser_BN[..., None]
+    from_p_BNV = d_logp_BN1 + d_entropy_BN1 * (logp_BNV + entropy_BN[..., None])
+    hits_BNV = _hits(target_BN, kernel_DV.shape[1])
+    d_BNV = jnp.where(hits_BNV, d_logp_BN1, 0.0) - jnp.exp(logp_BNV) * from_p_BNV
+    d_BNV = (scale * d_BNV).astype(hidden_BND.dtype)
+    d_BNV = constrain(d_BNV, "head_batch", None, "head_vocab")
+    d_kernel_DV = jnp.einsum("bnd,bnv->dv", hidden_BND, d_BNV)
+    return d_BNV @ kernel_DV.T, constrain(d_kernel_DV, None, "head_vocab"), None
+
+
+head_logp.defvjp(_head_forward, _head_backward)

@@ -29,6 +29,10 @@ def make_optimizer(
 
     The rate warms up linearly, then stays, or falls along a cosine to a tenth where
     config.decay_steps, counted from the first step, is not 0.
+
+    With config.optimizer_dtype "bfloat16" the first moment is kept in bfloat16. The second stays
+    float32: with b2 = 0.999 a step moves it by a thousandth, and bfloat16 rounds to one part
+    in 256, so it would never move.
     """
     if config.decay_steps:
         schedule = optax.warmup_cosine_decay_schedule(
@@ -40,7 +44,12 @@ def make_optimizer(
         schedule = optax.constant_schedule(learning_rate)
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),
-        optax.adamw(schedule, b2=config.adam_b2, weight_decay=config.weight_decay),
+        optax.adamw(
+            schedule,
+            b2=config.adam_b2,
+            weight_decay=config.weight_decay,
+            mu_dtype=config.optimizer_dtype,
+        ),
     )
 
 
@@ -53,12 +62,67 @@ def copy_to_mesh(params: Any, mesh: Mesh) -> Any:
     return copy(params)
 
 
-def place_model(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> ModelState:
-    """A copy of the parameters and a fresh optimizer state, initialised straight into place."""
-    params = copy_to_mesh(params, mesh)
+def frozen_copy(params: Any, mesh: Mesh, *, dtype: str, offload: bool) -> Any:
+    """Parameters that are only read: a copy with matrices in the compute dtype.
+
+    Layers cast matrices to it anyway, so no result changes; scales and biases stay as they are.
+
+    Args:
+        params: of a decoder.
+        mesh: where the copy goes.
+        dtype: of the model's activations.
+        offload: keeps the copy in the memory of the hosts; see `on_chip`.
+    """
+
+    def one(path, array):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        matrix = "kernel" in name or "embedding" in name
+        return array.astype(dtype) if matrix else jnp.copy(array)
+
+    where = tree_shardings(params, mesh)
+    copy = jax.jit(
+        lambda tree: jax.tree_util.tree_map_with_path(one, tree),
+        out_shardings=on_host(where) if offload else where,
+    )
+    return copy(params)
+
+
+def on_host(shardings: Any) -> Any:
+    """The same shardings in pinned memory of the hosts; what is not split (counters) stays."""
+
+    def one(sharding):
+        return sharding if len(sharding.spec) == 0 else sharding.with_memory_kind("pinned_host")
+
+    return jax.tree.map(one, shardings)
+
+
+def on_chip(tree: Any) -> Any:
+    """Arrays in the memory of the devices they belong to; those that are there stay."""
+    where = jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), tree)
+    return jax.device_put(tree, where)
+
+
+def place_model(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    offload_optimizer: bool = False,
+) -> ModelState:
+    """A copy of the parameters and a fresh optimizer state, initialised straight into place.
+
+    Args:
+        params: copied.
+        optimizer: of the model.
+        mesh: where the state goes.
+        offload_optimizer: keeps the moments in pinned memory of the hosts.
+    """
     shapes = jax.eval_shape(optimizer.init, params)
-    init = jax.jit(optimizer.init, out_shardings=tree_shardings(shapes, mesh))
-    return ModelState(params, init(params))
+    where = tree_shardings(shapes, mesh)
+    if offload_optimizer:
+        where = on_host(where)
+    params = copy_to_mesh(params, mesh)
+    return ModelState(params, jax.jit(optimizer.init, out_shardings=where)(params))
 
 
 def take_rows(batch: Any, rows_R: jax.Array, length: int, mesh: Mesh) -> Any:
@@ -130,7 +194,18 @@ class Update:
 
         def apply(state, grads):
             norm = optax.global_norm(grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            # Moments that are kept on the hosts come over for the update; the compiler moves
+            # each as it is needed, and none in the other case.
+            opt_state = jax.tree.map(
+                lambda x, where: (
+                    jax.device_put(x, where.with_memory_kind("device"))
+                    if where.memory_kind == "pinned_host"
+                    else x
+                ),
+                state.opt_state,
+                shardings.opt_state,
+            )
+            updates, opt_state = optimizer.update(grads, opt_state, state.params)
             return ModelState(optax.apply_updates(state.params, updates), opt_state), norm
 
         self.zeros = jax.jit(

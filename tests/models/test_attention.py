@@ -1,0 +1,102 @@
+"""Kernels of attention against the plain one, and which is chosen where."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sr1_jax.models import attention as module
+from sr1_jax.models.attention import (
+    attention,
+    blockwise_cached_attention,
+    cached_attention,
+    causal_by_matmul,
+)
+from sr1_jax.models.splash import block_of, splash_attention
+from sr1_jax.sharding import compute_on, make_mesh
+
+
+def draw(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def grouped(batch, length, heads, kv_heads, size):
+    kv = (batch, length, kv_heads, size)
+    return draw((batch, length, heads, size), kv, kv)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "kv_heads", "size", "shape"),
+    [
+        (37, 4, 2, 64, (1, 1, 1)),  # less than a block; two heads share one
+        (130, 2, 1, 128, (2, 1, 1)),  # two lanes, the second nearly empty; rows split
+        (40, 4, 2, 64, (1, 2, 2)),  # rows and heads split
+    ],
+)
+def test_splash_equals_plain_attention(length, heads, kv_heads, size, shape):
+    """Values and gradients, in the kernel's interpreter."""
+    inputs = grouped(2, length, heads, kv_heads, size)
+    (weight,) = draw(inputs[0].shape)
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+
+    def run(attend):
+        def loss(*inputs):
+            out = attend(*inputs)
+            return jnp.sum(out * weight), out
+
+        grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+        return [out, *grads]
+
+    got = run(lambda *x: splash_attention(*x, mesh, interpret=True))
+    for a, b in zip(got, run(causal_by_matmul), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_blocks_hold_the_sequence_with_little_padding():
+    assert [block_of(n) for n in (1, 128, 129, 512)] == [128, 128, 256, 512]
+    assert [block_of(n) for n in (513, 700, 1024, 4096, 4097)] == [384, 384, 512, 512, 384]
+    for length in range(513, 5000):
+        block = block_of(length)
+        assert block % 128 == 0 and -length % block < 384
+
+
+class FakeTpuMesh:
+    devices = np.array([type("Device", (), {"platform": "tpu"})()])
+
+
+def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(monkeypatch):
+    """A program for TPUs may be compiled on a host without one."""
+    calls = []
+    monkeypatch.setattr(module, "splash_attention", lambda *x: calls.append(x[3]) or "splash")
+    q, k, v = grouped(1, 5, 2, 1, 8)
+    mesh = FakeTpuMesh()
+    with compute_on(mesh):
+        assert attention(q, k, v) == "splash"
+    assert calls == [mesh]
+    with compute_on(make_mesh(1, 1, 1, devices=jax.devices()[:1])):
+        plain = attention(q, k, v)
+    np.testing.assert_array_equal(plain, attention(q, k, v))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 11, 64])
+def test_blockwise_attention_equals_cached_attention(block):
+    """Rows at different places of the cache, one of them idle; blocks that do not divide it."""
+    q, k, v = draw((3, 4, 4, 6), (3, 2, 6, 11), (3, 2, 11, 6))
+    positions = jnp.array([[0, 1, 2, 3], [7, 8, 9, 10], [-1, -1, -1, -1]])
+    got = jax.jit(lambda *x: blockwise_cached_attention(*x, block=block))(q, k, v, positions)
+    want = cached_attention(q, k, v, positions)
+    np.testing.assert_allclose(got[:2], want[:2], atol=2e-6)
+    assert np.all(np.asarray(got[2]) == 0)
+
+
+def test_blockwise_attention_stops_at_the_last_query():
+    """What stands behind it in the cache is not even read."""
+    q, k, v = draw((1, 2, 2, 4), (1, 1, 4, 12), (1, 1, 12, 4))
+    positions = jnp.array([[2, 3]])
+    behind = jnp.arange(12) >= 4
+    bad_k = jnp.where(behind[None, None, None], jnp.nan, k)
+    bad_v = jnp.where(behind[None, None, :, None], jnp.nan, v)
+    got = blockwise_cached_attention(q, bad_k, bad_v, positions, block=4)
+    np.testing.assert_allclose(got, cached_attention(q, k, v, positions), atol=2e-6)
