@@ -59,6 +59,7 @@ def reinforce(
         trajectories=config.questions * config.samples,
         temperature=config.rollout.temperature,
     )
+    del critic  # the learner has its own copy; two would not fit where one just does
     engine = Engine(
         policy,
         tokenizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 from jax.sharding import Mesh
 
+from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
 
@@ -27,7 +28,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.base.workdir = ""
     config.base.dtype = "float32"
     config.base.param_dtype = "float32"
-    config.base.remat = False
+    # What layers keep for the backward pass: none (nothing is computed twice), dots, attention or
+    # full (almost everything is); False and True stand for the first and the last.
+    config.base.remat = ml_collections.FieldReference("none", field_type=object)
 
     config.model = ml_collections.ConfigDict()  # shape of a policy from scratch
     config.model.vocab_size = 1400
@@ -98,6 +101,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"steps must not be negative, not {config.steps}.")
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")
+    if config.base.remat not in (*REMAT_POLICIES, True, False):
+        raise ValueError(
+            f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {config.base.remat!r}."
+        )
     rollout_settings.check_config(config.rollout)
     learner_settings.check_config(config.learner, config.questions * config.samples)
     if config.learner.algorithm == "grpo" and config.samples < 2:

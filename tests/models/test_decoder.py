@@ -1,5 +1,6 @@
 """The decoder against NumPy, and its cached path against its plain path."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -16,6 +17,7 @@ from sr1_jax.models.attention import (
     attention,
     rope_angles,
 )
+from sr1_jax.sharding import compute_on, make_mesh
 
 CONFIG = DecoderConfig(
     vocab_size=31,
@@ -181,8 +183,9 @@ def test_padding_on_the_right_changes_no_real_token(model):
     np.testing.assert_allclose(_logits(model, padded)[1], _logits(model, ids)[1], atol=1e-5)
 
 
-def test_remat_and_unroll_change_no_number(model):
-    config = dataclasses.replace(CONFIG, remat=True, unroll=3)
+@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+def test_remat_and_unroll_change_no_number(model, remat):
+    config = dataclasses.replace(CONFIG, remat=remat, unroll=3)
     other = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     nnx.update(other, nnx.state(model))
     ids = _ids(0, 2, 6)
@@ -197,6 +200,33 @@ def test_remat_and_unroll_change_no_number(model):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_grad, want_grad
     )
+
+
+def test_names_of_remat_and_their_old_values():
+    assert dataclasses.replace(CONFIG, remat=True).remat == "full"
+    assert dataclasses.replace(CONFIG, remat=False).remat == CONFIG.remat == "none"
+    with pytest.raises(ValueError, match="base.remat must be one of none, dots, .*, not 'some'"):
+        dataclasses.replace(CONFIG, remat="some")
+
+
+def test_remat_keeps_as_little_as_it_says(model):
+    """What the backward pass is handed shrinks from "none" over "dots" to "full", and a mesh
+    that splits weights over fsdp adds none of them collected."""
+    kept = {}
+    mesh = make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    for remat in ("none", "dots", "full", "none on a mesh"):
+        config = dataclasses.replace(CONFIG, remat=remat.split()[0])
+        graph, state = nnx.split(nnx.eval_shape(lambda c=config: Decoder(c, rngs=nnx.Rngs(0))))
+
+        def loss(state, ids, graph=graph, on=remat.endswith("mesh")):
+            with compute_on(mesh) if on else contextlib.nullcontext():
+                return nnx.merge(graph, state)(ids).sum()
+
+        backward = jax.eval_shape(lambda s, i, f=loss: jax.vjp(f, s, i)[1], state, _ids(0, 2, 6))
+        kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
+    assert kept["full"] < kept["dots"] < kept["none"]
+    weights = parameter_count(model)
+    assert kept["none on a mesh"] < kept["none"] + weights / 2
 
 
 def test_gradient_reaches_every_parameter_and_equals_a_difference_quotient(model):

@@ -128,6 +128,7 @@ BAD = [
     ("rollout.top_k", 20, "training needs .* rollout.top_k=0.*20"),
     ("rollout.max_context_tokens", 5000, "5000 exceeds the last of learner.length_buckets"),
     ("data.corpus", "c.jsonl", "data.world_people and data files exclude each other"),
+    ("base.remat", "some", "base.remat must be one of none, dots, attention, full, not 'some'"),
     # of rollouts
     ("rollout.slots", 0, "rollout.slots must be at least 1, not 0"),
     ("rollout.passages", 0, "rollout.passages must be at least 1"),
@@ -154,6 +155,8 @@ BAD = [
     ("learner.kl_kind", "k4", "learner.kl_kind must be one of k1, abs, k2, k3, not 'k4'"),
     ("learner.old_logp", "stale", "learner.old_logp must be one of rollout, trainer"),
     ("learner.truncated", "drop", "learner.truncated must be one of mask, penalise"),
+    ("learner.optimizer_dtype", "int8", "optimizer_dtype must be one of float32, bfloat16"),
+    ("learner.offload", ("critic",), "learner.offload may name reference and optimizer, not cri"),
     ("learner.epochs", 0, "learner.epochs must be at least 1, not 0"),
     ("learner.minibatches", 0, "learner.minibatches must be at least 1"),
     ("learner.micro_batch", 0, "learner.micro_batch must be at least 1"),
