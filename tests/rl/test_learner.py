@@ -361,6 +361,20 @@ def test_all_meshes_compute_the_same(learner_run, stale, shape):
     assert kernel.addressable_shards[0].data.shape == (2, 16 // fsdp, 4 // tensor, 4)
 
 
+def test_what_waits_on_the_hosts_changes_nothing(learner_run, stale):
+    here, there = learner_run(), learner_run(offload=("reference", "optimizer"))
+    (after, metrics), (after_there, metrics_there) = (
+        run.step(batch_of(stale), run.moved) for run in (here, there)
+    )
+    assert metrics_there == pytest.approx(metrics, rel=1e-6, abs=1e-7)
+    assert_trees_close(after_there, after, atol=1e-7)
+    waiting = jax.tree.leaves((there.learner.reference, adam(after_there.policy.opt_state).nu))
+    assert {x.sharding.memory_kind for x in waiting} == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(after_there.policy.params)} == {
+        "device"
+    }
+
+
 def test_data_parallel_devices_share_the_work(learner_run, batch):
     """Each of eight devices computes an eighth, not every micro-batch."""
 

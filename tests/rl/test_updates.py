@@ -10,7 +10,14 @@ import optax
 import pytest
 
 from sr1_jax.rl.settings import default_config
-from sr1_jax.rl.update import Update, add_gradients, make_optimizer, on_chip, place_model
+from sr1_jax.rl.update import (
+    Update,
+    add_gradients,
+    frozen_copy,
+    make_optimizer,
+    on_chip,
+    place_model,
+)
 from sr1_jax.sharding import make_mesh
 
 
@@ -157,3 +164,17 @@ def test_an_offloaded_optimizer_takes_the_same_steps():
         ends.append((state.params, jax.device_get(state.opt_state), norm))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)
     assert not np.allclose(ends[0][0]["head"]["kernel"], 1.0)
+
+
+def test_a_frozen_copy_has_matrices_in_the_compute_dtype():
+    """Layers cast them to it anyway; a scale multiplies in float32."""
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    params = {
+        "trunk": {"norm": {"scale": jnp.full(4, 1.001)}},
+        "head": {"kernel": jnp.ones((4, 2))},
+    }
+    copy = frozen_copy(params, mesh, dtype="bfloat16", offload=False)
+    assert copy["head"]["kernel"].dtype == jnp.bfloat16
+    assert copy["trunk"]["norm"]["scale"].dtype == jnp.float32
+    np.testing.assert_array_equal(copy["trunk"]["norm"]["scale"], params["trunk"]["norm"]["scale"])
+    assert not any(a is b for a, b in zip(jax.tree.leaves(copy), jax.tree.leaves(params)))
