@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -212,6 +213,30 @@ def gather_layer(params: Any, dtype: str) -> Any:
         return reshard(array.astype(dtype), whole, stored)
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def look_up(table_VD: jax.Array, ids_BT: jax.Array, dtype: str) -> jax.Array:
+    """Rows of an embedding split over the current mesh, as activations: [B, T, D].
+
+    A device finds its columns of the tokens of all `fsdp` devices, and trades them for all
+    columns of its own tokens: activations travel where the compiler would collect the table. The
+    gradient is summed in the dtype of the table.
+    """
+    mesh = current_mesh()
+
+    def local(table_VD, ids_BT):
+        ids_BT = jax.lax.all_gather(ids_BT, "fsdp", axis=0, tiled=True)
+        row_BT = ids_BT - jax.lax.axis_index("tensor") * len(table_VD)
+        here_BT = (row_BT >= 0) & (row_BT < len(table_VD))
+        x_BTD = jnp.where(here_BT[..., None], table_VD[jnp.where(here_BT, row_BT, 0)], 0)
+        x_BTD = x_BTD.astype(dtype)
+        x_BTD = jax.lax.all_to_all(x_BTD, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+        return jax.lax.psum(x_BTD, "tensor")  # all but one are 0
+
+    table, ids = spec(("vocab", "embed")), spec(("batch", None))
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(table, ids), out_specs=spec(("batch", None, None))
+    )(table_VD, ids_BT)
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -1,9 +1,9 @@
 """The one place where attention kernels are chosen.
 
 Whole sequences attend through `attention`, which looks at the mesh the model is traced for
-(`sharding.compute_on`):
+(`sharding.compute_on`). Each device attends for its own rows and heads, by
 
-    TPUs          the Pallas kernel splash attention (`splash`), on each device its rows and heads
+    TPUs          the Pallas kernel splash attention (`splash`)
     CPUs          plain batched matrices: XLA runs them in half the time of
                   `jax.nn.dot_product_attention` (`benchmarks/attention.py` measures both)
     else          `jax.nn.dot_product_attention`; also on a TPU where no mesh is named, since XLA
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.splash import splash_attention
-from sr1_jax.sharding import current_mesh
+from sr1_jax.sharding import current_mesh, spec
 
 
 def attention(
@@ -39,12 +39,23 @@ def attention(
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
     mesh = current_mesh()
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    if platform == "tpu" and mesh is not None:
-        return splash_attention(q_BTHE, k_BXKE, v_BXKE, mesh)
-    if platform == "cpu":
-        return causal_by_matmul(q_BTHE, k_BXKE, v_BXKE)
-    return jax.nn.dot_product_attention(q_BTHE, k_BXKE, v_BXKE, is_causal=True)
+    if mesh is None:
+        plain = jax.default_backend() == "cpu"
+        attend = causal_by_matmul if plain else _library_attention
+        return attend(q_BTHE, k_BXKE, v_BXKE)
+    attend = _BY_PLATFORM.get(mesh.devices.flat[0].platform, _library_attention)
+    queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
+    return jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(queries, keys, keys),
+        out_specs=queries,
+        check_vma=False,  # a Pallas kernel does not say over which axes its outputs vary
+    )(q_BTHE, k_BXKE, v_BXKE)
+
+
+def _library_attention(q_BTHE, k_BTKE, v_BTKE):
+    return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, is_causal=True)
 
 
 def causal_by_matmul(
@@ -180,6 +191,9 @@ def attend_over_cache(
     # Nothing was added where no row has a token.
     out = mixed_BKQE / jnp.maximum(sums_BKQ1, 1e-30)
     return out.reshape(q_BKGTE.shape).astype(q_BKGTE.dtype)
+
+
+_BY_PLATFORM = {"tpu": splash_attention, "cpu": causal_by_matmul}
 
 
 def blockwise_cached_attention(

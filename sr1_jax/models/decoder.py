@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
 from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
-from sr1_jax.sharding import constrain, gather_layer, reshard
+from sr1_jax.sharding import constrain, current_mesh, gather_layer, look_up, reshard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +214,13 @@ class Trunk(nnx.Module):
             return block(x_BTD, cos, sin, attention), None
 
         layer = rematerialised(layer, self.config.remat)
-        x_BTD = _whole(self.embed(ids_BT))
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, stack, unroll=self.config.unroll)
+        x_BTD, _ = jax.lax.scan(layer, self._embed(ids_BT), stack, unroll=self.config.unroll)
         return self.norm(x_BTD)
+
+    def _embed(self, ids_BT):
+        if current_mesh() is None:
+            return self.embed(ids_BT)
+        return look_up(self.embed.embedding[...], ids_BT, self.config.dtype)
 
 
 class Decoder(nnx.Module):
@@ -233,7 +237,9 @@ class Decoder(nnx.Module):
         tied = self.config.tied_embeddings
         kernel_DV = self.trunk.embed.embedding[...].T if tied else self.head.kernel[...]
         kernel_DV = kernel_DV.astype(self.config.dtype)
-        return reshard(kernel_DV, (None, "head_vocab"), ("embed", "vocab"))
+        kernel_DV = reshard(kernel_DV, (None, "head_vocab"), ("embed", "vocab"))
+        # So that its gradient, summed over chunks, is not traded in each of them.
+        return constrain(kernel_DV, None, "head_vocab")
 
     def logits(self, hidden_BTD: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Unnormalised next-token scores, in the compute dtype."""

@@ -5,16 +5,11 @@ It never holds [T, T] scores, and skips the blocks above the diagonal, forward a
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
-
-from sr1_jax.sharding import spec
 
 # What `jax.checkpoint` policies call the outputs and the log-sums that the backward pass needs.
 CHECKPOINT_NAME = "attention"
@@ -39,35 +34,21 @@ def splash_attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
-    mesh: Mesh,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T H E"]:
-    """Causal scaled dot-product attention; each device computes its own rows and heads.
+    """Causal scaled dot-product attention on one device; on several, to be called in a shard_map.
 
     Args:
-        q_BTHE: queries, any float dtype; B divides over the mesh's batch axes, H and K over
-            `tensor`.
+        q_BTHE: queries, any float dtype.
         k_BTKE: keys; H must be a multiple of K.
         v_BTKE: values.
-        mesh: of `sharding.make_mesh`.
         interpret: runs the kernel step by step on any platform, for tests.
 
     Returns:
         Weighted values in the dtype of the queries; products accumulate and the softmax runs in
         float32.
     """
-    queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
-    return jax.shard_map(
-        functools.partial(_attend, interpret=interpret),
-        mesh=mesh,
-        in_specs=(queries, keys, keys),
-        out_specs=queries,
-        check_vma=False,  # the kernel does not say over which axes its outputs vary
-    )(q_BTHE, k_BTKE, v_BTKE)
-
-
-def _attend(q_BTHE, k_BTKE, v_BTKE, *, interpret: bool):
     length, heads, size = q_BTHE.shape[1:]
     block = block_of(length)
     padded = -(-length // block) * block

@@ -1,5 +1,8 @@
 """Kernels of attention against the plain one, and which is chosen where."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +37,7 @@ def grouped(batch, length, heads, kv_heads, size):
         (40, 4, 2, 64, (1, 2, 2)),  # rows and heads split
     ],
 )
-def test_splash_equals_plain_attention(length, heads, kv_heads, size, shape):
+def test_splash_equals_plain_attention(monkeypatch, length, heads, kv_heads, size, shape):
     """Values and gradients, in the kernel's interpreter."""
     inputs = grouped(2, length, heads, kv_heads, size)
     (weight,) = draw(inputs[0].shape)
@@ -48,7 +51,11 @@ def test_splash_equals_plain_attention(length, heads, kv_heads, size, shape):
         grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
         return [out, *grads]
 
-    got = run(lambda *x: splash_attention(*x, mesh, interpret=True))
+    monkeypatch.setitem(
+        module._BY_PLATFORM, "cpu", functools.partial(splash_attention, interpret=True)
+    )
+    with compute_on(mesh):
+        got = run(attention)
     for a, b in zip(got, run(causal_by_matmul), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -61,23 +68,23 @@ def test_blocks_hold_the_sequence_with_little_padding():
         assert block % 128 == 0 and -length % block < 384
 
 
-class FakeTpuMesh:
-    devices = np.array([type("Device", (), {"platform": "tpu"})()])
-
-
 def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(monkeypatch):
     """A program for TPUs may be compiled on a host without one."""
-    calls = []
-    monkeypatch.setattr(module, "splash_attention", lambda *x: calls.append(x[3]) or "splash")
-    q, k, v = grouped(1, 5, 2, 1, 8)
-    mesh = FakeTpuMesh()
-    with compute_on(mesh):
-        assert attention(q, k, v) == "splash"
-    assert calls == [mesh]
-    with compute_on(make_mesh(1, 1, 1, devices=jax.devices()[:1])):
-        plain = attention(q, k, v)
-    np.testing.assert_array_equal(plain, attention(q, k, v))
-    assert len(calls) == 1
+    chosen = []
+
+    def shard_map(attend, *, mesh, in_specs, out_specs, check_vma):
+        chosen.append(attend)
+        return attend
+
+    monkeypatch.setattr(jax, "shard_map", shard_map)
+    inputs = grouped(1, 5, 2, 1, 8)
+    for platform in ("tpu", "cpu", "rocm"):
+        device = types.SimpleNamespace(platform=platform)
+        with compute_on(types.SimpleNamespace(devices=np.array([device]))):
+            jax.eval_shape(lambda *x: attention(*x), *inputs)
+    assert chosen[:2] == [splash_attention, causal_by_matmul]
+    np.testing.assert_allclose(chosen[2](*inputs), attention(*inputs), atol=1e-6)
+    assert len(chosen) == 3
 
 
 @pytest.mark.parametrize("block", [1, 4, 5, 11, 64])
