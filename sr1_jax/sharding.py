@@ -206,7 +206,7 @@ def gather_layer(params: Any, dtype: str) -> Any:
 
     def one(path, array):
         text = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-        stored = PARAMETER_AXES[text][1:]
+        stored = PARAMETER_AXES.get(text, ())[1:]
         if "embed" not in stored:
             return array
         whole = tuple(None if axis == "embed" else axis for axis in stored)
