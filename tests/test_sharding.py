@@ -17,6 +17,7 @@ from sr1_jax.sharding import (
     current_mesh,
     device_grid,
     gather_layer,
+    look_up,
     make_mesh,
     named,
     spec,
@@ -277,3 +278,22 @@ def test_a_layer_is_collected_in_the_compute_dtype_and_its_gradient_split(mesh):
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, 2 * kernel, rtol=0.02)
     assert got.sharding.spec == P("fsdp", "tensor")
+
+
+def test_looking_up_an_embedding_that_is_split(mesh):
+    """Rows, and the gradient at them, are those of the whole table, here in bfloat16."""
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(12, 6)), jnp.float32)
+    ids, weight = rng.integers(0, 12, (8, 5)), rng.normal(size=(8, 5, 6))
+
+    def on_mesh(table):
+        with compute_on(mesh):
+            x = look_up(table, jnp.asarray(ids), "bfloat16")
+        return jnp.sum(x * weight), x
+
+    gradient, rows = jax.jit(jax.grad(on_mesh, has_aux=True))(table)
+    np.testing.assert_array_equal(rows, table[ids].astype(jnp.bfloat16))
+    assert rows.sharding.spec[0] == BATCH
+    want = np.zeros((12, 6))
+    np.add.at(want, ids, np.asarray(jnp.asarray(weight, jnp.bfloat16), np.float64))
+    np.testing.assert_allclose(gradient, want, rtol=1e-5, atol=1e-5)
