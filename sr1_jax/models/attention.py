@@ -87,6 +87,9 @@ def causal_by_matmul(
     return out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
 
 
+_BY_PLATFORM = {"tpu": splash_attention, "cpu": causal_by_matmul}
+
+
 def attend_with_one_query(
     q_BKGE: Float[Array, "B K G E"],
     k_BKNEC: Float[Array, "B K N E C"],
@@ -191,71 +194,6 @@ def attend_over_cache(
     # Nothing was added where no row has a token.
     out = mixed_BKQE / jnp.maximum(sums_BKQ1, 1e-30)
     return out.reshape(q_BKGTE.shape).astype(q_BKGTE.dtype)
-
-
-_BY_PLATFORM = {"tpu": splash_attention, "cpu": causal_by_matmul}
-
-
-def blockwise_cached_attention(
-    q_BTHE: Float[Array, "B T H E"],
-    k_BKEX: Float[Array, "B K E X"],
-    v_BKXE: Float[Array, "B K X E"],
-    positions_BT: Int[Array, "B T"],
-    *,
-    block: int = 512,
-) -> Float[Array, "B T H E"]:
-    """`cached_attention` that never holds scores of all positions: [B, H, T, block] at a time.
-
-    The cache is read block by block with a running maximum and sum (online softmax: Milakov and
-    Gimelshein 2018; Dao et al. 2022, algorithm 1), and only as far as the last query sees. Not
-    differentiable, since the number of blocks is known only at run time.
-
-    Args:
-        q_BTHE, k_BKEX, v_BKXE, positions_BT: as in `cached_attention`. A row whose positions are
-            all negative is idle, and comes back as 0.
-        block: positions of a block.
-
-    Returns:
-        Weighted values in the dtype of the queries; the softmax itself runs in float32.
-    """
-    batch, length, heads, size = q_BTHE.shape
-    kv_heads, positions = k_BKEX.shape[1], k_BKEX.shape[-1]
-    block = min(block, positions)
-    q_BKGTE = (q_BTHE * size**-0.5).reshape(batch, length, kv_heads, -1, size)
-    q_BKGTE = q_BKGTE.transpose(0, 2, 3, 1, 4)
-    float32 = dict(preferred_element_type=jnp.float32)
-
-    def add_block(number, carry):
-        highest_BKGT, sum_BKGT, out_BKGTE = carry
-        # The last block of a cache that is no multiple of it starts early; what was seen before
-        # is left out.
-        start = jnp.minimum(number * block, positions - block)
-        k_BKEN = jax.lax.dynamic_slice_in_dim(k_BKEX, start, block, axis=3)
-        v_BKNE = jax.lax.dynamic_slice_in_dim(v_BKXE, start, block, axis=2)
-        at_N = start + jnp.arange(block)
-        visible_BTN = (at_N[None, None] <= positions_BT[..., None]) & (
-            at_N[None, None] >= number * block
-        )
-        scores = jnp.einsum("bkgte,bken->bkgtn", q_BKGTE, k_BKEN, **float32)
-        scores = jnp.where(visible_BTN[:, None, None], scores, -jnp.inf)
-        new_BKGT = jnp.maximum(highest_BKGT, scores.max(axis=-1))
-        weights = jnp.exp(scores - new_BKGT[..., None])
-        keep_BKGT = jnp.exp(highest_BKGT - new_BKGT)
-        mixed = jnp.einsum("bkgtn,bkne->bkgte", weights.astype(v_BKNE.dtype), v_BKNE, **float32)
-        return (
-            new_BKGT,
-            sum_BKGT * keep_BKGT + weights.sum(axis=-1),
-            out_BKGTE * keep_BKGT[..., None] + mixed,
-        )
-
-    rows = q_BKGTE.shape[:-1]
-    # A finite number: what sees nothing must not turn into NaN.
-    start = (jnp.full(rows, -1e30), jnp.zeros(rows), jnp.zeros(q_BKGTE.shape))
-    last = jnp.minimum(positions_BT.max(), positions - 1)
-    _, sum_BKGT, out_BKGTE = jax.lax.fori_loop(0, last // block + 1, add_block, start)
-    out_BKGTE = out_BKGTE / jnp.where(sum_BKGT > 0, sum_BKGT, 1.0)[..., None]
-    out = out_BKGTE.reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
-    return out.astype(q_BTHE.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,6 @@ import pytest
 from sr1_jax.models import attention as module
 from sr1_jax.models.attention import (
     attention,
-    blockwise_cached_attention,
-    cached_attention,
     causal_by_matmul,
 )
 from sr1_jax.models.splash import block_of, splash_attention
@@ -85,25 +83,3 @@ def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(monkeypatch):
     assert chosen[:2] == [splash_attention, causal_by_matmul]
     np.testing.assert_allclose(chosen[2](*inputs), attention(*inputs), atol=1e-6)
     assert len(chosen) == 3
-
-
-@pytest.mark.parametrize("block", [1, 4, 5, 11, 64])
-def test_blockwise_attention_equals_cached_attention(block):
-    """Rows at different places of the cache, one of them idle; blocks that do not divide it."""
-    q, k, v = draw((3, 4, 4, 6), (3, 2, 6, 11), (3, 2, 11, 6))
-    positions = jnp.array([[0, 1, 2, 3], [7, 8, 9, 10], [-1, -1, -1, -1]])
-    got = jax.jit(lambda *x: blockwise_cached_attention(*x, block=block))(q, k, v, positions)
-    want = cached_attention(q, k, v, positions)
-    np.testing.assert_allclose(got[:2], want[:2], atol=2e-6)
-    assert np.all(np.asarray(got[2]) == 0)
-
-
-def test_blockwise_attention_stops_at_the_last_query():
-    """What stands behind it in the cache is not even read."""
-    q, k, v = draw((1, 2, 2, 4), (1, 1, 4, 12), (1, 1, 12, 4))
-    positions = jnp.array([[2, 3]])
-    behind = jnp.arange(12) >= 4
-    bad_k = jnp.where(behind[None, None, None], jnp.nan, k)
-    bad_v = jnp.where(behind[None, None, :, None], jnp.nan, v)
-    got = blockwise_cached_attention(q, bad_k, bad_v, positions, block=4)
-    np.testing.assert_allclose(got, cached_attention(q, k, v, positions), atol=2e-6)
