@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
 from ml_collections import config_flags
+
+from sr1_jax import cluster
 
 
 def config_flag(values: flags.FlagValues) -> None:
@@ -43,15 +46,26 @@ def parse(
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry point; bad input becomes one line on stderr and exit code 2."""
+    """Runs an entry point; bad input becomes one line on stderr and exit code 2.
+
+    In a cluster any error does, and ends the other processes as well.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         main(sys.argv)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if os.environ.get("SR1_JAX_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
+        if cluster.joined():
+            cluster.fail("interrupted")
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        expected = isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError))
+        message = " ".join(str(error).split())
+        if cluster.joined():
+            if not expected or os.environ.get("SR1_JAX_TRACEBACK"):
+                traceback.print_exc()
+            cluster.fail(message if expected else repr(error))
+        if not expected or os.environ.get("SR1_JAX_TRACEBACK"):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)

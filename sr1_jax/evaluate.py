@@ -10,6 +10,7 @@ them; a table of all methods evaluated so far on these questions is printed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -21,10 +22,11 @@ from absl import flags
 from flax import nnx
 from rich.table import Table
 
-from sr1_jax import cli
+from sr1_jax import cli, cluster
+from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.questions import read_questions
 from sr1_jax.evaluation.scores import hops_of, score, standard_error
-from sr1_jax.rollout import Engine
+from sr1_jax.rollout import SplitEngine, Trajectory
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
@@ -46,7 +48,9 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("limit", 0, "First so many questions; 0: all.", **define)
     flags.DEFINE_bool("base", False, "The base policy, whatever was trained since.", **define)
     flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
+    cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir", "questions"))
+    cluster.join_by_flags(values)
     evaluate(
         values.config,
         Path(values.workdir),
@@ -72,6 +76,8 @@ def evaluate(
 ) -> dict:
     """Runs a method over a question file; returns and writes its scores.
 
+    Several processes share the questions, and the first writes.
+
     Raises:
         ValueError, FileNotFoundError: bad settings or data, found before the model is loaded.
     """
@@ -80,11 +86,17 @@ def evaluate(
     questions = questions[:limit] if limit else questions
     if corpus is None and method != "direct":
         raise ValueError(f"--corpus is missing: {method} needs passages.")
-    retriever = None if corpus is None else open_index(config, corpus, workdir / "data")
+    asked = hashlib.sha256(repr([(q.id, q.question) for q in questions]).encode()).hexdigest()
+    flags_of = {"method": method, "base": base, "greedy": greedy, "questions (hash)": asked}
+    check_same("The evaluation", {"config": config.to_dict()} | flags_of)
+    retriever, data = None, workdir / "data"
+    if corpus is not None:
+        retriever = once_a_file_system(data, lambda: open_index(config, corpus, data))
+        check_same(str(corpus), retriever.manifest["corpus_sha256"])
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh, training=False)
     policy, tokenizer, origin = trained_policy(config, workdir, mesh, base=base)
-    engine = Engine(policy, tokenizer, retriever, rollout, mesh=mesh)
+    engine = SplitEngine(policy, tokenizer, retriever, rollout, mesh=mesh)
     began = time.perf_counter()
     trajectories = engine.run(questions, seed=config.seed + 1, params=nnx.state(policy))
     result = {
@@ -98,13 +110,20 @@ def evaluate(
         **as_metrics(engine.stats),
     }
     result["em_standard_error"] = standard_error(result["em"], len(questions))
-    folder = workdir / "eval"
+    if cluster.is_first():
+        write_result(workdir / "eval", questions_path.stem, result, trajectories, tokenizer)
+    return result
+
+
+def write_result(
+    folder: Path, stem: str, result: dict, trajectories: Sequence[Trajectory], tokenizer: Tokenizer
+) -> None:
+    """Writes scores and trajectories of an evaluation, and prints all on these questions."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{questions_path.stem}.{method}.{origin.replace(' ', '_')}"
+    name = f"{stem}.{result['method']}.{result['policy'].replace(' ', '_')}"
     write_rows(folder / f"{name}.trajectories.jsonl", [as_row(t, tokenizer) for t in trajectories])
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print_table(folder, questions_path.stem)
-    return result
+    print_table(folder, stem)
 
 
 def print_table(folder: Path, stem: str) -> None:

@@ -249,6 +249,21 @@ def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(axes))
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays as arrays on the mesh; a process copies only what its own devices hold.
+
+    Args:
+        tree: of arrays that are the same in every process.
+        sharding: of each.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__),
+        tree,
+    )
+
+
 def _named(mesh: Mesh, path: str, axes, shape) -> NamedSharding:
     """Sharding of a parameter, checked.
 

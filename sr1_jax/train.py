@@ -15,13 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import rich
 from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax import cli
+from sr1_jax import cli, cluster
+from sr1_jax.agreement import check_same, lead_on_file_system
+from sr1_jax.cluster import is_first
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.sharding import make_mesh
@@ -41,12 +44,17 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     cli.config_flag(values)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir"))
+    cluster.join_by_flags(values)
     train(values.config, Path(values.workdir))
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs everything `config` asks for; returns what goes to `workdir`/result.json.
+
+    Of several processes all call it with the same config; only the first prints and, but for
+    data, base policy and checkpoints, writes.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, found before anything expensive.
@@ -54,6 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     began = time.perf_counter()
     check_config(config)
+    check_same("The config", config.to_dict())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh)
     source = Path(config.base.workdir) if config.base.workdir else workdir
@@ -80,7 +89,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     result["seconds_before_rl"] = time.perf_counter() - began
     if config.steps:
         params = reinforce(config, workdir, task, policy, tokenizer, mesh, evaluator)
-        draw_curves(workdir)
+        if is_first():
+            draw_curves(workdir)
     result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]
     if dev:
         result["after"], shown = evaluator.run(params, dev)
@@ -88,10 +98,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             retriever, questions = task.changed
             questions = questions[: config.evaluation.final_questions]
             result["after_facts_changed"], _ = evaluator_of(retriever).run(params, questions)
-        write_rows(workdir / "dev_trajectories.jsonl", [as_row(t, tokenizer) for t in shown])
+        if is_first():
+            write_rows(workdir / "dev_trajectories.jsonl", [as_row(t, tokenizer) for t in shown])
         print_trajectories(shown[:_SHOWN_TRAJECTORIES], tokenizer, rich.get_console())
     result["seconds"] = time.perf_counter() - began
-    (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    if is_first():
+        (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print_summary(result, rich.get_console())
     return result
 
@@ -105,6 +117,7 @@ def base_policy(
     warm start is run and its result written below `source`/base.
     """
     folder = source / "base"
+    check_same(str(folder), {"holds a base policy": (folder / "model.json").is_file()})
     if config.base.path or config.base.workdir or (folder / "model.json").is_file():
         policy, tokenizer = starting_policy(config, source, mesh)
         facts = folder / "warm_start.json"
@@ -117,7 +130,8 @@ def base_policy(
     params, checkpoints = warm_start.train(policy, tokenizer, mesh, evaluator, dev)
     facts = {"warm_start": checkpoints, "scripted_ceiling": warm_start.ceiling()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "warm_start.json").write_text(json.dumps(facts, indent=1) + "\n")
+    if lead_on_file_system(folder) == jax.process_index():
+        (folder / "warm_start.json").write_text(json.dumps(facts, indent=1) + "\n")
     save_base(folder, policy.config, params, tokenizer)
     return nnx.merge(nnx.graphdef(policy), params), tokenizer, facts
 

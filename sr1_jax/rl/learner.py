@@ -41,7 +41,7 @@ from sr1_jax.rl.update import (
     place_model,
     take_rows,
 )
-from sr1_jax.sharding import compute_on, named
+from sr1_jax.sharding import compute_on, named, place
 
 
 class LearnerState(NamedTuple):
@@ -138,9 +138,8 @@ class Learner:
                 policy_params, self._policy_optimizer, mesh, offload_optimizer=offload_optimizer
             ),
             critic=critic_state,
-            kl_coefficient=jax.device_put(
-                jnp.float32(0 if config.kl_in == "none" else config.kl_coefficient),
-                named(mesh),
+            kl_coefficient=place(
+                np.float32(0 if config.kl_in == "none" else config.kl_coefficient), named(mesh)
             ),
         )
         self.reference = frozen_copy(
@@ -166,7 +165,7 @@ class Learner:
 
         Args:
             state: donated; use the returned one.
-            batch: of `make_batch`, B as given to the constructor.
+            batch: of `make_batch`, B as given to the constructor; the same in every process.
             seed, step: decide the shuffle into mini-batches.
 
         Returns:
@@ -177,7 +176,7 @@ class Learner:
         """
         everything = np.arange(len(batch.reward_B))
         plan = self._plan(batch.mask_BT, everything)
-        placed = jax.device_put(batch, named(self._mesh, "batch"))
+        placed = place(batch, named(self._mesh, "batch"))
         scores = self._scores(state, placed, plan)
         prepared, metrics = self._prepare(placed, scores, state.kl_coefficient)
         rng = np.random.default_rng((seed, step))
@@ -207,7 +206,7 @@ class Learner:
     def _scores(self, state: LearnerState, placed: Batch, plan: Sequence[MicroBatch]) -> Scores:
         """What policy, reference and critic say of the batch."""
         zeros = [np.zeros(placed.ids_BT.shape, np.float32) for _ in Scores._fields]
-        scores = jax.device_put(Scores(*zeros), named(self._mesh, "batch"))
+        scores = place(Scores(*zeros), named(self._mesh, "batch"))
         critic = None if state.critic is None else state.critic.params
         # On the devices for as long as this takes.
         reference = on_chip(self.reference) if self._config.kl_in != "none" else None

@@ -35,7 +35,7 @@ from sr1_jax.rollout.round import Round
 from sr1_jax.rollout.search_pool import SearchPool
 from sr1_jax.rollout.settings import check_config
 from sr1_jax.rollout.trajectory import Trajectory
-from sr1_jax.sharding import make_mesh, named
+from sr1_jax.sharding import make_mesh, named, place
 
 
 class Engine:
@@ -99,7 +99,7 @@ class Engine:
         states = np.arange(len(self._automaton.next_state), dtype=np.int32)
         table = np.repeat(states[:, None], model.config.vocab_size, axis=1)
         table[:, : tokenizer.vocab_size] = self._automaton.next_state
-        self._next_state = jax.device_put(table, named(self._mesh))
+        self._next_state = place(table, named(self._mesh))
         self.stats: dict[str, float] = {}
 
     @property
@@ -214,7 +214,8 @@ class Engine:
     def _episodes(
         self, questions: Sequence[Question], samples: int, pool: SearchPool
     ) -> list[Episode]:
-        if not questions:
+        # One of several processes may have none, and still plays its part in the others' run.
+        if not questions and jax.process_count() == 1:
             raise ValueError("There are no questions to run.")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}.")

@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from sr1_jax.agreement import gather, lead_on_file_system, wait_for_all
 from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
+
+# What ends a run in all processes at the same step.
+AGREED = (FloatingPointError, InterruptedError)
+
+
+def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+    """Where the checkpoints of a run are."""
+    return Path(config.checkpoint.folder or workdir / "checkpoints")
 
 
 def abstract_like(tree: Any) -> Any:
@@ -27,12 +38,19 @@ def abstract_like(tree: Any) -> Any:
 class RunCheckpoints:
     """Checkpoints of a training run below one folder, written whole or not at all.
 
+    Several processes write each its shards; what is read back may be split over other processes
+    and another mesh. As a context manager it waits at the end for what is being written.
+
     Args:
-        folder: made if need be.
+        folder: made if need be; all processes have to share it.
         keep: how many of the newest to keep.
+
+    Raises:
+        ValueError: processes see different file systems in `folder`.
     """
 
     def __init__(self, folder: Path, *, keep: int):
+        check_shared(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
@@ -61,19 +79,59 @@ class RunCheckpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_like(like)))
         return self._manager.restore(step, args=args)["state"]
 
+    def __enter__(self) -> RunCheckpoints:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        # Processes finish a checkpoint together: after an error of one they never would. A loss
+        # that is not finite, or a signal, ends all of them at the same step.
+        if error is None or jax.process_count() == 1 or isinstance(error, AGREED):
+            self.close()
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
+def check_shared(folder: Path) -> None:
+    """Refuses a folder that is not one and the same for all processes.
+
+    Raises:
+        ValueError: in all processes.
+    """
+    for process, lead in enumerate(gather(lead_on_file_system(folder))):
+        if lead:
+            raise ValueError(
+                f"{folder}: process {process} does not see the files of process 0 there, but "
+                "checkpoints are written and read by all processes together. Put --workdir or "
+                "checkpoint.folder on a file system that all of them share."
+            )
+
+
 def save_base(folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer) -> None:
     """Writes a policy trained from scratch: parameters, shape and tokenizer.
 
-    The shape, `model.json`, is written last: its presence says that the rest is complete.
+    The shape, `model.json`, is written last: its presence says that the rest is complete. Of
+    several processes one on each file system writes it, whole.
     """
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if lead_on_file_system(folder) == jax.process_index():
+        _write_base(folder, config, params, tokenizer)
+    wait_for_all()
+
+
+def _write_base(
+    folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"base{jax.process_index()}",
+    )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.resolve() / "params", params, force=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")

@@ -13,12 +13,12 @@ from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.retrieval import Retriever
-from sr1_jax.rollout import Engine, Trajectory
+from sr1_jax.rollout import SplitEngine, Trajectory
 from sr1_jax.training.settings import rollout_config
 
 
 class Evaluator:
-    """Runs development questions by one method.
+    """Runs development questions by one method, each process its share of them.
 
     Args:
         model: shape of the policy; parameters come with each call.
@@ -42,7 +42,7 @@ class Evaluator:
         self._seed = config.seed
         kinds = {"greedy": True} | ({"sampled": False} if config.evaluation.sampled else {})
         self._engines = {
-            name: Engine(
+            name: SplitEngine(
                 model,
                 tokenizer,
                 retriever,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
@@ -13,23 +14,27 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from sr1_jax.agreement import gather
+from sr1_jax.cluster import is_first
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionSource, question_batches
 from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.models import Decoder, Tokenizer, value_from_policy
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rollout import Engine, Trajectory
+from sr1_jax.rollout import Engine, SplitEngine, Trajectory
 from sr1_jax.rollout.engine import as_metrics
-from sr1_jax.training.checkpoints import RunCheckpoints
+from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.evaluator import Evaluator
-from sr1_jax.training.metrics import Live, MetricsWriter
+from sr1_jax.training.metrics import Live, MetricsWriter, NoWriter
 from sr1_jax.training.settings import rollout_config
 from sr1_jax.training.task import Task
+from sr1_jax.training.termination import Termination
 from sr1_jax.training.trajectory_log import write_trajectories
 
-# Settings that may differ when a run is taken up again; all others must be the same.
-_FREE_ON_RESUME = ("steps", "checkpoint", "evaluation")
+# Settings that may differ when a run is taken up again; all others must be the same. On another
+# mesh, or on other processes, it is the same run but for rounding.
+_FREE_ON_RESUME = ("steps", "checkpoint", "evaluation", "mesh")
 
 
 def reinforce(
@@ -49,6 +54,7 @@ def reinforce(
     Raises:
         ValueError: settings that cannot work, or that differ from those of the checkpoint.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
+        InterruptedError: SIGTERM came; the state after the step that was under way is saved.
     """
     critic = None if config.learner.algorithm == "grpo" else value_from_policy(policy)
     learner = Learner(
@@ -60,28 +66,31 @@ def reinforce(
         temperature=config.rollout.temperature,
     )
     del critic  # the learner has its own copy; two would not fit where one just does
-    engine = Engine(
+    engine = SplitEngine(
         policy,
         tokenizer,
         task.retriever,
         rollout_config(config, config.method),
         mesh=mesh,
     )
-    checkpoints = RunCheckpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = RunCheckpoints(checkpoint_folder(config, workdir), keep=config.checkpoint.keep)
     state, start = learner.initial_state, checkpoints.latest_step or 0
     facts = {"config": _fixed_settings(config)}
     if start:
-        _check_same(checkpoints.facts(start)["config"], facts["config"])
+        saved = checkpoints.facts(start)["config"]
+        free = {key: saved[key] for key in _FREE_ON_RESUME if key in saved}
+        _check_same(saved, facts["config"] | free)
         state = checkpoints.restore(start, state)
         print(f"Taken up again after step {start}.", flush=True)
     source = task.train
     if config.rollout.long_prompts == "skip":
         source = _those_that_fit(source, engine)
     batches = question_batches(source, config.questions, seed=config.seed, start_step=start)
-    writer = MetricsWriter(workdir, start_step=start)
+    writer = MetricsWriter(workdir, start_step=start) if is_first() else NoWriter()
     live = Live("training", config.steps, start=start)
     dev = next(iter(task.dev.values()), [])[: config.evaluation.questions]
-    try:
+    closing = contextlib.closing
+    with checkpoints, closing(writer), closing(live), Termination() as termination:
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
             questions = next(batches)
@@ -99,6 +108,7 @@ def reinforce(
             updated = time.perf_counter()
             state, learned = learner.step(state, batch, seed=config.seed, step=step)
             now = time.perf_counter()
+            learned, memory_gib, ending = _agreed(learned, termination.noted)
             metrics = (
                 rollout_metrics(trajectories, questions, config.samples)
                 | as_metrics(engine.stats)
@@ -108,7 +118,7 @@ def reinforce(
                 "seconds/rollout": updated - began,
                 "seconds/update": now - updated,
                 "seconds/step": now - began,
-                "memory/peak_gib": peak_memory_gib(),
+                "memory/peak_gib": memory_gib,
             }
             _stop_if_not_finite(learned, step)
             every = config.evaluation.every
@@ -117,7 +127,8 @@ def reinforce(
                 metrics |= {f"dev/{key}": value for key, value in scores.items()}
                 metrics["seconds/evaluation"] = time.perf_counter() - now
             writer.write(step, metrics)
-            write_trajectories(workdir / "trajectories", step, trajectories, tokenizer)
+            if is_first():
+                write_trajectories(workdir / "trajectories", step, trajectories, tokenizer)
             live.update(
                 step,
                 reward=metrics["reward"],
@@ -125,12 +136,13 @@ def reinforce(
                 searches=metrics["searches"],
                 entropy=metrics["policy/entropy"],
             )
-            if step % config.checkpoint.every == 0 or step == config.steps:
+            last = ending or step == config.steps
+            if last or step % config.checkpoint.every == 0:
                 checkpoints.save(step, state, facts)
-    finally:
-        live.close()
-        writer.close()
-        checkpoints.close()
+            if ending:
+                raise InterruptedError(
+                    f"Told to end (SIGTERM): saved after step {step}. Start again to go on."
+                )
     return state.policy.params
 
 
@@ -164,6 +176,13 @@ def rollout_metrics(
         "reward": float(np.mean([t.reward for t in trajectories])),
         "context_tokens": float(np.mean([len(t.ids) for t in trajectories])),
     }
+
+
+def _agreed(learned: dict[str, float], noted: bool) -> tuple[dict[str, float], float, bool]:
+    """The first process's metrics, the largest memory, and whether any was told to end: equal in
+    all processes, so that all go on or none does."""
+    said = gather((learned, peak_memory_gib(), noted))
+    return said[0][0], max(memory for _, memory, _ in said), any(noted for *_, noted in said)
 
 
 def peak_memory_gib() -> float:

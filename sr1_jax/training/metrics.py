@@ -48,6 +48,16 @@ class MetricsWriter:
         self._board.close()
 
 
+class NoWriter:
+    """In the place of a `MetricsWriter` in all processes but the first."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
     """All rows of metrics.jsonl; a last line cut short by a crash is left out."""
     path = workdir / "metrics.jsonl"

@@ -11,9 +11,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
+from sr1_jax.agreement import check_same
 from sr1_jax.models import Decoder, Tokenizer, load_pretrained
 from sr1_jax.sharding import tree_shardings
-from sr1_jax.training.checkpoints import RunCheckpoints, load_base
+from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder, load_base
 
 
 def starting_policy(
@@ -53,12 +54,13 @@ def trained_policy(
         The policy, its tokenizer, and what it is: "base" or "step N".
     """
     policy, tokenizer = starting_policy(config, workdir, mesh)
-    folder = workdir / "checkpoints"
-    if base or not folder.is_dir():
-        return policy, tokenizer, "base"
-    checkpoints = RunCheckpoints(folder, keep=config.checkpoint.keep)
-    step = checkpoints.latest_step
-    checkpoints.close()
+    folder = checkpoint_folder(config, workdir)
+    step = None
+    there = not base and folder.is_dir()
+    check_same(f"Folder {folder}", {"is there": there})
+    if there:
+        with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+            step = checkpoints.latest_step
     if step is None:
         return policy, tokenizer, "base"
     graph, params = nnx.split(policy)

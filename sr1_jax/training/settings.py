@@ -80,6 +80,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = 50
     config.checkpoint.keep = 2
+    config.checkpoint.folder = ""  # "": below the workdir; several processes have to share it
 
     config.rollout = rollout_settings.default_config()
     config.learner = learner_settings.default_config()

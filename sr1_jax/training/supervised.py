@@ -21,7 +21,7 @@ from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import PromptTemplate
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import ModelState, place_model
-from sr1_jax.sharding import compute_on, named
+from sr1_jax.sharding import compute_on, named, place
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
@@ -188,6 +188,6 @@ class SupervisedTrainer:
         most = length // 2 if mask_BT.sum(axis=1).max() <= length // 2 else length
         if self._context_weight:
             most = length
-        ids_BT, mask_BT = jax.device_put((ids_BT, mask_BT), named(self._mesh, "batch"))
+        ids_BT, mask_BT = place((ids_BT, mask_BT), named(self._mesh, "batch"))
         self.state, loss = self._update(self.state, ids_BT, mask_BT, most=most)
         return loss

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
+from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.builder import QuestionSource, open_questions, prepare_questions
 from sr1_jax.data.questions import Question, read_questions
 from sr1_jax.data.world import (
@@ -37,6 +38,7 @@ class Task:
         train: training questions, random access.
         dev: development sets by name.
         retriever: over the corpus.
+        contents: what was read, by key of the config: equal contents, equal values.
         world: the fictional world, where the data is one.
         changed: retriever and questions of the same world with its facts drawn anew.
     """
@@ -44,6 +46,7 @@ class Task:
     train: QuestionSource
     dev: dict[str, list[Question]]
     retriever: BM25Retriever
+    contents: dict[str, str]
     world: World | None = None
     changed: tuple[BM25Retriever, list[Question]] | None = None
 
@@ -51,19 +54,34 @@ class Task:
 def prepare_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
     """Reads and checks all data, builds what is missing below `workdir`/data.
 
+    Of several processes one on each file system builds, and the others wait for it.
+
     Raises:
-        ValueError, FileNotFoundError: of the file, line or key that is wrong.
+        ValueError, FileNotFoundError: of the file, line or key that is wrong, or differs between
+            processes.
     """
     folder = workdir / "data"
+    task = once_a_file_system(folder, lambda: _prepare(config, folder))
+    check_same("The data", task.contents)
+    return task
+
+
+def _prepare(config: ml_collections.ConfigDict, folder: Path) -> Task:
     if config.data.world_people:
         return _world_task(config, folder)
     train, dev = Path(config.data.questions), config.data.dev
     dev_questions = {Path(dev).stem: read_questions(dev)} if dev else {}
     fingerprint = prepare_questions({"train": train}, folder / "questions")
+    retriever = open_index(config, Path(config.data.corpus), folder)
     return Task(
         train=open_questions(folder / "questions", "train", fingerprint),
         dev=dev_questions,
-        retriever=open_index(config, Path(config.data.corpus), folder),
+        retriever=retriever,
+        contents={
+            "data.questions": fingerprint,
+            "data.dev": _sha256(Path(dev)) if dev else "",
+            "data.corpus": retriever.manifest["corpus_sha256"],
+        },
     )
 
 
@@ -89,10 +107,15 @@ def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     fingerprint = prepare_questions({"train": folder / "train.jsonl"}, folder / "questions")
+    retriever = open_index(config, folder / "corpus.jsonl", folder)
     return Task(
         train=open_questions(folder / "questions", "train", fingerprint),
         dev={"heldout": dev},
-        retriever=open_index(config, folder / "corpus.jsonl", folder),
+        retriever=retriever,
+        contents={
+            "data.questions": fingerprint,
+            "data.corpus": retriever.manifest["corpus_sha256"],
+        },
         world=world,
         changed=(open_index(config, folder / "changed_corpus.jsonl", folder), changed_dev),
     )

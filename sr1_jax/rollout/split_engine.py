@@ -1,0 +1,78 @@
+"""The rollout engine over all processes: each runs its share of the questions, all get all
+trajectories."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from sr1_jax.agreement import gather
+from sr1_jax.data.questions import Question, as_question
+from sr1_jax.rollout.engine import Engine
+from sr1_jax.rollout.trajectory import Trajectory
+
+# The only seconds that add up: those of all threads in searches. Of others the longest counts.
+_SUMMED_SECONDS = "retrieval_seconds"
+# Counted by every process for all.
+_COMMON = ("decode_calls", "compilations", "cache_gib")
+
+
+class SplitEngine(Engine):
+    """An `Engine` to whose `run` every process gives the same questions.
+
+    What comes back is the same in every process, and the same as on a single one: the
+    trajectories of all questions, in their order. `stats` are totals over the processes.
+    """
+
+    def run(
+        self,
+        questions: Iterable[Any],
+        seed: int = 0,
+        samples: int = 1,
+        *,
+        step: int = 0,
+        params: nnx.State | None = None,
+    ) -> list[Trajectory]:
+        """See `Engine.run`."""
+        questions = [as_question(question) for question in questions]
+        processes = jax.process_count()
+        if processes == 1 or not questions:
+            return super().run(questions, seed, samples, step=step, params=params)
+        mine = share_of(questions, jax.process_index(), processes)
+        trajectories = super().run(mine, seed, samples, step=step, params=params)
+        parts = gather((trajectories, dict(self.stats)))
+        self.stats = total_stats([stats for _, stats in parts])
+        return in_order([t for part, _ in parts for t in part], questions, samples)
+
+
+def share_of(questions: Sequence[Question], process: int, processes: int) -> list[Question]:
+    """The questions of one process: each, with all its samples and repetitions, is one's alone."""
+    number_of = {id: number for number, id in enumerate(dict.fromkeys(q.id for q in questions))}
+    return [q for q in questions if number_of[q.id] % processes == process]
+
+
+def in_order(
+    trajectories: Iterable[Trajectory], questions: Sequence[Question], samples: int
+) -> list[Trajectory]:
+    """Trajectories in the order of their questions, as `Engine.run` returns them."""
+    places: dict[str, list[int]] = collections.defaultdict(list)
+    for place, question in enumerate(questions):
+        places[question.id].append(place)
+    # A question that comes again has further samples.
+    return sorted(
+        trajectories, key=lambda t: (places[t.question_id][t.sample // samples], t.sample)
+    )
+
+
+def total_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Stats of all processes: counts are added up, of seconds the longest count."""
+    total: dict[str, float] = collections.defaultdict(float)
+    for key in dict.fromkeys(key for one in stats for key in one):
+        values = [one.get(key, 0.0) for one in stats]
+        longest = key in _COMMON or (key.endswith("seconds") and key != _SUMMED_SECONDS)
+        total[key] = max(values) if longest else sum(values)
+    return total
