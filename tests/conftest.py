@@ -18,7 +18,12 @@ if jaxlib.version.__version__.startswith("0.10."):
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+import re
+import socket
+import subprocess
+import sys
 import threading
+import time
 
 import hypothesis
 import jax
@@ -164,6 +169,70 @@ class FakeRetriever:
 def fake_retriever():
     """The class `FakeRetriever`, to be made as a test needs it."""
     return FakeRetriever
+
+
+class Processes:
+    """Python processes that form a cluster, started together and killed with the test.
+
+    Args:
+        arguments: function of (process, coordinator's "HOST:PORT") -> command line after python.
+        count: of processes.
+        devices: virtual devices of each.
+        folder: stdout and stderr of process i go to i.out and i.err in it.
+    """
+
+    def __init__(self, arguments, *, count, devices, folder):
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+        flag = "--xla_force_host_platform_device_count"
+        xla_flags = re.sub(rf"{flag}=\d+", f"{flag}={devices}", os.environ["XLA_FLAGS"])
+        self.running = []
+        for process in range(count):
+            with (
+                open(folder / f"{process}.out", "w") as out,
+                open(folder / f"{process}.err", "w") as err,
+            ):
+                command = [sys.executable, *map(str, arguments(process, coordinator))]
+                environment = os.environ | {"XLA_FLAGS": xla_flags}
+                self.running.append(
+                    subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+                )
+
+    def codes(self, seconds=240):
+        """Exit codes, once all have ended; whoever takes longer than `seconds` fails the test."""
+        until = time.monotonic() + seconds
+        return [process.wait(max(0.1, until - time.monotonic())) for process in self.running]
+
+    def out(self, process):
+        return (self._folder / f"{process}.out").read_text()
+
+    def err(self, process):
+        return (self._folder / f"{process}.err").read_text()
+
+    def check(self):
+        """Waits for all and expects success."""
+        codes = self.codes()
+        assert codes == [0] * len(codes), "".join(self.err(i) for i in range(len(codes)))
+
+
+@pytest.fixture
+def start_processes(tmp_path):
+    """Function of (arguments, count=2, devices=1) -> `Processes`."""
+    started = []
+
+    def start(arguments, *, count=2, devices=1):
+        folder = tmp_path / f"processes-{len(started)}"
+        folder.mkdir()
+        started.append(Processes(arguments, count=count, devices=devices, folder=folder))
+        return started[-1]
+
+    yield start
+    for processes in started:
+        for process in processes.running:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")

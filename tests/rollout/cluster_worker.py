@@ -1,6 +1,6 @@
-"""One of several processes that roll out together: `python cluster_worker.py FOLDER PORT INDEX`.
+"""One of several processes that roll out together.
 
-FOLDER holds policy.pkl, tokenizer.json and settings.json; trajectories go to INDEX.json.
+Called as `python cluster_worker.py FOLDER HOST:PORT INDEX`. FOLDER holds policy.pkl, tokenizer.json and settings.json; trajectories go to INDEX.json.
 """
 
 import json
@@ -13,9 +13,10 @@ import jax
 import tokenizers
 from flax import nnx
 
+from sr1_jax import cluster
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.rollout import Engine, default_config
+from sr1_jax.rollout import SplitEngine, default_config
 from sr1_jax.sharding import make_mesh
 
 
@@ -30,10 +31,9 @@ class SlowRetriever:
         return [[Passage(f"{q}-1", "T1", f"on {q[:12]}", 1.0)] for q in queries]
 
 
-def main(folder, port, index):
+def main(folder, coordinator, index):
     settings = json.loads((folder / "settings.json").read_text())
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", settings["processes"], index)
+    cluster.join(coordinator, settings["processes"], index)
     with open(folder / "policy.pkl", "rb") as file:
         model_config, leaves = pickle.load(file)
     model = nnx.eval_shape(lambda: Decoder(model_config, rngs=nnx.Rngs(0)))
@@ -43,21 +43,20 @@ def main(folder, port, index):
     config = default_config()
     config.update(settings["rollout"])
     config.extend_buckets = tuple(config.extend_buckets)
-    engine = Engine(
+    engine = SplitEngine(
         nnx.merge(graph, params),
         Tokenizer(backend, eos_ids=[0], pad_id=1),
         SlowRetriever(0.01 * index),  # slower in one process than in the other
         config,
         mesh=make_mesh(-1, 1, settings["tensor"]),
     )
-    mine = settings["questions"][index :: settings["processes"]]
-    run = engine.run(mine, seed=1, samples=settings["samples"])
+    run = engine.run(settings["questions"], seed=1, samples=settings["samples"])
     rows = [
         {"key": [t.question_id, t.sample], "ids": t.ids.tolist(), "mask": t.mask.tolist(),
          "searches": t.searches, "status": t.status}
         for t in run
     ]  # fmt: skip
-    (folder / f"{index}.json").write_text(json.dumps(rows))
+    (folder / f"{index}.json").write_text(json.dumps([rows, engine.stats]))
 
 
 main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,11 +1,7 @@
 """Engines around the tiny policy, with settings under which every kind of turn comes up."""
 
 import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -86,35 +82,19 @@ def assert_same():
 WORKER = Path(__file__).parent / "cluster_worker.py"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def run_cluster(tmp_path, tiny_decoder, small_tokenizer):
-    """Function that rolls out in two processes; returns rows by (question id, sample)."""
+def run_cluster(tmp_path, start_processes, tiny_decoder, small_tokenizer):
+    """Function that rolls out in two processes; returns (rows, stats) of each."""
 
     def run(**settings):
         leaves = [np.asarray(x) for x in jax.tree.leaves(nnx.state(tiny_decoder))]
         (tmp_path / "policy.pkl").write_bytes(pickle.dumps((tiny_decoder.config, leaves)))
         small_tokenizer.save(str(tmp_path / "tokenizer.json"))
         (tmp_path / "settings.json").write_text(json.dumps(settings | {"processes": 2}))
-        port = str(free_port())
-        devices = f"--xla_force_host_platform_device_count={settings['devices']}"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
-        workers = [
-            subprocess.Popen([sys.executable, WORKER, tmp_path, port, str(i)], env=environment)
-            for i in range(2)
-        ]
-        try:
-            assert [worker.wait(240) for worker in workers] == [0, 0]
-        finally:
-            for worker in workers:
-                worker.kill()
-        rows = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
-        assert all(rows)
-        return {tuple(row["key"]): row for part in rows for row in part}
+        start_processes(
+            lambda process, coordinator: (WORKER, tmp_path, coordinator, process),
+            devices=settings["devices"],
+        ).check()
+        return [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
 
     return run

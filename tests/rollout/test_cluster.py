@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from sr1_jax.data.questions import as_question
 from sr1_jax.retrieval.base import Passage
+from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.rollout.lockstep import SlotLayout
+from sr1_jax.rollout.split_engine import in_order, share_of, total_stats
 from sr1_jax.sharding import make_mesh
 
 
@@ -13,18 +16,67 @@ from sr1_jax.sharding import make_mesh
 def test_two_processes_give_what_one_gives(
     run_cluster, make_config, make_engine, questions, fake_retriever, tensor
 ):
-    config = make_config(slots=8, passages=1)
+    config = make_config(slots=8, passages=1, long_prompts="skip")
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
-    # Eleven questions: one process has one more, and goes on alone at the end.
-    asked = questions[:11]
-    got = run_cluster(devices=2, tensor=tensor, rollout=plain, questions=asked, samples=2)
+    # Nine questions: one process has one more, and goes on alone at the end. One comes again, one
+    # does not fit.
+    long = {"id": "long", "question": "Who is " + "the mayor of " * 99, "golden_answers": ["P"]}
+    asked = [*questions[:4], long, *questions[4:8], questions[2]]
+    runs = run_cluster(devices=2, tensor=tensor, rollout=plain, questions=asked, samples=2)
     retriever = fake_retriever(lambda q, rank: Passage(f"{q}-1", "T1", f"on {q[:12]}", 1.0))
-    want = make_engine(retriever, slots=8, passages=1).run(asked, seed=1, samples=2)
-    assert got.keys() == {(t.question_id, t.sample) for t in want}
-    for t in want:
-        row = got[t.question_id, t.sample]
-        assert row["ids"] == t.ids.tolist() and row["mask"] == t.mask.tolist()
-        assert (row["searches"], row["status"]) == (t.searches, t.status)
+    engine = make_engine(retriever, slots=8, passages=1, long_prompts="skip")
+    want = engine.run(asked, seed=1, samples=2)
+    assert len(want) == 18
+    for rows, stats in runs:
+        assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
+        for t, row in zip(want, rows):
+            assert row["ids"] == t.ids.tolist() and row["mask"] == t.mask.tolist()
+            assert (row["searches"], row["status"]) == (t.searches, t.status)
+        for key in ("episodes", "decoded_tokens", "searches", "skipped_prompts"):
+            assert stats[key] == engine.stats[key] > 0
+        assert stats == runs[0][1]
+
+
+@pytest.mark.slow
+def test_fewer_questions_than_processes(run_cluster, make_config, make_engine, questions):
+    config = make_config(slots=4, max_searches=0)
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
+    runs = run_cluster(devices=1, tensor=1, rollout=plain, questions=questions[:1], samples=3)
+    want = make_engine(slots=4, max_searches=0).run(questions[:1], seed=1, samples=3)
+    for rows, _ in runs:
+        assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
+
+
+def test_shares_and_their_order(make_trajectory):
+    questions = [as_question(dict(id=id, question=id, golden_answers=["x"])) for id in "abcadb"]
+    shares = [share_of(questions, process, 2) for process in range(2)]
+    assert [[q.id for q in share] for share in shares] == [["a", "c", "a"], ["b", "d", "b"]]
+    assert share_of(questions[:1], 1, 2) == []
+    want = [
+        make_trajectory(question_id=id, sample=sample)
+        for id, first in zip("abcadb", (0, 0, 0, 2, 0, 2))
+        for sample in (first, first + 1)
+    ]
+    shuffled = [want[i] for i in np.random.default_rng(0).permutation(len(want))]
+    assert in_order(shuffled, questions, samples=2) == want
+    # Left out: what did not fit.
+    assert in_order(shuffled[3:], questions, samples=2) == [
+        t for t in want if any(t is kept for kept in shuffled[3:])
+    ]
+
+
+def test_stats_of_all_processes():
+    total = total_stats(
+        [
+            {"episodes": 3, "seconds": 2.0, "retrieval_seconds": 1.5, "decode_calls": 7},
+            {"episodes": 4, "seconds": 2.5, "retrieval_seconds": 0.5, "decode_calls": 7,
+             "searches": 1},
+        ]
+    )  # fmt: skip
+    assert total == {
+        "episodes": 7, "seconds": 2.5, "retrieval_seconds": 2.0, "decode_calls": 7, "searches": 1,
+    }  # fmt: skip
+    assert as_metrics(total)["rollout/trajectories_per_second"] == 7 / 2.5
 
 
 def test_layout_of_slots():

@@ -1,0 +1,27 @@
+"""The tiny run with a policy that has learned to write tags, so that episodes, their lengths and
+their rewards differ; mini-batches, micro-batches and length buckets are several."""
+
+from tiny_config import get_config as tiny_config
+
+
+def get_config():
+    config = tiny_config()
+    config.model.width = 32
+    config.model.ff_width = 64
+    config.warm_start.phases = (
+        dict(name="read", traces=400, mix=dict(direct=0.0), steps=120, learning_rate=2e-2),
+    )
+    config.warm_start.batch = 16
+    config.warm_start.length_buckets = (96, 144, 192)
+    config.steps = 3
+    config.questions = 8
+    config.rollout.format_weight = 0.5
+    config.rollout.max_segment_tokens = 24
+    config.rollout.max_context_tokens = 152
+    config.learner.learning_rate = 1e-3
+    config.learner.critic_learning_rate = 1e-3
+    config.learner.minibatches = 2
+    config.learner.micro_batch = 4
+    config.learner.length_buckets = (96, 152)
+    config.evaluation.every = 2
+    return config
