@@ -1,5 +1,6 @@
 """A tiny policy with a critic, made-up trajectories of it, and learners compiled once a file."""
 
+import dataclasses
 import functools
 
 import jax
@@ -113,6 +114,20 @@ def trajectories(full_logp, make_trajectory) -> list[Trajectory]:
         )
     assert min(t.mask.sum() for t in made) == 1 and max(t.mask.sum() for t in made) > 10
     return made
+
+
+@pytest.fixture(scope="session")
+def stale(trajectories):
+    """Trajectories of a policy that is neither the learner's nor the reference: the ratio leaves
+    the clip range, and the KL is not 0."""
+    rng = np.random.default_rng(23)
+    return [
+        dataclasses.replace(
+            t,
+            logp=(t.logp + t.mask * rng.normal(size=len(t.ids), scale=0.3)).astype(np.float32),
+        )
+        for t in trajectories
+    ]
 
 
 def learner_config(**changes):

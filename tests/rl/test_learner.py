@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from oracle import Oracle, first_adam_step
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner, Scores
 from sr1_jax.rl.settings import default_config
-from sr1_jax.sharding import make_mesh, named
+from sr1_jax.rl.update import take_rows
+from sr1_jax.sharding import make_mesh, named, place
 
 LENGTH = 24
 GRPO = dict(algorithm="grpo", kl_in="loss", kl_kind="k3", micro_batch=2)
@@ -27,20 +29,6 @@ batch_of = functools.partial(make_batch, length=LENGTH, pad_id=0)
 @pytest.fixture(scope="module")
 def batch(trajectories):
     return batch_of(trajectories)
-
-
-@pytest.fixture(scope="module")
-def stale(trajectories):
-    """Trajectories of a policy that is neither the learner's nor the reference: the ratio leaves
-    the clip range, and the KL is not 0."""
-    rng = np.random.default_rng(23)
-    return [
-        dataclasses.replace(
-            t,
-            logp=(t.logp + t.mask * rng.normal(size=len(t.ids), scale=0.3)).astype(np.float32),
-        )
-        for t in trajectories
-    ]
 
 
 def assert_trees_close(got, want, **tolerance):
@@ -343,10 +331,14 @@ def test_the_state_is_donated_and_nothing_else(learner_run, rl_policy, rl_critic
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=str)
 def test_all_meshes_compute_the_same(learner_run, stale, shape):
-    one, many = learner_run(), learner_run(shape)
+    """Loss, gradients and updated weights; rows in two micro-batches and padded to two lengths
+    on the mesh, in one of each on one device."""
+    one = learner_run(micro_batch=16)
+    many = learner_run(shape, length_buckets=(17, LENGTH))
     batch = batch_of(stale)
     after, metrics = one.step(batch, one.moved)
     after_many, metrics_many = many.step(batch, many.moved)
+    assert metrics_many.pop("padding_share") < metrics.pop("padding_share")
     assert metrics_many == pytest.approx(metrics, rel=1e-5, abs=1e-6)
     for name in ("policy", "critic"):
         got, want = getattr(after_many, name), getattr(after, name)
@@ -390,6 +382,19 @@ def test_data_parallel_devices_share_the_work(learner_run, batch):
         return lowered.compile().cost_analysis()["flops"]
 
     assert flops((8, 1, 1)) < flops((1, 1, 1)) / 6
+
+
+def test_taking_rows_moves_no_more_than_them():
+    """Rows that lie on other devices, or hosts, cost a micro-batch of traffic, not a batch."""
+    mesh = make_mesh(8, 1, 1)
+    batch, rows_R = np.random.default_rng(0).normal(size=(64, 128)), np.arange(60, 28, -2)
+    take = jax.jit(lambda x_BT, rows_R: take_rows(x_BT, rows_R, 96, mesh))
+    placed = place(batch.astype(np.float32), named(mesh, "batch"))
+    np.testing.assert_array_equal(take(placed, rows_R), batch.astype(np.float32)[rows_R, :96])
+    program = take.lower(placed, rows_R).compile().as_text()
+    moved = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", program)
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in moved]
+    assert 16 * 96 in sizes and max(sizes) <= 16 * 96
 
 
 # Errors

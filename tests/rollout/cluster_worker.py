@@ -1,6 +1,8 @@
 """One of several processes that roll out together.
 
-Called as `python cluster_worker.py FOLDER HOST:PORT INDEX`. FOLDER holds policy.pkl, tokenizer.json and settings.json; trajectories go to INDEX.json.
+Called as `python cluster_worker.py FOLDER HOST:PORT INDEX`. FOLDER
+holds policy.pkl, tokenizer.json and settings.json; trajectories go to
+INDEX.json.
 """
 
 import json

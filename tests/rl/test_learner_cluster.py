@@ -1,0 +1,70 @@
+"""The learner on two real processes computes what it computes on one."""
+
+import pickle
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from sr1_jax.rl.batch import make_batch
+
+WORKER = Path(__file__).parent / "learner_worker.py"
+
+
+@pytest.fixture
+def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, stale):
+    """Function of (mesh shape, devices a process, rows of a micro-batch) -> asserts that two
+    batches, of two optimizer steps each, train on the mesh what they train on one device."""
+
+    def run(mesh, devices, micro_batch):
+        alone = learner_run(minibatches=2, micro_batch=micro_batch, length_buckets=(11, 17, 24))
+        batches = [
+            make_batch(rows, length=24, pad_id=0, truncated="penalise")
+            for rows in (stale, stale[::-1])
+        ]
+        state, want = None, []
+        for step, batch in enumerate(batches, start=1):
+            state, metrics = alone.step(batch, state, seed=0, step=step)
+            want.append(metrics)
+        config = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in alone.config.to_dict().items()
+        }
+        job = {
+            "processes": 2,
+            "mesh": mesh,
+            "model": rl_policy.config,
+            "policy": [np.asarray(x) for x in jax.tree.leaves(nnx.state(rl_policy))],
+            "critic": [np.asarray(x) for x in jax.tree.leaves(nnx.state(rl_critic))],
+            "config": config,
+            "batches": batches,
+        }
+        (tmp_path / "job.pkl").write_bytes(pickle.dumps(job))
+        start_processes(
+            lambda process, coordinator: (WORKER, tmp_path, coordinator, process), devices=devices
+        ).check()
+        found = [pickle.loads((tmp_path / f"{i}.pkl").read_bytes()) for i in range(2)]
+        for leaves, metrics in found:
+            assert metrics == found[0][1]
+            for got, wanted in zip(metrics, want, strict=True):
+                assert got == pytest.approx(wanted, rel=1e-5, abs=2e-6)
+            for a, b in zip(leaves, jax.tree.leaves(state), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-5)
+        start = jax.tree.leaves(alone.start.policy.params)
+        moved = [np.abs(np.asarray(a) - b).max() for a, b in zip(start, found[0][0])]
+        assert max(moved) > 1e-4
+
+    return run
+
+
+def test_two_processes_with_a_device_each(run_together):
+    """Each mini-batch in two micro-batches of lengths of their own."""
+    run_together((2, 1, 1), devices=1, micro_batch=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=str)
+def test_two_processes_with_four_devices_each(run_together, mesh):
+    run_together(mesh, devices=4, micro_batch=8)

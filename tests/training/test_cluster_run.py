@@ -1,0 +1,194 @@
+"""Whole runs on two processes: the run of one, taken up again, evaluated, broken off."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_checkpoints import steady
+
+from sr1_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+CONFIG = Path(__file__).parent / "cluster_config.py"
+# Ratios whose denominator is close to zero: rounding shows in them before it does elsewhere.
+UNSTEADY_RATIOS = ("critic/explained_variance",)
+
+
+def training(workdir, *flags):
+    return ("-m", "sr1_jax.train", f"--config={CONFIG}", f"--workdir={workdir}", *flags)
+
+
+def in_cluster(command):
+    """The command line of each of two processes."""
+
+    def arguments(process, coordinator):
+        flags = (f"--coordinator={coordinator}", "--processes=2", f"--process={process}")
+        return (*command, *flags)
+
+    return arguments
+
+
+@pytest.fixture(autouse=True, scope="module")
+def importable_config():
+    """The config of the cluster run derives from another in its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = f"{CONFIG.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        patch.setenv("PYTHONPATH", path)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run on one process with four devices: its workdir."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    command = [sys.executable, *training(workdir)]
+    subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, check=True, timeout=300)
+    return workdir
+
+
+def based_on(alone):
+    """Flags of a run that starts from the same base policy: no warm start, no evaluation."""
+    return (
+        f"--config.base.workdir={alone}",
+        "--config.warm_start.phases=()",
+        "--config.evaluation.every=0",
+        "--config.evaluation.final_questions=0",
+    )
+
+
+def assert_same_run(workdir, other, *, development=True):
+    """Equal metrics but for rounding and time, and the same trajectories."""
+    rows, wanted = read_metrics(workdir), read_metrics(other)
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted] == [1, 2, 3]
+    for row, want in zip(rows, wanted):
+        if not development:
+            want = {key: value for key, value in want.items() if not key.startswith("dev/")}
+        for key in UNSTEADY_RATIOS:
+            assert row.pop(key) == pytest.approx(want.pop(key), rel=1e-2)
+        assert steady(row) == pytest.approx(steady(want), rel=1e-5, abs=1e-5)
+        assert len(steady(row)) > 25
+    # What was learned differs from step to step, and from episode to episode.
+    assert len({row["reward"] for row in rows} | {row["policy_tokens"] for row in rows}) > 3
+    for step in (1, 2, 3):
+        name = f"trajectories/step-{step:06d}.jsonl"
+        assert (workdir / name).read_text() == (other / name).read_text()
+
+
+def test_two_processes_train_what_one_does(start_processes, alone, tmp_path):
+    """From the warm start to the final evaluation."""
+    processes = start_processes(in_cluster(training(tmp_path / "run")), devices=2)
+    processes.check()
+    assert_same_run(tmp_path / "run", alone)
+    results = [json.loads((d / "result.json").read_text()) for d in (tmp_path / "run", alone)]
+    for phase in ("before", "after", "after_facts_changed", "scripted_ceiling"):
+        assert results[0][phase] == pytest.approx(results[1][phase])
+    names = [sorted(path.name for path in d.iterdir()) for d in (tmp_path / "run", alone)]
+    assert names[0] == names[1]
+    assert "training 3/3" in processes.out(0) and "training" not in processes.out(1)
+
+
+def test_disks_of_their_own(start_processes, alone, tmp_path):
+    """Each process prepares its data and keeps the base policy; only checkpoints are shared."""
+
+    def arguments(process, coordinator):
+        flag = f"--config.checkpoint.folder={tmp_path / 'checkpoints'}"
+        return in_cluster(training(tmp_path / str(process), flag))(process, coordinator)
+
+    start_processes(arguments, devices=2).check()
+    assert_same_run(tmp_path / "0", alone)
+    assert {path.name for path in (tmp_path / "1").iterdir()} == {"base", "data"}
+    for folder in ("base", "data"):
+        names = [sorted(p.name for p in (tmp_path / d / folder).iterdir()) for d in "01"]
+        assert len(names[0]) > 3
+        # The names of indices tell of where their corpus stands.
+        assert len(names[0]) == len(names[1])
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+
+def wait_for_steps(workdir, steps, processes, seconds=120):
+    until = time.monotonic() + seconds
+    while len(read_metrics(workdir)) < steps:
+        assert time.monotonic() < until and processes.running[0].poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_killed_and_taken_up_again(start_processes, alone, tmp_path, dead):
+    """One is killed: the other ends as well. Started again, on two processes or on one, it is
+    the run it would have been."""
+    workdir = tmp_path / "run"
+    command = training(workdir, *based_on(alone), "--config.checkpoint.every=1")
+    first = start_processes(in_cluster(command), devices=2)
+    wait_for_steps(workdir, 2, first)
+    first.running[dead].kill()
+    codes = first.codes(60)
+    assert codes[dead] == -signal.SIGKILL and codes[1 - dead] not in (0, -signal.SIGKILL)
+    assert first.err(1 - dead)
+    count = 2 - dead
+    if count == 2:
+        start_processes(in_cluster(command), devices=2).check()
+    else:
+        start_processes(lambda *_: command, count=1, devices=2).check()
+    assert_same_run(workdir, alone, development=False)
+
+
+def test_told_to_end(start_processes, alone, tmp_path):
+    """SIGTERM in one: both save the step that is under way, and end."""
+    workdir = tmp_path / "run"
+    command = training(
+        workdir, *based_on(alone), "--config.checkpoint.every=50", "--config.steps=40"
+    )
+    processes = start_processes(in_cluster(command), devices=2)
+    wait_for_steps(workdir, 1, processes)
+    processes.running[1].send_signal(signal.SIGTERM)
+    assert processes.codes(60) == [2, 2]
+    last = len(read_metrics(workdir))
+    assert f"Told to end (SIGTERM): saved after step {last}." in processes.err(0)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(last)]
+
+
+def test_evaluation_on_two_processes(start_processes, alone, tmp_path):
+    """Equal to that at the end of training, on the checkpoint of one process."""
+    command = (
+        "-m", "sr1_jax.evaluate", f"--config={CONFIG}", f"--workdir={alone}",
+        f"--questions={alone / 'data' / 'heldout.jsonl'}", "--limit=8",
+        f"--corpus={alone / 'data' / 'corpus.jsonl'}",
+    )  # fmt: skip
+    start_processes(in_cluster(command), devices=2).check()
+    result = json.loads((alone / "eval" / "heldout.search.step_3.json").read_text())
+    after = json.loads((alone / "result.json").read_text())["after"]
+    for key in ("em", "f1", "searches", "response_tokens", "truncated"):
+        assert result[key] == pytest.approx(after[f"greedy/{key}"])
+    text = (alone / "eval" / "heldout.search.step_3.trajectories.jsonl").read_text()
+    assert text == (alone / "dev_trajectories.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags_of", "message"),
+    [
+        (
+            lambda process, folder: [f"--config.samples={2 + 2 * process}"],
+            "The config of process 1: samples is 4, but 2 in process 0.",
+        ),
+        (
+            lambda process, folder: [f"--workdir={folder}/{process}"],
+            "process 1 does not see the files of process 0 there",
+        ),
+    ],
+    ids=["config", "folder"],
+)
+def test_processes_that_do_not_fit_together(start_processes, alone, tmp_path, flags_of, message):
+    command = training(tmp_path, *based_on(alone))
+
+    def arguments(process, coordinator):
+        return (*in_cluster(command)(process, coordinator), *flags_of(process, tmp_path))
+
+    processes = start_processes(arguments, devices=2)
+    assert processes.codes(120) == [2, 2]
+    assert message in processes.err(0) and message in processes.err(1)
