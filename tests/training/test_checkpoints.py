@@ -1,6 +1,8 @@
 """What is saved comes back; a run taken up again is the run it would have been."""
 
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ from flax import nnx
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.sharding import make_mesh, named, tree_shardings
 from sr1_jax.train import train
+from sr1_jax.training import loop
 from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
 from sr1_jax.training.metrics import read_metrics
 from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.trajectory_log import write_trajectories
 
 # Timings and the like, which no two runs share.
 UNSTEADY = ("seconds", "memory/", "compilations", "_per_second")
@@ -155,14 +159,24 @@ def test_the_finished_run_has_trained(finished, tiny_config, mesh, equal_trees):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_taken_up_again_it_is_the_same_run(finished, derived, tmp_path, capsys, equal_trees):
-    derived.steps = 2
-    train(derived, tmp_path / "run")
+def test_taken_up_again_it_is_the_same_run(
+    finished, derived, tmp_path, capsys, equal_trees, monkeypatch
+):
+    """Told to end in the second step, which is finished and saved."""
+
+    def told_to_end(folder, step, *rest):
+        write_trajectories(folder, step, *rest)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_trajectories", told_to_end)
+        derived.checkpoint.every = 4
+        with pytest.raises(InterruptedError, match=r"saved after step 2\. Start again"):
+            train(derived, tmp_path / "run")
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
     # As if it had been cut off in step 4, after the last checkpoint.
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "reward": 77.0}\n{"step": 4, "rew')
-    derived.steps = 4
     capsys.readouterr()
     train(derived, tmp_path / "run")
     assert "Taken up again after step 2." in capsys.readouterr().out
