@@ -18,8 +18,8 @@ def get_config():
     config.rollout.format_weight = 0.5
     config.rollout.max_segment_tokens = 24
     config.rollout.max_context_tokens = 152
-    config.learner.learning_rate = 1e-4
-    config.learner.critic_learning_rate = 1e-4
+    config.learner.learning_rate = 1e-3
+    config.learner.critic_learning_rate = 1e-3
     config.learner.minibatches = 2
     config.learner.micro_batch = 4
     config.learner.length_buckets = (96, 152)

@@ -65,19 +65,28 @@ def based_on(alone, *, evaluation=False):
     return flags
 
 
+def of_training(row):
+    """Metrics of what was sampled and learned, not of how slots were filled meanwhile."""
+    kept = ("rollout/episodes", "rollout/decoded_tokens", "rollout/searches")
+    return {
+        key: value
+        for key, value in steady(row).items()
+        if (key in kept or not key.startswith("rollout/")) and key not in UNSTEADY_RATIOS
+    }
+
+
 def assert_same_run(workdir, other, *, development=True):
     """Equal metrics but for rounding and time, and the same trajectories."""
     rows, wanted = read_metrics(workdir), read_metrics(other)
     assert [row["step"] for row in rows] == [row["step"] for row in wanted] == [1, 2, 3]
-    for row, want in zip(rows, wanted):
+    for row, want in zip(map(of_training, rows), map(of_training, wanted)):
         if not development:
             want = {key: value for key, value in want.items() if not key.startswith("dev/")}
-        for key in UNSTEADY_RATIOS:
-            assert row.pop(key) == pytest.approx(want.pop(key), rel=1e-2)
-        assert steady(row) == pytest.approx(steady(want), rel=1e-5, abs=1e-5)
-        assert len(steady(row)) > 25
-    # What was learned differs from step to step, and from episode to episode.
-    assert len({row["reward"] for row in rows} | {row["policy_tokens"] for row in rows}) > 3
+        assert row == pytest.approx(want, rel=1e-5, abs=1e-5)
+        assert len(row) > 25
+    # Episodes differ, and so do steps: the test would see one that was lost or mixed up.
+    assert len({row["policy_tokens"] for row in rows}) == 3
+    assert all(0 < row["reward"] < 0.5 and row["searches"] > 0 for row in rows)
     for step in (1, 2, 3):
         name = f"trajectories/step-{step:06d}.jsonl"
         assert (workdir / name).read_text() == (other / name).read_text()
@@ -114,9 +123,7 @@ def test_disks_of_their_own(start_processes, finished, tmp_path):
     rows, wanted = read_metrics(tmp_path / "0"), read_metrics(finished.workdir)
     assert len(rows) == len(wanted) == 4
     for row, want in zip(rows, wanted):
-        for key in UNSTEADY_RATIOS:
-            del row[key], want[key]
-        assert steady(row) == pytest.approx(steady(want), rel=1e-3, abs=1e-4)
+        assert of_training(row) == pytest.approx(of_training(want), rel=1e-3, abs=1e-4)
     mesh = make_mesh()
     want = nnx.state(load_base(finished.workdir / "base", mesh)[0])
     for process in "01":
