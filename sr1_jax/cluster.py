@@ -9,6 +9,7 @@ that dies without a word is missed by the service's heartbeats, or by the networ
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -121,20 +122,10 @@ def joined() -> bool:
 def fail(message: str) -> NoReturn:
     """Ends the process with code 2 after a failure, and with it all others of the cluster."""
     state = _state()
-    client, me = state.client, state.process_id
-    print(f"error: process {me}: {message}", file=sys.stderr, flush=True)
-    try:
-        client.key_value_set(_FAILURE, f"{me} {message}")
-        until = time.monotonic() + _HEARD_SECONDS
-        # Process 0 must not leave before it is heard: the service goes with it.
-        while time.monotonic() < until:
-            if len(client.key_value_dir_get(_HEARD)) >= state.num_processes - 1:
-                break
-            time.sleep(_WATCH_SECONDS / 10)
-    except jax.errors.JaxRuntimeError:
-        pass  # another was first, or the service is gone: then all end in any case
-    # Not sys.exit: on its way out JAX would wait for the others, and they for this one.
-    _end("")
+    print(f"error: process {state.process_id}: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
+        state.client.key_value_set(_FAILURE, f"{state.process_id} {message}")
+    _leave_together()
 
 
 def _watch(stop: threading.Event) -> None:
@@ -148,10 +139,28 @@ def _watch(stop: threading.Event) -> None:
             _end(f"error: process 0 does not answer any more: {str(error).splitlines()[0]}")
         if int(failed) == state.process_id:
             return
-        try:
-            state.client.key_value_set(f"{_HEARD}/{state.process_id}", "")
-        finally:
-            _end(f"error: process {failed} failed: {message}")
+        print(f"error: process {failed} failed: {message}", file=sys.stderr, flush=True)
+        _leave_together()
+
+
+def _leave_together() -> NoReturn:
+    """Ends the process when all others have heard of the failure, or some time has passed.
+
+    Else those left would see a broken connection instead of the reason.
+    """
+    state = _state()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        state.client.key_value_set(f"{_HEARD}/{state.process_id}", "", allow_overwrite=True)
+        until = time.monotonic() + _HEARD_SECONDS
+        while time.monotonic() < until:
+            if len(state.client.key_value_dir_get(_HEARD)) == state.num_processes:
+                break
+            time.sleep(_WATCH_SECONDS / 10)
+        if state.process_id == 0:
+            # The service goes with it, so it is the last.
+            time.sleep(_WATCH_SECONDS / 2)
+    # Not sys.exit: on its way out JAX would wait for the others, and they for this one.
+    _end("")
 
 
 def _end(message: str) -> NoReturn:
