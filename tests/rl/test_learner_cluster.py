@@ -47,8 +47,8 @@ def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, s
             lambda process, coordinator: (WORKER, tmp_path, coordinator, process), devices=devices
         ).check()
         found = [pickle.loads((tmp_path / f"{i}.pkl").read_bytes()) for i in range(2)]
+        assert found[0][1] == found[1][1]  # bit by bit
         for leaves, metrics in found:
-            assert metrics == found[0][1]  # bit by bit
             for got, wanted in zip(metrics, want, strict=True):
                 del got["padding_share"]
                 wanted.pop("padding_share", None)
@@ -57,7 +57,7 @@ def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, s
                 np.testing.assert_allclose(a, b, atol=1e-5)
         start = jax.tree.leaves(alone.start.policy.params)
         moved = [np.abs(np.asarray(a) - b).max() for a, b in zip(start, found[0][0])]
-        assert max(moved) > 1e-4
+        assert max(moved) > 5e-5
 
     return run
 
