@@ -206,7 +206,4 @@ def _check_count() -> None:
         return
     expected = state.client.blocking_key_value_get(_EXPECTED, 60_000)
     if int(expected) != state.num_processes:
-        _end(
-            f"error: process {state.process_id} was started with --processes="
-            f"{state.num_processes}, process 0 with --processes={expected}."
-        )
+        fail(f"started with --processes={state.num_processes}, process 0 with {expected}.")

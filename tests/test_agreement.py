@@ -95,10 +95,10 @@ def test_different_counts(start_processes, tmp_path):
     processes = start_processes(
         lambda process, coordinator: (WORKER, "tell", tmp_path, coordinator, 2 + process, process)
     )
-    assert 0 not in processes.codes(60)
-    assert "process 1 was started with --processes=3, process 0 with --processes=2" in (
-        processes.err(1)
-    )
+    assert processes.codes(60) == [2, 2]
+    message = "started with --processes=3, process 0 with 2."
+    assert f"error: process 1: {message}" in processes.err(1)
+    assert f"error: process 1 failed: {message}" in processes.err(0)
 
 
 @pytest.mark.parametrize(
