@@ -121,11 +121,15 @@ def joined() -> bool:
 
 def fail(message: str) -> NoReturn:
     """Ends the process with code 2 after a failure, and with it all others of the cluster."""
+    _fail(message, _state().num_processes)
+
+
+def _fail(message: str, processes: int) -> NoReturn:
     state = _state()
     print(f"error: process {state.process_id}: {message}", file=sys.stderr, flush=True)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
         state.client.key_value_set(_FAILURE, f"{state.process_id} {message}")
-    _leave_together()
+    _leave_together(processes)
 
 
 def _watch(stop: threading.Event) -> None:
@@ -140,11 +144,11 @@ def _watch(stop: threading.Event) -> None:
         if int(failed) == state.process_id:
             return
         print(f"error: process {failed} failed: {message}", file=sys.stderr, flush=True)
-        _leave_together()
+        _leave_together(state.num_processes)
 
 
-def _leave_together() -> NoReturn:
-    """Ends the process when all others have heard of the failure, or some time has passed.
+def _leave_together(processes: int) -> NoReturn:
+    """Ends the process when all `processes` have heard of the failure, or some time has passed.
 
     Else those left would see a broken connection instead of the reason.
     """
@@ -153,7 +157,7 @@ def _leave_together() -> NoReturn:
         state.client.key_value_set(f"{_HEARD}/{state.process_id}", "", allow_overwrite=True)
         until = time.monotonic() + _HEARD_SECONDS
         while time.monotonic() < until:
-            if len(state.client.key_value_dir_get(_HEARD)) == state.num_processes:
+            if len(state.client.key_value_dir_get(_HEARD)) == processes:
                 break
             time.sleep(_WATCH_SECONDS / 10)
         if state.process_id == 0:
@@ -206,4 +210,5 @@ def _check_count() -> None:
         return
     expected = state.client.blocking_key_value_get(_EXPECTED, 60_000)
     if int(expected) != state.num_processes:
-        fail(f"started with --processes={state.num_processes}, process 0 with {expected}.")
+        message = f"started with --processes={state.num_processes}, process 0 with {expected}."
+        _fail(message, int(expected))
