@@ -60,10 +60,10 @@ def join(
         processes: how many there are; with a coordinator only.
         process: which this is, 0 to processes - 1; with a coordinator only.
         wait_seconds: how long to wait for the others. When it is over, the process ends with a
-            message and code 2.
+            message and code 2, as all do when they disagree on `processes`.
 
     Raises:
-        ValueError: settings that are incomplete, or differ between the processes.
+        ValueError: settings that are incomplete or out of range.
         RuntimeError: there is no cluster to be found, or JAX has been used already.
     """
     _check(coordinator, processes, process, wait_seconds)
