@@ -73,6 +73,8 @@ def start(*arguments, config=CONFIG):
         (start(config="{tmp}/none.py"), "{tmp}/none.py"),
         (start("steps=3"), "unexpected argument 'steps=3'; flags are --name=value."),
         (start("--config.method=google"), "method must be one of search, direct, rag, not"),
+        (start("--processes=2"), "--processes and --process need --coordinator=HOST:PORT"),
+        (start("--coordinator=me"), "--coordinator must be HOST:PORT, not 'me'."),
         (
             start("--config.learner.algorithm=grpo", "--config.samples=1", "--config.questions=8"),
             "GRPO compares the samples of a question: samples must be at least 2, not 1.",
