@@ -200,7 +200,7 @@ class Processes:
                     subprocess.Popen(command, env=environment, stdout=out, stderr=err)
                 )
 
-    def codes(self, seconds=240):
+    def codes(self, seconds=400):
         """Exit codes, once all have ended; whoever takes longer than `seconds` fails the test."""
         until = time.monotonic() + seconds
         return [process.wait(max(0.1, until - time.monotonic())) for process in self.running]

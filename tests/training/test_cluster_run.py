@@ -137,7 +137,7 @@ def test_disks_of_their_own(start_processes, finished, tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4"}
 
 
-def wait_for_steps(workdir, steps, processes, seconds=120):
+def wait_for_steps(workdir, steps, processes, seconds=400):
     until = time.monotonic() + seconds
     while len(read_metrics(workdir)) < steps:
         assert time.monotonic() < until and processes.running[0].poll() is None
