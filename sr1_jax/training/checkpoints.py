@@ -14,7 +14,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from sr1_jax.agreement import gather, lead_on_file_system, wait_for_all
+from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
 from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
@@ -23,6 +23,7 @@ from sr1_jax.sharding import tree_shardings
 
 # What ends a run in all processes at the same step.
 AGREED = (FloatingPointError, InterruptedError)
+_SHAPE_FILE = "model.json"
 
 
 def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path:
@@ -112,13 +113,22 @@ def check_shared(folder: Path) -> None:
 def save_base(folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer) -> None:
     """Writes a policy trained from scratch: parameters, shape and tokenizer.
 
-    The shape, `model.json`, is written last: its presence says that the rest is complete. Of
-    several processes one on each file system writes it, whole.
+    The shape, `model.json`, is written last: its presence says that the rest is complete. Process
+    0 writes it whole; on file systems of their own others write copies of its files.
     """
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    if lead_on_file_system(folder) == jax.process_index():
+    lead = lead_on_file_system(folder)
+    files: list[tuple[str, bytes]] = []
+    if jax.process_index() == 0:
         _write_base(folder, config, params, tokenizer)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        files = [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
+    files = from_first(files) if jax.process_count() > 1 else []
+    if lead == jax.process_index() != 0:
+        for name, content in sorted(files, key=lambda file: file[0] == _SHAPE_FILE):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
     wait_for_all()
 
 
@@ -126,15 +136,11 @@ def _write_base(
     folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"base{jax.process_index()}",
-    )
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.resolve() / "params", params, force=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    (folder / _SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
 def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
