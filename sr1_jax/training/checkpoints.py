@@ -136,7 +136,9 @@ def _write_base(
     folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="base"
+    )
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.resolve() / "params", params, force=True)
     tokenizer.save(str(folder / "tokenizer.json"))
