@@ -27,7 +27,7 @@ from sr1_jax.evaluation.scores import hops_of, score, standard_error
 from sr1_jax.rollout import Engine
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.settings import METHODS, check_mesh, rollout_config
 from sr1_jax.training.task import open_index
 from sr1_jax.training.trajectory_log import as_row, write_rows
@@ -80,9 +80,10 @@ def evaluate(
     questions = questions[:limit] if limit else questions
     if corpus is None and method != "direct":
         raise ValueError(f"--corpus is missing: {method} needs passages.")
-    retriever = None if corpus is None else open_index(config, corpus, workdir / "data")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh, training=False)
+    check_base(config, mesh)
+    retriever = None if corpus is None else open_index(config, corpus, workdir / "data")
     policy, tokenizer, origin = trained_policy(config, workdir, mesh, base=base)
     engine = Engine(policy, tokenizer, retriever, rollout, mesh=mesh)
     began = time.perf_counter()

@@ -82,6 +82,7 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
 
     return Checkpoint(
         path=str(path),
+        config_file=str(path),
         form="gguf",
         family=family,
         config=config,

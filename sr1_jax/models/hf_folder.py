@@ -36,6 +36,7 @@ def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
     tensors = _SafetensorsFiles(folder)
     return Checkpoint(
         path=str(folder),
+        config_file=str(config_file),
         form="hf",
         family=family,
         config=config,

@@ -14,7 +14,7 @@ from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.gguf_file import read_gguf
 from sr1_jax.models.hf_folder import read_hf_folder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import build
+from sr1_jax.models.weights import Checkpoint, build, check_tensors
 
 
 def load_pretrained(
@@ -44,6 +44,19 @@ def load_pretrained(
             architecture or one of its settings is not supported, tensors
             and config do not fit each other, or the tokenizer has more ids than the embedding.
     """
+    checkpoint = read_checkpoint(path, dtype=dtype, param_dtype=param_dtype)
+    return build(checkpoint, mesh), checkpoint.tokenizer
+
+
+def read_checkpoint(
+    path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+) -> Checkpoint:
+    """What `load_pretrained` knows before it reads a tensor: config, tokenizer, names and shapes.
+
+    All that can be wrong with a folder is found here, but for tensors that are cut short.
+
+    Args, Raises: as `load_pretrained`.
+    """
     path = find_smollm2() if str(path) == "smollm2" else Path(path)
     if path.is_dir():
         read = read_hf_folder
@@ -57,7 +70,8 @@ def load_pretrained(
     ids, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
     if ids > rows:
         raise ValueError(f"{path}: the tokenizer has {ids} ids, the embedding only {rows} rows.")
-    return build(checkpoint, mesh), checkpoint.tokenizer
+    check_tensors(checkpoint)
+    return checkpoint
 
 
 def find_smollm2() -> Path:

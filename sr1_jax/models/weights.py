@@ -173,6 +173,7 @@ class Checkpoint:
 
     Attributes:
         path: of the file or folder, for messages.
+        config_file: where its settings stand, for messages.
         form: the column of the table that holds its tensor names, "hf" or "gguf".
         family: its rows of the table.
         config: of the decoder to build.
@@ -182,6 +183,7 @@ class Checkpoint:
     """
 
     path: str
+    config_file: str
     form: str
     family: Family
     config: DecoderConfig
@@ -193,28 +195,18 @@ class Checkpoint:
 def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
     """The decoder of a checkpoint, its parameters in `config.param_dtype`.
 
-    Shapes are checked before anything is read, and the model is never initialised at random. Each
-    parameter is read tensor by tensor, straight into the shards that this process holds of it.
+    The model is never initialised at random. Each parameter is read tensor by tensor, straight
+    into the shards that this process holds of it.
 
     Args:
-        checkpoint: of a reader.
+        checkpoint: of a reader, and checked by `check_tensors`.
         mesh: of `sharding.make_mesh`; None puts everything on the default device.
 
     Raises:
-        ValueError: a tensor is missing, not known, or of another shape than the config says, or
-            an axis does not divide over the mesh.
+        ValueError: an axis does not divide over the mesh, or a file is cut short.
     """
-    config = checkpoint.config
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
-    parameters = {".".join(path): variable for path, variable in nnx.to_flat_state(state)}
+    graph, state, parameters = _abstract(checkpoint)
     rows = {weight.parameter: weight for weight in _rows(checkpoint)}
-    if rows.keys() != parameters.keys():
-        raise ValueError(
-            f"{checkpoint.path}: no tensor is known to fill "
-            f"{_listed(parameters.keys() ^ rows.keys())}."
-        )
-    _check_tensors(checkpoint, {name: parameters[name].shape for name in parameters})
     where = dict.fromkeys(parameters)
     if mesh is not None:
         placed = nnx.to_flat_state(tree_shardings(state, mesh))
@@ -227,6 +219,13 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
         for name, variable in parameters.items()
     ]
     return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def _abstract(checkpoint: Checkpoint):
+    """The decoder without values: its graph, its state, and its variables by dotted path."""
+    config = checkpoint.config
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return graph, state, {".".join(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def _rows(checkpoint: Checkpoint) -> tuple[Weight, ...]:
@@ -246,7 +245,19 @@ def _parameter_shape(weight: Weight, shape: Shape) -> Shape:
     return shape[1:] if "{}" in weight.hf else shape
 
 
-def _check_tensors(checkpoint: Checkpoint, parameter_shapes: Mapping[str, Shape]) -> None:
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint whose tensors are not those of its config, by names and shapes.
+
+    Raises:
+        ValueError: a tensor is missing, not known, or of another shape than the config says.
+    """
+    parameter_shapes = {name: variable.shape for name, variable in _abstract(checkpoint)[2].items()}
+    rows = {weight.parameter for weight in _rows(checkpoint)}
+    if rows != parameter_shapes.keys():
+        raise ValueError(
+            f"{checkpoint.path}: no tensor is known to fill "
+            f"{_listed(parameter_shapes.keys() ^ rows)}."
+        )
     expected = {
         name: weight.layout.stored_shape(
             _parameter_shape(weight, parameter_shapes[weight.parameter])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -11,9 +12,74 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.models import Decoder, Tokenizer, load_pretrained
+from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
+from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.shapes import check_is_preset, preset_config
+from sr1_jax.models.weights import Checkpoint, build
 from sr1_jax.sharding import tree_shardings
-from sr1_jax.training.checkpoints import RunCheckpoints, load_base
+from sr1_jax.training.checkpoints import RunCheckpoints, load_base, read_base_config
+
+
+def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
+    """The shape of the policy, from settings and the heads of files: no weights are read.
+
+    With model.preset no file is needed. A policy from scratch has as many ids as its tokenizer
+    will get; model.vocab_size is the most it can.
+
+    Raises:
+        ValueError: there is no such model, or as `base_checkpoint`.
+    """
+    if config.base.path:
+        return base_checkpoint(config).config
+    if config.model.preset:
+        return preset_config(config.model.preset, **_numerics(config))
+    if config.base.workdir:
+        return read_base_config(Path(config.base.workdir) / "base")
+    return scratch_config(config, config.model.vocab_size)
+
+
+def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
+    """What base.path holds, its tensors unread.
+
+    Raises:
+        ValueError: it is not model.preset, or cannot be loaded.
+    """
+    found = read_checkpoint(config.base.path)
+    if config.model.preset:
+        check_is_preset(found.config, config.model.preset, found.config_file)
+    shape = dataclasses.replace(found.config, **_numerics(config))
+    return dataclasses.replace(found, config=shape)
+
+
+def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Refuses a base.path that cannot be loaded into the mesh; does nothing without one.
+
+    Raises:
+        ValueError: as `base_checkpoint`, or an axis does not divide over the mesh.
+    """
+    if config.base.path:
+        shape = base_checkpoint(config).config
+        tree_shardings(nnx.eval_shape(lambda: nnx.state(Decoder(shape, rngs=nnx.Rngs(0)))), mesh)
+
+
+def _numerics(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {key: config.base[key] for key in ("dtype", "param_dtype", "remat")}
+
+
+def scratch_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
+    """The shape of a policy that is trained from scratch on a tokenizer of its own."""
+    shape = config.model
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=shape.width,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.width // shape.heads,
+        ff_width=shape.ff_width,
+        qk_norm=shape.qk_norm,
+        unroll=shape.layers,
+    )
 
 
 def starting_policy(
@@ -22,18 +88,11 @@ def starting_policy(
     """The policy before reinforcement learning.
 
     Raises:
-        ValueError: there is none yet: the warm start has not been run.
+        ValueError: there is none yet: the warm start has not been run; or as `base_checkpoint`.
     """
     if config.base.path:
-        policy, tokenizer = load_pretrained(
-            config.base.path,
-            dtype=config.base.dtype,
-            param_dtype=config.base.param_dtype,
-            mesh=mesh,
-        )
-        shape = dataclasses.replace(policy.config, remat=config.base.remat)
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0))))
-        return nnx.merge(graph, nnx.state(policy)), tokenizer
+        checkpoint = base_checkpoint(config)
+        return build(checkpoint, mesh), checkpoint.tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir
     return load_base(source / "base", mesh)
 

@@ -6,6 +6,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.models.remat import REMAT_POLICIES
+from sr1_jax.models.shapes import preset_config
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
 
@@ -32,7 +33,10 @@ def default_config() -> ml_collections.ConfigDict:
     # full (almost everything is); False and True stand for the first and the last.
     config.base.remat = ml_collections.FieldReference("none", field_type=object)
 
-    config.model = ml_collections.ConfigDict()  # shape of a policy from scratch
+    config.model = ml_collections.ConfigDict()
+    # The published model that base.path has to hold (sr1_jax/models/shapes.py); "": whatever is
+    # there. Its shape is known without the files. What follows is that of a policy from scratch.
+    config.model.preset = ""
     config.model.vocab_size = 1400
     config.model.width = 128
     config.model.layers = 3
@@ -86,8 +90,12 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> None:
     """Checks everything that can be checked before anything expensive is done.
+
+    Args:
+        config: of a run.
+        inputs: also that data and weights are named; a plan needs neither.
 
     Raises:
         ValueError: naming the key, its value and what would do.
@@ -127,8 +135,19 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "trajectories would not fit."
         )
     world = config.data.world_people > 0
+    if config.base.path and config.warm_start.phases:
+        raise ValueError(
+            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
+            "start. Clear one (--config.warm_start.phases='()')."
+        )
     if world and any((config.data.questions, config.data.dev, config.data.corpus)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
+    if config.model.preset:
+        preset_config(config.model.preset)  # refuses unknown ones
+    if not inputs:
+        return
+    if config.model.preset and not config.base.path:
+        raise ValueError(f"base.path is not set: name the folder that holds {config.model.preset}.")
     if not world and not config.base.workdir:
         for key in ("questions", "corpus"):
             if not config.data[key]:

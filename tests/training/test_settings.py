@@ -50,8 +50,9 @@ def test_config_file(name, monkeypatch):
     config = module.get_config()
     assert config.is_locked
     assert f"--config=configs/{name}.py" in module.__doc__
-    if config.base.path:  # data files are named on the command line
+    if not config.data.world_people:  # files are named on the command line
         config.data.questions = config.data.corpus = "file.jsonl"
+        config.base.path = config.base.path or "folder"
     check_config(config)
     assert set(leaves(config)) == set(leaves(default_config()))
     for method in METHODS:
@@ -164,6 +165,7 @@ BAD = [
     ("learner.minibatches", 3, "512 trajectories a step do not divide into learner.minibatches=3"),
     ("learner.micro_batch", 96, "256 trajectories does not divide .* learner.micro_batch=96"),
     ("learner.mask_observations", False, "needs learner.old_logp='trainer'"),
+    ("model.preset", "qwen9-1b", "model.preset must be one of qwen2.5-0.5b, .*'qwen9-1b'"),
     ("learner.length_buckets", (), "learner.length_buckets must be increasing lengths"),
     ("learner.length_buckets", (8000, 4096), r"must be increasing lengths, not \(8000, 4096\)"),
 ]
@@ -189,6 +191,14 @@ def test_bad_setting(key, value, message):
             {"data.world_people": 0, "data.questions": "q", "data.corpus": "c"},
             "base.path is not set",
         ),
+        (
+            {"base.path": "a", "warm_start.phases": ({"name": "read"},)},
+            "base.path and warm_start.phases exclude each other",
+        ),
+        (
+            {"model.preset": "qwen2.5-7b"},
+            "base.path is not set: name the folder that holds qwen2.5-7b",
+        ),
     ],
 )
 def test_bad_combination(changes, message):
@@ -197,6 +207,15 @@ def test_bad_combination(changes, message):
         set_key(config, key, value)
     with pytest.raises(ValueError, match=message):
         check_config(config)
+
+
+def test_a_plan_needs_no_files():
+    config = default_config()
+    config.model.preset = "qwen2.5-7b"
+    check_config(config, inputs=False)
+    config.steps = -1
+    with pytest.raises(ValueError, match="steps must not be negative"):
+        check_config(config, inputs=False)
 
 
 @pytest.mark.parametrize(("key", "value"), [("rollout.top_p", 0.9), ("rollout.temperature", 0.0)])
