@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import small_checkpoints
 from flax import nnx
 
 from sr1_jax import cli, evaluate, train
@@ -23,6 +24,7 @@ FILES = [
     "--config.data.questions={tmp}/questions.jsonl",
     "--config.data.corpus={tmp}/corpus.jsonl",
     "--config.base.path={tmp}/model",
+    "--config.warm_start.phases=()",
 ]
 QUESTION = '{"id": "q:0", "question": "Where?", "golden_answers": ["Bo"]}\n'
 PASSAGE = '{"id": "0", "contents": "Ann\\nAnn was born in Bo."}\n'
@@ -56,6 +58,13 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small folder of weights in {tmp}/model, the --config.base.path of FILES."""
+    (tmp_path / "model").mkdir()
+    small_checkpoints.write_folder(tmp_path / "model", small_checkpoints.train_backend())
+
+
 def start(*arguments, config=CONFIG):
     return [f"--config={config}", "--workdir={tmp}/run", *arguments]
 
@@ -72,6 +81,14 @@ def start(*arguments, config=CONFIG):
         (start("--config.learner.clip=wide"), "wide"),
         (start(config="{tmp}/none.py"), "{tmp}/none.py"),
         (start("steps=3"), "unexpected argument 'steps=3'; flags are --name=value."),
+        (
+            start("--config.base.path=model"),
+            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm",
+        ),
+        (
+            start("--config.protocol.template_path={tmp}/none.txt"),
+            "protocol.template_path: {tmp}/none.txt is not a file.",
+        ),
         (start("--config.method=google"), "method must be one of search, direct, rag, not"),
         (
             start("--config.learner.algorithm=grpo", "--config.samples=1", "--config.questions=8"),
@@ -107,14 +124,55 @@ def test_training_refuses(run, tmp_path, arguments, message):
         ("", PASSAGE, "{tmp}/questions.jsonl: no questions; the file is empty."),
         (QUESTION, PASSAGE + '{"id": "1"}\n', "{tmp}/corpus.jsonl:2: key 'contents' is missing"),
         (QUESTION, "", "{tmp}/corpus.jsonl: no passages; the file is empty."),
-        (QUESTION, PASSAGE, "{tmp}/model: there is no such file or folder."),
     ],
 )
-def test_training_refuses_files(run, tmp_path, questions, corpus, message):
+def test_training_refuses_files(run, tmp_path, checkpoint, questions, corpus, message):
     for name, text in (("questions", questions), ("corpus", corpus)):
         if text is not None:
             (tmp_path / f"{name}.jsonl").write_text(text)
     assert message.format(tmp=tmp_path) in run(train, *start(*FILES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.base.path={tmp}/none"], "{tmp}/none: there is no such file or folder."),
+        (
+            ["--config.model.preset=qwen3-4b"],
+            "{tmp}/model/config.json: by vocab_size the model's vocab_size is 300, but that of "
+            "model.preset='qwen3-4b' is 151936",
+        ),
+        (
+            ["--config.mesh.tensor=8"],
+            "head/kernel/value: axis vocab of size 300 does not divide over 8 devices",
+        ),
+    ],
+)
+@pytest.mark.parametrize("program", [train, evaluate], ids=["train", "evaluate"])
+def test_a_bad_base_is_found_before_the_index_is_built(
+    run, tmp_path, checkpoint, program, arguments, message
+):
+    if program is evaluate:
+        arguments = [
+            *arguments, "--questions={tmp}/questions.jsonl", "--corpus={tmp}/corpus.jsonl"
+        ]  # fmt: skip
+    (tmp_path / "questions.jsonl").write_text(QUESTION)
+    (tmp_path / "corpus.jsonl").write_text(PASSAGE)
+    error = run(program, *start(*FILES, *arguments))
+    assert message.format(tmp=tmp_path) in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("size=8b", "size must be one of 0.5b, 1.5b, 3b, 7b, 14b, 32b, 72b"),
+        ("sise=7b", "the keys are size, algo, variant"),
+    ],
+)
+def test_a_bad_argument_of_a_config(run, argument, message):
+    file = Path(__file__).parents[1] / "configs" / "qwen2_5.py"
+    assert message in run(train, *start(config=f"{file}:{argument}"))
 
 
 def test_a_budget_that_holds_no_prompt(run):

@@ -104,13 +104,14 @@ def load_template(name_or_path: str) -> PromptTemplate:
     Raises:
         ValueError: no such template, or one without `{question}`.
     """
-    path = _TEMPLATES / f"{name_or_path}.txt"
+    path = Path(name_or_path)
+    shipped = _TEMPLATES / f"{name_or_path}.txt"
+    if path.name == name_or_path and shipped.is_file():
+        path = shipped
     if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in _TEMPLATES.glob("*.txt")))
+        names = ", ".join(sorted(p.stem for p in _TEMPLATES.glob("*.txt")))
         raise ValueError(
-            f"No prompt template {name_or_path!r}: give a file's path or one of {shipped}."
+            f"No prompt template {name_or_path!r}: give a file's path or one of {names}."
         )
     # The last line break of a file belongs to the editor, not to the prompt.
     parts = tuple(_FIELD.split(path.read_text(encoding="utf-8").removesuffix("\n")))

@@ -16,8 +16,10 @@ from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import Checkpoint, build
+from sr1_jax.protocol.prompts import in_chat, load_template
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import RunCheckpoints, load_base, read_base_config
+from sr1_jax.training.settings import templates
 
 
 def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
@@ -52,14 +54,23 @@ def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
 
 
 def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Refuses a base.path that cannot be loaded into the mesh; does nothing without one.
+    """Refuses a base.path that cannot be loaded into the mesh, or whose chat template does not
+    work where it is wanted; does nothing without one.
 
     Raises:
-        ValueError: as `base_checkpoint`, or an axis does not divide over the mesh.
+        ValueError: as `base_checkpoint` and `prompts.in_chat`, or an axis does not divide over the
+            mesh.
     """
-    if config.base.path:
-        shape = base_checkpoint(config).config
-        tree_shardings(nnx.eval_shape(lambda: nnx.state(Decoder(shape, rngs=nnx.Rngs(0)))), mesh)
+    if not config.base.path:
+        return
+    found = base_checkpoint(config)
+    abstract = nnx.eval_shape(lambda: nnx.state(Decoder(found.config, rngs=nnx.Rngs(0))))
+    tree_shardings(abstract, mesh)
+    for template in templates(config).values() if config.rollout.chat else ():
+        try:
+            in_chat(load_template(template), found.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{found.path}: chat_template: {error}") from error
 
 
 def _numerics(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
+from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
 
@@ -67,6 +70,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.templates.direct = "direct"
     config.templates.rag = "rag"
 
+    config.protocol = ml_collections.ConfigDict()
+    # A file that replaces templates.search: a prompt with {question} in it; "": none.
+    config.protocol.template_path = ""
+
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.phases = ()  # dicts: name, steps, learning_rate, traces, mix, …
     # Traces come from this many worlds with other training entities and other facts, so that
@@ -113,6 +120,8 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
         raise ValueError(
             f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {config.base.remat!r}."
         )
+    for template in templates(config).values():
+        load_template(template)  # refuses what is not there or asks nothing
     rollout_settings.check_config(config.rollout)
     learner_settings.check_config(config.learner, config.questions * config.samples)
     if config.learner.algorithm == "grpo" and config.samples < 2:
@@ -176,18 +185,31 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool 
             )
 
 
+def templates(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The prompt template of each method: the name of a shipped one, or a file.
+
+    Raises:
+        ValueError: protocol.template_path is not a file.
+    """
+    path = config.protocol.template_path
+    if path and not Path(path).is_file():
+        raise ValueError(f"protocol.template_path: {path} is not a file.")
+    # Absolute, so that a file is never mistaken for a shipped template of its name.
+    return config.templates.to_dict() | ({"search": str(Path(path).resolve())} if path else {})
+
+
 def rollout_config(
     config: ml_collections.ConfigDict, method: str, *, greedy: bool = False
 ) -> ml_collections.ConfigDict:
     """The rollout settings of a method: its prompt, and no searches but for `search`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, or protocol.template_path is not a file.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
     rollout = config.rollout.copy_and_resolve_references().unlock()
-    rollout.template = config.templates[method]
+    rollout.template = templates(config)[method]
     if method != "search":
         rollout.max_searches = 0
     if greedy:
