@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionSource, question_batches
 from sr1_jax.evaluation.scores import hops_of, score
-from sr1_jax.models import Decoder, Tokenizer, value_from_policy
+from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import Engine, Trajectory
@@ -24,6 +24,7 @@ from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.training.checkpoints import RunCheckpoints
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live, MetricsWriter
+from sr1_jax.training.policies import models_to_train
 from sr1_jax.training.settings import rollout_config
 from sr1_jax.training.task import Task
 from sr1_jax.training.trajectory_log import write_trajectories
@@ -50,10 +51,8 @@ def reinforce(
         ValueError: settings that cannot work, or that differ from those of the checkpoint.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
     """
-    critic = None if config.learner.algorithm == "grpo" else value_from_policy(policy)
     learner = Learner(
-        policy,
-        critic,
+        *models_to_train(config, policy, tokenizer, mesh),
         config.learner,
         mesh,
         trajectories=config.questions * config.samples,
@@ -86,7 +85,11 @@ def reinforce(
             began = time.perf_counter()
             questions = next(batches)
             trajectories = engine.run(
-                questions, config.seed, config.samples, step=step, params=state.policy.params
+                questions,
+                config.seed,
+                config.samples,
+                step=step,
+                params=learner.policy_params(state),
             )
             batch = make_batch(
                 trajectories,
@@ -113,7 +116,7 @@ def reinforce(
             _stop_if_not_finite(learned, step)
             every = config.evaluation.every
             if dev and every and step % every == 0 and step < config.steps:
-                scores, _ = evaluator.run(state.policy.params, dev)
+                scores, _ = evaluator.run(learner.policy_params(state), dev)
                 metrics |= {f"dev/{key}": value for key, value in scores.items()}
                 metrics["seconds/evaluation"] = time.perf_counter() - now
             writer.write(step, metrics)
@@ -131,7 +134,7 @@ def reinforce(
         live.close()
         writer.close()
         checkpoints.close()
-    return state.policy.params
+    return learner.policy_params(state)
 
 
 def _those_that_fit(source: QuestionSource, engine: Engine) -> list[Question]:

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
+from sr1_jax.models import Decoder, DecoderConfig, Tokenizer, ValueModel, value_from_policy
+from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
 from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import Checkpoint, build
@@ -54,23 +55,78 @@ def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
 
 
 def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Refuses a base.path that cannot be loaded into the mesh, or whose chat template does not
-    work where it is wanted; does nothing without one.
+    """Refuses a base.path or critic.path that cannot be loaded into the mesh, or a model whose
+    chat template does not work where it is wanted; does nothing without a base.path.
 
     Raises:
-        ValueError: as `base_checkpoint` and `prompts.in_chat`, or an axis does not divide over the
-            mesh.
+        ValueError: as `base_checkpoint`, `critic_checkpoint` and `prompts.in_chat`, or an axis does
+            not divide over the mesh.
     """
     if not config.base.path:
         return
     found = base_checkpoint(config)
-    abstract = nnx.eval_shape(lambda: nnx.state(Decoder(found.config, rngs=nnx.Rngs(0))))
-    tree_shardings(abstract, mesh)
+    _check_shardings(found.config, mesh)
+    if config.critic.path:
+        _check_shardings(critic_checkpoint(config, found.tokenizer).config, mesh)
     for template in templates(config).values() if config.rollout.chat else ():
         try:
             in_chat(load_template(template), found.tokenizer)
         except ValueError as error:
             raise ValueError(f"{found.path}: chat_template: {error}") from error
+
+
+def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Checkpoint:
+    """What critic.path holds, its tensors unread. It may have any shape, if it reads the policy's
+    ids.
+
+    Args:
+        config: of the run.
+        tokenizer: of the policy.
+
+    Raises:
+        ValueError: an id is another token for it than for the policy, or it cannot be loaded.
+    """
+    found = read_checkpoint(config.critic.path)
+    for token_id in range(tokenizer.vocab_size):
+        token, ours = (t.token(token_id) for t in (found.tokenizer, tokenizer))
+        if token != ours:
+            raise ValueError(
+                f"{found.path}: token {token_id} is {token!r}, but {ours!r} for the policy; a "
+                "critic has to read the policy's ids. Give another critic.path."
+            )
+    return dataclasses.replace(found, config=dataclasses.replace(found.config, **_numerics(config)))
+
+
+def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
+    """The adapters that training adds; None where all parameters are trained."""
+    lora = config.lora
+    return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
+
+
+def models_to_train(
+    config: ml_collections.ConfigDict, policy: Decoder, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[Decoder, ValueModel | None]:
+    """The policy, and for PPO its critic, with adapters if there are to be any.
+
+    With adapters the critic has its own on the policy's frozen trunk (or on that of critic.path),
+    and a head: no trunk is held twice.
+    """
+    lora, critic = lora_config(config), None
+    if config.learner.algorithm == "ppo":
+        source = policy
+        if config.critic.path:
+            source = build(critic_checkpoint(config, tokenizer), mesh)
+        critic = value_from_policy(source, rows=policy.config.vocab_size, copy=lora is None)
+    if lora is None:
+        return policy, critic
+    if critic is not None:
+        critic = add_adapters(critic, lora, seed=config.seed + 1, mesh=mesh)
+    return add_adapters(policy, lora, seed=config.seed, mesh=mesh), critic
+
+
+def _check_shardings(shape: DecoderConfig, mesh: Mesh) -> None:
+    abstract = nnx.eval_shape(lambda: nnx.state(Decoder(shape, rngs=nnx.Rngs(0))))
+    tree_shardings(abstract, mesh)
 
 
 def _numerics(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -131,7 +187,10 @@ def trained_policy(
     checkpoints.close()
     if step is None:
         return policy, tokenizer, "base"
-    graph, params = nnx.split(policy)
+    lora = lora_config(config)
+    if lora is not None:
+        policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+    graph, params, frozen = nnx.split(policy, policy.trainable, ...)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         params,
@@ -149,4 +208,5 @@ def trained_policy(
                 partial_restore=True,
             ),
         )
-    return nnx.merge(graph, restored["policy"]["params"]), tokenizer, f"step {step}"
+    policy = nnx.merge(graph, restored["policy"]["params"], frozen)
+    return (policy if lora is None else merged_model(policy)), tokenizer, f"step {step}"

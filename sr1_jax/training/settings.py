@@ -8,6 +8,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.models.remat import REMAT_POLICIES
+from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.shapes import preset_config
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl import settings as learner_settings
@@ -47,6 +48,16 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.kv_heads = 2
     config.model.ff_width = 384
     config.model.qk_norm = False
+
+    config.lora = ml_collections.ConfigDict()
+    config.lora.rank = 0  # above 0: adapters of this rank are trained, the base is not; 0: none
+    config.lora.alpha = 32.0  # what an adapter adds is times alpha / rank
+    config.lora.targets = TARGETS  # kernels that have one: q, k, v, o, gate, up, down
+
+    config.critic = ml_collections.ConfigDict()
+    # Where PPO's value model starts: a folder or file as base.path, of any size, if its tokenizer
+    # is the policy's; "": the policy itself.
+    config.critic.path = ""
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # -1: all devices that the others leave
@@ -151,6 +162,10 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
         )
     if world and any((config.data.questions, config.data.dev, config.data.corpus)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
+    if config.critic.path and config.learner.algorithm == "grpo":
+        raise ValueError("critic.path is set, but GRPO has no critic; clear it.")
+    if config.lora.rank:
+        LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
     if config.model.preset:
         preset_config(config.model.preset)  # refuses unknown ones
     if not inputs:
