@@ -75,10 +75,12 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         metadata, architecture, family, tensors, dtype=dtype, param_dtype=param_dtype
     )
 
-    def read(name: str) -> np.ndarray:
-        array = _dequantised(path, tensors[name])
+    def read(name: str, first: int, last: int) -> np.ndarray:
+        tensor, rows = tensors[name], slice(first, last)
         heads = _interleaved_heads(architecture, name, config)
-        return array if heads is None else _undo_interleaving(array, heads)
+        if heads is not None:
+            rows = _undo_interleaving(np.arange(_shape(tensor)[0]), heads)[rows]
+        return _dequantised(path, tensor, rows)
 
     return Checkpoint(
         path=str(path),
@@ -176,9 +178,11 @@ def _drop_rope_factors(path: Path, tensors: dict[str, gguf.ReaderTensor]) -> Non
         )
 
 
-def _dequantised(path: Path, tensor: gguf.ReaderTensor) -> np.ndarray:
+def _dequantised(
+    path: Path, tensor: gguf.ReaderTensor, rows: slice | np.ndarray = slice(None)
+) -> np.ndarray:
     try:
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
     except NotImplementedError as error:
         raise ValueError(
             f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which is not "

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -23,27 +25,52 @@ from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
 
 Shape = tuple[int, ...]
+Bounds = tuple[tuple[int, int], ...]  # first and one past the last, of each axis
+
+# Rows are read so many bytes at a time: they stay in a core's cache while they are transposed.
+_BLOCK_BYTES = 1 << 19
 
 
 class Layout(NamedTuple):
-    """How a checkpoint stores a parameter of a given shape, the way from there to ours and back."""
+    """Which axes of a parameter make up each axis of the tensor it is stored as.
 
-    stored_shape: Callable[[Shape], Shape]
-    to_ours: Callable[[np.ndarray, Shape], np.ndarray]
-    to_stored: Callable[[np.ndarray], np.ndarray]
+    Attributes:
+        axes: for each stored axis, a slice of our axes.
+        transposed: whether our first axes are its last.
+    """
+
+    axes: tuple[slice, ...]
+    transposed: bool = False
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        return tuple(math.prod(shape[axes]) for axes in self.axes)
+
+    def to_stored(self, ours: np.ndarray) -> np.ndarray:
+        """The array as it is stored: a view of it, if it is contiguous."""
+        shape = self.stored_shape(ours.shape)
+        return ours.reshape(shape[::-1]).T if self.transposed else ours.reshape(shape)
+
+    def to_stored_bounds(self, bounds: Bounds, shape: Shape) -> Bounds:
+        """Where a part of a parameter lies in the stored tensor.
+
+        Of axes that are stored as one, only the first may be cut.
+        """
+        found = []
+        for axes in self.axes:
+            (first, last), *rest = bounds[axes]
+            assert all(b == (0, size) for b, size in zip(rest, shape[axes][1:])), (bounds, shape)
+            unit = math.prod(shape[axes][1:])
+            found.append((first * unit, last * unit))
+        return tuple(found)
 
 
 def _kernel(inputs: int) -> Layout:
     """A matrix [out, in] there; here the first `inputs` axes are the input, the rest the output."""
-    return Layout(
-        lambda shape: (math.prod(shape[inputs:]), math.prod(shape[:inputs])),
-        lambda stored, shape: stored.T.reshape(shape),
-        lambda ours: ours.reshape(math.prod(ours.shape[:inputs]), -1).T,
-    )
+    return Layout((slice(inputs, None), slice(None, inputs)), transposed=True)
 
 
-SAME = Layout(lambda shape: shape, lambda stored, shape: stored, lambda ours: ours)
-FLAT = Layout(lambda shape: (math.prod(shape),), np.reshape, np.ravel)
+VECTOR = Layout((slice(None),))
+TABLE = Layout((slice(0, 1), slice(1, None)))
 FROM_WIDTH = _kernel(inputs=1)
 FROM_HEADS = _kernel(inputs=2)
 
@@ -58,12 +85,12 @@ class Weight(NamedTuple):
 
 
 _TRUNK = (
-    Weight("trunk.embed.embedding", "model.embed_tokens.weight", "token_embd.weight", SAME),
+    Weight("trunk.embed.embedding", "model.embed_tokens.weight", "token_embd.weight", TABLE),
     Weight(
         "trunk.layers.attention_norm.scale",
         "model.layers.{}.input_layernorm.weight",
         "blk.{}.attn_norm.weight",
-        SAME,
+        VECTOR,
     ),
     Weight(
         "trunk.layers.attention.q.kernel",
@@ -93,7 +120,7 @@ _TRUNK = (
         "trunk.layers.ff_norm.scale",
         "model.layers.{}.post_attention_layernorm.weight",
         "blk.{}.ffn_norm.weight",
-        SAME,
+        VECTOR,
     ),
     Weight(
         "trunk.layers.ff.gate.kernel",
@@ -113,14 +140,14 @@ _TRUNK = (
         "blk.{}.ffn_down.weight",
         FROM_WIDTH,
     ),
-    Weight("trunk.norm.scale", "model.norm.weight", "output_norm.weight", SAME),
+    Weight("trunk.norm.scale", "model.norm.weight", "output_norm.weight", VECTOR),
 )
 _QKV_BIAS = tuple(
     Weight(
         f"trunk.layers.attention.{x}.bias",
         f"model.layers.{{}}.self_attn.{x}_proj.bias",
         f"blk.{{}}.attn_{x}.bias",
-        FLAT,
+        VECTOR,
     )
     for x in "qkv"
 )
@@ -129,7 +156,7 @@ _QK_NORM = tuple(
         f"trunk.layers.attention.{x}_norm.scale",
         f"model.layers.{{}}.self_attn.{x}_norm.weight",
         f"blk.{{}}.attn_{x}_norm.weight",
-        SAME,
+        VECTOR,
     )
     for x in "qk"
 )
@@ -179,7 +206,8 @@ class Checkpoint:
         config: of the decoder to build.
         tokenizer: its tokenizer.
         shapes: of every tensor in it, by name, in row-major order.
-        read: returns the named tensor in any float dtype.
+        read: (name, first, last) -> those rows of the tensor, in any float dtype; called from
+            several threads at once.
     """
 
     path: str
@@ -189,7 +217,7 @@ class Checkpoint:
     config: DecoderConfig
     tokenizer: Tokenizer
     shapes: Mapping[str, Shape]
-    read: Callable[[str], np.ndarray]
+    read: Callable[[str, int, int], np.ndarray]
 
 
 def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
@@ -272,7 +300,11 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if missing := expected.keys() - found.keys():
         raise ValueError(f"{checkpoint.path}: tensors are missing: {_listed(missing)}.")
     if checkpoint.config.tied_embeddings and head in found:
-        if not np.array_equal(checkpoint.read(head), checkpoint.read(embedding)):
+        rows = found[embedding][0]
+        if found[head][0] != rows or not all(
+            np.array_equal(*(checkpoint.read(name, *block) for name in (head, embedding)))
+            for block in _blocks(0, rows, 1024)
+        ):
             raise ValueError(
                 f"{checkpoint.path}: {head} differs from {embedding}, but the config says "
                 "tie_word_embeddings. Set tie_word_embeddings to false if the head is its own."
@@ -293,31 +325,61 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 def _read_parameter(
     checkpoint: Checkpoint, weight: Weight, variable, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
-    """The tensors of one row in our layout; one of them at a time is in memory, and what this
-    process holds of the parameter."""
+    """The tensors of one row of the table, written row by row to where this process holds them.
+
+    Beyond the result, a block of rows for each thread is in memory.
+    """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shape = variable.shape
+    shape, dtype = variable.shape, np.dtype(variable.dtype)
     parts = {
         device: tuple(part.indices(size)[:2] for part, size in zip(index, shape))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
-    dtype = np.dtype(variable.dtype)
     # Devices with the same part share a buffer.
     buffers = {
         bounds: _aligned([stop - start for start, stop in bounds], dtype)
         for bounds in dict.fromkeys(parts.values())
     }
     layers = "{}" in weight.hf
-    for layer, name in enumerate(_tensor_names(checkpoint, weight)):
-        tensor = weight.layout.to_ours(checkpoint.read(name), _parameter_shape(weight, shape))
-        for bounds, buffer in buffers.items():
-            index = tuple(slice(*bound) for bound in bounds)
-            if layers:  # the layer axis is never split
-                buffer[layer] = tensor[index[1:]]
-            else:
-                buffer[...] = tensor[index]
+    each = _parameter_shape(weight, shape)
+    targets = []
+    for bounds, buffer in buffers.items():
+        # The layer axis is never split. As integers, since NumPy copies those at full speed.
+        stack = (buffer if layers else buffer[None]).view(f"u{dtype.itemsize}")
+        inner = weight.layout.to_stored_bounds(bounds[1:] if layers else bounds, each)
+        targets.append((inner, [weight.layout.to_stored(one) for one in stack]))
+
+    def copy(layer: int, name: str, first: int, last: int) -> None:
+        rows = None
+        for (outer, *inner), views in targets:
+            start, stop = max(first, outer[0]), min(last, outer[1])
+            if start >= stop:
+                continue
+            if rows is None:
+                rows = checkpoint.read(name, first, last).astype(dtype, copy=False)
+                rows = np.ascontiguousarray(rows).view(f"u{dtype.itemsize}")
+            columns = tuple(slice(*bound) for bound in inner)
+            views[layer][start - outer[0] : stop - outer[0]] = rows[
+                (slice(start - first, stop - first), *columns)
+            ]
+
+    size, *row = weight.layout.stored_shape(each)
+    count = max(1, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize))
+    names = _tensor_names(checkpoint, weight)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        tasks = [
+            threads.submit(copy, layer, name, *block)
+            for layer, name in enumerate(names)
+            for block in _blocks(0, size, count)
+        ]
+        for task in tasks:
+            task.result()
     arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _blocks(first: int, last: int, size: int) -> Iterable[tuple[int, int]]:
+    return ((start, min(start + size, last)) for start in range(first, last, size))
 
 
 def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
