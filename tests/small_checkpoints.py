@@ -43,7 +43,7 @@ GGUF_NAME = {
 }
 
 
-def train_backend() -> tokenizers.Tokenizer:
+def train_backend(corpus=CORPUS) -> tokenizers.Tokenizer:
     """A byte-level BPE of some 290 tokens; 0 and 1 are special."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,7 +54,7 @@ def train_backend() -> tokenizers.Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(corpus, trainer)
     return backend
 
 

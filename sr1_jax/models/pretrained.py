@@ -121,5 +121,5 @@ def value_from_policy(model: Decoder, *, rows: int | None = None, copy: bool = T
             lambda x_VD: jnp.pad(x_VD[:rows], ((0, more), (0, 0))),
             out_shardings=embedding_VD.sharding,
         )
-        value.trunk.embed.embedding[...] = resize(embedding_VD)
+        value.trunk.embed.embedding.set_value(resize(embedding_VD))
     return value
