@@ -121,6 +121,7 @@ def write_gguf(
     pre="gpt-2",
     tokenizer_model="gpt2",
     quantise=(),
+    kind=gguf.GGMLQuantizationType.Q8_0,
     edit=None,
     tensors=None,
     **changes,
@@ -147,7 +148,6 @@ def write_gguf(
         if architecture == "llama" and ".k_proj" in name:
             array = interleaved(array, config["num_key_value_heads"])
         if name in quantise:
-            kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(gguf_name(name), array)

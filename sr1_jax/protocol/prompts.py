@@ -70,7 +70,9 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
     if not tokenizer.chat_template:
         raise ValueError("The model has no chat template; set rollout.chat=False.")
     # As transformers renders them, but without today's date: a prompt must not change overnight.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = _refuse
     text = "".join(
         part if index % 2 == 0 else f"{{{part}}}" for index, part in enumerate(template.parts)

@@ -137,6 +137,12 @@ def test_first_and_last_tokens_of_a_chat(small_tokenizer):
     assert parts[0].startswith("<|pad|>[") and parts[-1].endswith("]<|end|>")
 
 
+def test_a_chat_template_may_leave_a_loop(small_tokenizer):
+    source = "{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"
+    template = in_chat(load_template("compact_search"), with_chat(small_tokenizer, source))
+    assert template.parts == load_template("compact_search").parts
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
