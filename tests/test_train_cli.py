@@ -14,7 +14,8 @@ import pytest
 import small_checkpoints
 from flax import nnx
 
-from sr1_jax import cli, evaluate, train
+from sr1_jax import cli, evaluate, export, train
+from sr1_jax.models import load_pretrained
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
 
@@ -290,11 +291,29 @@ def test_training_leaves_what_it_should(trained):
     assert len(rows) == 8 and {row["sample"] for row in rows} == {0, 1}
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_the_trained_policy_is_that_of_the_checkpoint(trained):
+def newest_policy(workdir):
     spec = importlib.util.spec_from_file_location("tiny", CONFIG)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    policy, _, origin = trained_policy(module.get_config(), trained.workdir, make_mesh())
+    return trained_policy(module.get_config(), workdir, make_mesh())
+
+
+def test_an_export_is_the_policy_of_the_checkpoint(trained, tmp_path, capsys):
+    argv = [*trained.arguments, f"--output={tmp_path}/out", "--dtype=float32"]
+    export.main(argv)
+    assert f"Wrote the policy (step 2) to {tmp_path}/out." in capsys.readouterr().out
+    exported, tokenizer = load_pretrained(tmp_path / "out")
+    policy, ours, _ = newest_policy(trained.workdir)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(exported), nnx.state(policy))
+    assert (tokenizer.token_bytes, tokenizer.eos_ids) == (ours.token_bytes, ours.eos_ids)
+    with pytest.raises(ValueError, match="out exists and is not empty; give another folder"):
+        export.main(argv)
+    with pytest.raises(ValueError, match=r"--output is missing"):
+        export.main(trained.arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_the_trained_policy_is_that_of_the_checkpoint(trained):
+    policy, _, origin = newest_policy(trained.workdir)
     assert origin == "step 2"
     folder = (trained.workdir / "checkpoints" / "2" / "state").resolve()
     with ocp.PyTreeCheckpointer() as reader:
