@@ -297,8 +297,9 @@ def newest_policy(workdir):
     return trained_policy(module.get_config(), workdir, make_mesh())
 
 
-def test_an_export_is_the_policy_of_the_checkpoint(trained, tmp_path, capsys):
+def test_an_export_is_the_policy_of_the_checkpoint(trained, tmp_path, capsys, monkeypatch):
     argv = [*trained.arguments, f"--output={tmp_path}/out", "--dtype=float32"]
+    monkeypatch.setattr(sys, "argv", argv)
     export.main(argv)
     assert f"Wrote the policy (step 2) to {tmp_path}/out." in capsys.readouterr().out
     exported, tokenizer = load_pretrained(tmp_path / "out")

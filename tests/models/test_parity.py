@@ -16,13 +16,8 @@ from sr1_jax.models import (
     parameter_count,
     save_pretrained,
 )
-from sr1_jax.models.serving import (
-    KVCache,
-    ServingGraph,
-    forward_cached,
-    next_token_logits,
-    serving_params,
-)
+from sr1_jax.models.cached_forward import forward_cached, next_token_logits
+from sr1_jax.models.serving import KVCache, serving_params
 from sr1_jax.protocol.prompts import in_chat, load_template
 from sr1_jax.rollout import Engine, default_config
 
@@ -176,13 +171,13 @@ def test_padding_and_cache(transformers, backend, tmp_path, family, rope):
         np.testing.assert_allclose(alone, want[row], atol=2e-4)
     padded = forward(jnp.array(ids))
 
-    graph, params = ServingGraph.of(ours), serving_params(ours)
+    config, params = ours.config, serving_params(ours)
     cache = KVCache.empty(ours.config, 3, longest)
 
     @jax.jit
     def piece(cache, ids, positions):
-        hidden, cache = forward_cached(graph, params, ids, positions, cache)
-        return next_token_logits(graph, params, hidden.reshape(-1, hidden.shape[-1])), cache
+        hidden_DBT, cache = forward_cached(config, params, ids, positions, cache)
+        return next_token_logits(config, params, hidden_DBT.reshape(config.width, -1)), cache
 
     cached = np.zeros((3, longest, 311), np.float32)
     pieces = [(0, 50), (50, 51), (51, 52), (52, 300), *((i, i + 1) for i in range(300, 310)),
@@ -190,7 +185,7 @@ def test_padding_and_cache(transformers, backend, tmp_path, family, rope):
     for first, last in pieces:
         positions = np.broadcast_to(np.arange(first, last), (3, last - first))
         outside = positions >= np.array(lengths)[:, None]
-        at = jnp.array(np.where(outside, longest, positions))
+        at = jnp.array(np.where(outside, cache.positions, positions))
         logits, cache = piece(cache, jnp.array(ids[:, first:last]), at)
         cached[:, first:last] = np.asarray(logits).reshape(3, last - first, -1)
     for row, n in enumerate(lengths):
