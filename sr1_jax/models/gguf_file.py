@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import tokenizers
 from gguf.constants import GGUFValueType, TokenType
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from sr1_jax.models.attention import RopeScaling, rope_frequencies
 from sr1_jax.models.decoder import DecoderConfig
@@ -241,6 +241,11 @@ def _read_tokenizer(metadata: _Metadata) -> Tokenizer:
         )
     try:
         backend = _backend(tokens, types, metadata.get(f"{key}merges"), _PRE_TOKENIZERS[pre])
+        bos_token = _bos_token(metadata, tokens)
+        if bos_token and metadata.get(f"{key}add_bos_token", False):
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{bos_token} $A", special_tokens=[(bos_token, tokens.index(bos_token))]
+            )
         eos_ids = [
             metadata.integer(f"{key}{name}_token_id")
             for name in ("eos", "eot")
@@ -251,7 +256,7 @@ def _read_tokenizer(metadata: _Metadata) -> Tokenizer:
             eos_ids=eos_ids,
             pad_id=metadata.integer(f"{key}padding_token_id", [*eos_ids, 0][0]),
             chat_template=metadata.get("tokenizer.chat_template", None),
-            bos_token=_bos_token(metadata, tokens),
+            bos_token=bos_token,
         )
     except Exception as error:  # the tokenizers package raises nothing narrower
         raise ValueError(f"{path}: its tokenizer ({key}*) is not readable: {error}") from error

@@ -17,10 +17,14 @@ _FIELD = re.compile(r"\{(question|information)\}")
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """A template cut at its fields: text, field name, text, field name, …, text."""
+    """A template cut at its fields: text, field name, text, field name, …, text.
+
+    `complete` says that nothing belongs in front of it.
+    """
 
     name: str
     parts: tuple[str, ...]
+    complete: bool = False
 
     @property
     def wants_information(self) -> bool:
@@ -30,8 +34,8 @@ class PromptTemplate:
     def render(
         self, tokenizer: Tokenizer, question: str, information: list[int] | None = None
     ) -> list[int]:
-        """Prompt ids. Special tokens in the template mean themselves, those in the question
-        are plain text.
+        """Prompt ids, with the beginning of text that the model is used to. Special tokens in the
+        template mean themselves, those in the question are plain text.
 
         Args:
             tokenizer: of the policy.
@@ -51,7 +55,8 @@ class PromptTemplate:
                 ids += tokenizer.encode_trusted(part) if part else []
             else:
                 ids += tokenizer.encode(question) if part == "question" else information
-        return ids
+        prefix = [] if self.complete else tokenizer.prefix_ids
+        return ids if ids[: len(prefix)] == prefix else prefix + ids
 
 
 def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
@@ -93,7 +98,7 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
             f"The model's chat template kept the fields {parts[1::2]} of template "
             f"{template.name}, which has {template.parts[1::2]}."
         )
-    return PromptTemplate(f"{template.name} in chat", parts)
+    return PromptTemplate(f"{template.name} in chat", parts, complete=True)
 
 
 def _refuse(message: str) -> None:

@@ -112,7 +112,14 @@ def test_rotary_factors_of_llama_3(write_gguf):
 
 def test_the_first_token_of_a_chat(write_gguf):
     path, _ = write_gguf(edit=lambda writer: writer.add_bos_token_id(1))
-    assert load_pretrained(path)[1].bos_token == "<|pad|>"
+    tokenizer = load_pretrained(path)[1]
+    assert (tokenizer.bos_token, tokenizer.prefix_ids) == ("<|pad|>", [])
+
+    def edit(writer):
+        writer.add_bos_token_id(1)
+        writer.add_add_bos_token(True)
+
+    assert load_pretrained(write_gguf(edit=edit)[0])[1].prefix_ids == [1]
     path, _ = write_gguf(edit=lambda writer: writer.add_bos_token_id(999))
     with pytest.raises(ValueError, match=r"bos_token_id=999 lies outside its 300 tokens"):
         load_pretrained(path)
