@@ -8,6 +8,7 @@ tensors are numbered by layer is stacked along a leading axis L.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -28,7 +29,7 @@ Shape = tuple[int, ...]
 Bounds = tuple[tuple[int, int], ...]  # first and one past the last, of each axis
 
 # Rows are read so many bytes at a time: they stay in a core's cache while they are transposed.
-_BLOCK_BYTES = 1 << 19
+_BLOCK_BYTES = 1 << 20
 
 
 class Layout(NamedTuple):
@@ -233,7 +234,7 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
     Raises:
         ValueError: an axis does not divide over the mesh, or a file is cut short.
     """
-    graph, state, parameters = _abstract(checkpoint)
+    graph, state, parameters = _abstract(checkpoint.config)
     rows = {weight.parameter: weight for weight in _rows(checkpoint)}
     where = dict.fromkeys(parameters)
     if mesh is not None:
@@ -249,9 +250,9 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-def _abstract(checkpoint: Checkpoint):
+@functools.lru_cache(maxsize=4)
+def _abstract(config: DecoderConfig):
     """The decoder without values: its graph, its state, and its variables by dotted path."""
-    config = checkpoint.config
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     return graph, state, {".".join(path): variable for path, variable in nnx.to_flat_state(state)}
 
@@ -279,7 +280,9 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     Raises:
         ValueError: a tensor is missing, not known, or of another shape than the config says.
     """
-    parameter_shapes = {name: variable.shape for name, variable in _abstract(checkpoint)[2].items()}
+    parameter_shapes = {
+        name: variable.shape for name, variable in _abstract(checkpoint.config)[2].items()
+    }
     rows = {weight.parameter for weight in _rows(checkpoint)}
     if rows != parameter_shapes.keys():
         raise ValueError(
@@ -340,7 +343,7 @@ def _read_parameter(
         bounds: _aligned([stop - start for start, stop in bounds], dtype)
         for bounds in dict.fromkeys(parts.values())
     }
-    layers = "{}" in weight.hf
+    layers, transposed = "{}" in weight.hf, weight.layout.transposed
     each = _parameter_shape(weight, shape)
     targets = []
     for bounds, buffer in buffers.items():
@@ -356,15 +359,16 @@ def _read_parameter(
             if start >= stop:
                 continue
             if rows is None:
-                rows = checkpoint.read(name, first, last).astype(dtype, copy=False)
-                rows = np.ascontiguousarray(rows).view(f"u{dtype.itemsize}")
+                rows = checkpoint.read(name, first, last)
+                rows = _spread(rows, dtype) if transposed else rows.astype(dtype, copy=False)
+                rows = rows.view(f"u{dtype.itemsize}")
             columns = tuple(slice(*bound) for bound in inner)
             views[layer][start - outer[0] : stop - outer[0]] = rows[
                 (slice(start - first, stop - first), *columns)
             ]
 
     size, *row = weight.layout.stored_shape(each)
-    count = max(1, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize))
+    count = max(64, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize))
     names = _tensor_names(checkpoint, weight)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         tasks = [
@@ -376,6 +380,15 @@ def _read_parameter(
             task.result()
     arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _spread(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The rows, an odd number of cache lines apart: then a column is spread over all sets of a
+    cache, instead of a few that cannot hold it while it is read."""
+    lines = -(-rows.shape[1] * dtype.itemsize // 64) | 1
+    spread = np.empty((len(rows), lines * 64 // dtype.itemsize), dtype)[:, : rows.shape[1]]
+    spread[...] = rows
+    return spread
 
 
 def _blocks(first: int, last: int, size: int) -> Iterable[tuple[int, int]]:
