@@ -276,7 +276,8 @@ class ValueModel(nnx.Module):
             1,
             kernel_init=nnx.initializers.zeros,
             dtype=jnp.float32,
-            param_dtype=config.param_dtype,
+            # It is small, and trained also where the trunk is frozen in fewer bits.
+            param_dtype=jnp.float32,
             rngs=rngs,
         )
 

@@ -1,5 +1,7 @@
 """Where models come from: presets and folders, critics from elsewhere, adapters."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from sr1_jax.training.policies import (
     critic_checkpoint,
     decoder_config,
     models_to_train,
+    starting_policy,
 )
 from sr1_jax.training.settings import check_config, default_config
 
@@ -114,6 +117,16 @@ def test_with_adapters_no_trunk_is_held_twice(write, config, own):
     adapters = [nnx.state(m, nnx.LoRAParam) for m in (policy, critic)]
     a_policy, a_critic = (np.asarray(jax.tree.leaves(x)[0]) for x in adapters)
     assert a_policy.shape != a_critic.shape or np.any(a_policy != a_critic)
+
+
+def test_what_is_trained_is_in_float32(config):
+    config.lora.rank = 2
+    config.base.update(dtype="bfloat16", param_dtype="bfloat16")
+    plain, tokenizer = starting_policy(config, Path(), MESH)
+    for model in models_to_train(config, plain, tokenizer, MESH):
+        _, trained, frozen = nnx.split(model, model.trainable, ...)
+        assert {x.dtype for x in jax.tree.leaves(trained)} == {np.dtype("float32")}
+        assert {str(x.dtype) for x in jax.tree.leaves(frozen)} == {"bfloat16"}
 
 
 @pytest.mark.parametrize(
