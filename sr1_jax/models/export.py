@@ -16,8 +16,8 @@ import safetensors.numpy
 from flax import nnx
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.families import FAMILIES, HEAD, Weight
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import FAMILIES, HEAD, Weight
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 

@@ -14,8 +14,9 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 
 from sr1_jax.models.attention import RopeScaling, rope_frequencies
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.families import HEAD, Family, family_of
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import HEAD, Checkpoint, Family, family_of
+from sr1_jax.models.weights import Checkpoint
 
 _REQUIRED = object()
 

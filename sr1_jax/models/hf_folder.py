@@ -13,8 +13,9 @@ import tokenizers
 
 from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.families import Family, Shape, family_of
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import Checkpoint, Family, Shape, family_of
+from sr1_jax.models.weights import Checkpoint
 
 # Settings that change the computation in a way the decoder does not know, and what leaves it
 # as it is. A key that is not in the file is at its default.

@@ -5,15 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from conftest import LearnerRun, learner_config
 from flax import nnx
+from learner_runs import LENGTH, LearnerRun, learner_config
 from trees import adam, assert_trees_close, changed, first_gradient
 
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.sharding import make_mesh, tree_shardings
 
-LENGTH = 24
 LORA = LoraConfig(rank=3, alpha=6.0)
 SETTINGS = dict(gradient_clip=1e9)
 TRAINER = dict(old_logp="trainer")
