@@ -23,6 +23,7 @@ def lora_config(derived):
     return derived
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_saves_adapters_alone_and_goes_on(lora_config, tmp_path, mesh, equal_trees):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(lora_config, whole)
@@ -34,9 +35,10 @@ def test_a_run_saves_adapters_alone_and_goes_on(lora_config, tmp_path, mesh, equ
     assert [what for _, _, what in policies] == ["step 4", "step 4"]
     equal_trees(*(nnx.state(policy) for policy, _, _ in policies))
 
-    saved = ocp.CheckpointManager(whole.resolve() / "checkpoints").item_metadata(4)
+    with ocp.PyTreeCheckpointer() as reader:
+        saved = reader.restore((whole / "checkpoints" / "4" / "state").resolve())
     paths = [jax.tree_util.keystr(path, simple=True, separator="/")
-             for path, _ in jax.tree_util.tree_leaves_with_path(saved["state"].tree)]  # fmt: skip
+             for path, _ in jax.tree_util.tree_leaves_with_path(saved)]  # fmt: skip
     kernels = [p for p in paths if "kernel" in p or "embedding" in p or "norm" in p]
     assert any("lora_a" in path for path in paths)
     assert all("critic" in path and "/head/" in path for path in kernels)
