@@ -23,6 +23,7 @@ def lora_config(derived):
     return derived
 
 
+@pytest.mark.slow  # three trainings
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_saves_adapters_alone_and_goes_on(lora_config, tmp_path, mesh, equal_trees):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
