@@ -20,9 +20,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
+from sr1_jax.models.lora import LoraConfig, LoraLinear
 from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
 from sr1_jax.sharding import constrain, current_mesh, gather_layer, look_up, reshard
-from sr1_jax.models.lora import LoraConfig, LoraLinear
 
 
 @dataclasses.dataclass(frozen=True)

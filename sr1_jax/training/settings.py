@@ -7,8 +7,8 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
-from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.lora import TARGETS, LoraConfig
+from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl import settings as learner_settings

@@ -17,7 +17,7 @@ def test_parameters_of_a_published_model(name):
     assert parameter_count(model) == SHAPES[name].parameters
     # The name says it in billions; that of Qwen3-0.6B leaves its embedding's rounding out.
     assert parameter_count(model) == pytest.approx(float(name.split("-")[1][:-1]) * 1e9, rel=0.25)
-    assert (config.dtype, config.param_dtype, config.remat) == ("bfloat16", "float32", True)
+    assert (config.dtype, config.param_dtype, config.remat) == ("bfloat16", "float32", "full")
     ids = jax.ShapeDtypeStruct((1, 8), "int32")
     logits = nnx.eval_shape(lambda model, ids: model(ids), model, ids)
     assert logits.shape == (1, 8, config.vocab_size)

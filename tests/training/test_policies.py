@@ -44,11 +44,11 @@ def config(write):
 
 def test_the_shape_of_a_policy(config):
     found = decoder_config(config)
-    assert (found.width, found.layers, found.dtype, found.remat) == (16, 2, "float32", False)
+    assert (found.width, found.layers, found.dtype, found.remat) == (16, 2, "float32", "none")
     config.base.update(dtype="bfloat16", remat=True)
     found = decoder_config(config)
     assert (found.width, found.dtype, found.param_dtype, found.remat) == (
-        16, "bfloat16", "float32", True
+        16, "bfloat16", "float32", "full"
     )  # fmt: skip
     config.base.path, config.model.preset = "", "qwen3-8b"
     assert decoder_config(config) == preset_config("qwen3-8b", dtype="bfloat16", remat=True)

@@ -33,7 +33,7 @@ def test_every_choice(load, name):
         assert config.rollout.chat == (variant == "instruct")
         assert config.learner.algorithm == algo
         shape = decoder_config(config)
-        assert (shape.dtype, shape.param_dtype, shape.remat) == ("bfloat16", "float32", True)
+        assert (shape.dtype, shape.param_dtype, shape.remat) == ("bfloat16", "float32", "full")
         assert shape.kv_heads % config.mesh.tensor == 0
         assert shape.vocab_size % config.mesh.tensor == 0
         model = nnx.eval_shape(lambda shape=shape: Decoder(shape, rngs=nnx.Rngs(0)))
