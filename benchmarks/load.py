@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -74,14 +73,20 @@ def load_side(folder: Path, param_dtype: str) -> None:
     from sr1_jax.models import load_pretrained
 
     jax.numpy.zeros(1).block_until_ready()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes("VmRSS")
     began = time.perf_counter()
     model, _ = load_pretrained(folder, param_dtype=param_dtype)
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resident_bytes("VmHWM") - before
     size = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
-    print(json.dumps({"seconds": seconds, "peak": peak * 1024, "size": size}))
+    print(json.dumps({"seconds": seconds, "peak": peak, "size": size}))
+
+
+def resident_bytes(key: str) -> int:
+    """VmRSS, now, or VmHWM, the most so far. Not ru_maxrss: that starts as the parent's."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return int(line.split()[1]) * 1024
 
 
 def read_side(folder: Path) -> None:

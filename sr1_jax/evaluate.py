@@ -29,7 +29,7 @@ from sr1_jax.evaluation.scores import hops_of, score, standard_error
 from sr1_jax.rollout import SplitEngine, Trajectory
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.settings import METHODS, check_mesh, rollout_config
 from sr1_jax.training.task import open_index
 from sr1_jax.training.trajectory_log import as_row, write_rows
@@ -86,6 +86,9 @@ def evaluate(
     questions = questions[:limit] if limit else questions
     if corpus is None and method != "direct":
         raise ValueError(f"--corpus is missing: {method} needs passages.")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_mesh(config, mesh, training=False)
+    check_base(config, mesh)
     asked = hashlib.sha256(repr([(q.id, q.question) for q in questions]).encode()).hexdigest()
     flags_of = {"method": method, "base": base, "greedy": greedy, "questions (hash)": asked}
     check_same("The evaluation", {"config": config.to_dict()} | flags_of)
@@ -93,8 +96,6 @@ def evaluate(
     if corpus is not None:
         retriever = once_a_file_system(data, lambda: open_index(config, corpus, data))
         check_same(str(corpus), retriever.manifest["corpus_sha256"])
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_mesh(config, mesh, training=False)
     policy, tokenizer, origin = trained_policy(config, workdir, mesh, base=base)
     engine = SplitEngine(policy, tokenizer, retriever, rollout, mesh=mesh)
     began = time.perf_counter()

@@ -31,7 +31,7 @@ from sr1_jax.sharding import make_mesh
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.loop import reinforce
-from sr1_jax.training.policies import starting_policy
+from sr1_jax.training.policies import check_base, starting_policy
 from sr1_jax.training.settings import check_config, check_mesh
 from sr1_jax.training.task import Task, prepare_task
 from sr1_jax.training.trajectory_log import as_row, print_trajectories, write_rows
@@ -65,6 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     check_same("The config", config.to_dict())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh)
+    check_base(config, mesh)  # before the index of a corpus is built
     source = Path(config.base.workdir) if config.base.workdir else workdir
     task = prepare_task(config, source)
     policy, tokenizer, result = base_policy(config, task, source, mesh)

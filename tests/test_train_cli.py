@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import small_checkpoints
 from flax import nnx
 
-from sr1_jax import cli, evaluate, train
+from sr1_jax import cli, evaluate, export, train
+from sr1_jax.models import load_pretrained
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
 
@@ -23,6 +25,7 @@ FILES = [
     "--config.data.questions={tmp}/questions.jsonl",
     "--config.data.corpus={tmp}/corpus.jsonl",
     "--config.base.path={tmp}/model",
+    "--config.warm_start.phases=()",
 ]
 QUESTION = '{"id": "q:0", "question": "Where?", "golden_answers": ["Bo"]}\n'
 PASSAGE = '{"id": "0", "contents": "Ann\\nAnn was born in Bo."}\n'
@@ -56,6 +59,13 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small folder of weights in {tmp}/model, the --config.base.path of FILES."""
+    (tmp_path / "model").mkdir()
+    small_checkpoints.write_folder(tmp_path / "model", small_checkpoints.train_backend())
+
+
 def start(*arguments, config=CONFIG):
     return [f"--config={config}", "--workdir={tmp}/run", *arguments]
 
@@ -72,6 +82,14 @@ def start(*arguments, config=CONFIG):
         (start("--config.learner.clip=wide"), "wide"),
         (start(config="{tmp}/none.py"), "{tmp}/none.py"),
         (start("steps=3"), "unexpected argument 'steps=3'; flags are --name=value."),
+        (
+            start("--config.base.path=model"),
+            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm",
+        ),
+        (
+            start("--config.protocol.template_path={tmp}/none.txt"),
+            "protocol.template_path: {tmp}/none.txt is not a file.",
+        ),
         (start("--config.method=google"), "method must be one of search, direct, rag, not"),
         (start("--processes=2"), "--processes and --process need --coordinator=HOST:PORT"),
         (start("--coordinator=me"), "--coordinator must be HOST:PORT, not 'me'."),
@@ -109,14 +127,55 @@ def test_training_refuses(run, tmp_path, arguments, message):
         ("", PASSAGE, "{tmp}/questions.jsonl: no questions; the file is empty."),
         (QUESTION, PASSAGE + '{"id": "1"}\n', "{tmp}/corpus.jsonl:2: key 'contents' is missing"),
         (QUESTION, "", "{tmp}/corpus.jsonl: no passages; the file is empty."),
-        (QUESTION, PASSAGE, "{tmp}/model: there is no such file or folder."),
     ],
 )
-def test_training_refuses_files(run, tmp_path, questions, corpus, message):
+def test_training_refuses_files(run, tmp_path, checkpoint, questions, corpus, message):
     for name, text in (("questions", questions), ("corpus", corpus)):
         if text is not None:
             (tmp_path / f"{name}.jsonl").write_text(text)
     assert message.format(tmp=tmp_path) in run(train, *start(*FILES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.base.path={tmp}/none"], "{tmp}/none: there is no such file or folder."),
+        (
+            ["--config.model.preset=qwen3-4b"],
+            "{tmp}/model/config.json: by vocab_size the model's vocab_size is 300, but that of "
+            "model.preset='qwen3-4b' is 151936",
+        ),
+        (
+            ["--config.mesh.tensor=8"],
+            "head/kernel/value: axis vocab of size 300 does not divide over 8 devices",
+        ),
+    ],
+)
+@pytest.mark.parametrize("program", [train, evaluate], ids=["train", "evaluate"])
+def test_a_bad_base_is_found_before_the_index_is_built(
+    run, tmp_path, checkpoint, program, arguments, message
+):
+    if program is evaluate:
+        arguments = [
+            *arguments, "--questions={tmp}/questions.jsonl", "--corpus={tmp}/corpus.jsonl"
+        ]  # fmt: skip
+    (tmp_path / "questions.jsonl").write_text(QUESTION)
+    (tmp_path / "corpus.jsonl").write_text(PASSAGE)
+    error = run(program, *start(*FILES, *arguments))
+    assert message.format(tmp=tmp_path) in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("size=8b", "size must be one of 0.5b, 1.5b, 3b, 7b, 14b, 32b, 72b"),
+        ("sise=7b", "the keys are size, algo, variant"),
+    ],
+)
+def test_a_bad_argument_of_a_config(run, argument, message):
+    file = Path(__file__).parents[1] / "configs" / "qwen2_5.py"
+    assert message in run(train, *start(config=f"{file}:{argument}"))
 
 
 def test_a_budget_that_holds_no_prompt(run):
@@ -234,11 +293,30 @@ def test_training_leaves_what_it_should(trained):
     assert len(rows) == 8 and {row["sample"] for row in rows} == {0, 1}
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_the_trained_policy_is_that_of_the_checkpoint(trained):
+def newest_policy(workdir):
     spec = importlib.util.spec_from_file_location("tiny", CONFIG)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    policy, _, origin = trained_policy(module.get_config(), trained.workdir, make_mesh())
+    return trained_policy(module.get_config(), workdir, make_mesh())
+
+
+def test_an_export_is_the_policy_of_the_checkpoint(trained, tmp_path, capsys, monkeypatch):
+    argv = [*trained.arguments, f"--output={tmp_path}/out", "--dtype=float32"]
+    monkeypatch.setattr(sys, "argv", argv)
+    export.main(argv)
+    assert f"Wrote the policy (step 2) to {tmp_path}/out." in capsys.readouterr().out
+    exported, tokenizer = load_pretrained(tmp_path / "out")
+    policy, ours, _ = newest_policy(trained.workdir)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(exported), nnx.state(policy))
+    assert (tokenizer.token_bytes, tokenizer.eos_ids) == (ours.token_bytes, ours.eos_ids)
+    with pytest.raises(ValueError, match="out exists and is not empty; give another folder"):
+        export.main(argv)
+    with pytest.raises(ValueError, match=r"--output is missing"):
+        export.main(trained.arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_the_trained_policy_is_that_of_the_checkpoint(trained):
+    policy, _, origin = newest_policy(trained.workdir)
     assert origin == "step 2"
     folder = (trained.workdir / "checkpoints" / "2" / "state").resolve()
     with ocp.PyTreeCheckpointer() as reader:

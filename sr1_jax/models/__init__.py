@@ -9,6 +9,7 @@ _MODULE_OF = {
     "DecoderConfig": "decoder",
     "KVCache": "serving",
     "ValueModel": "decoder",
+    "preset_config": "shapes",
     "parameter_count": "decoder",
     "Tokenizer": "tokenizer",
     "load_pretrained": "pretrained",

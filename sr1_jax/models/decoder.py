@@ -12,6 +12,7 @@ so no call needs a padding mask.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
+from sr1_jax.models.lora import LoraConfig, LoraLinear
 from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
 from sr1_jax.sharding import constrain, current_mesh, gather_layer, look_up, reshard
 
@@ -32,6 +34,7 @@ class DecoderConfig:
     but others ask for it when the model is exported.
     `remat` says what is kept of each layer for the backward pass, see `models.remat`; False
     stands for "none", True for "full".
+    With `lora` every kernel it names has an adapter (see `lora.LoraConfig`).
     `unroll` layers are laid out one after the other in each turn of the scan over layers: more
     compile time, less copying.
     """
@@ -54,6 +57,7 @@ class DecoderConfig:
     param_dtype: str = "float32"
     remat: str | bool = "none"
     unroll: int = 1
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         if isinstance(self.remat, bool):
@@ -73,9 +77,12 @@ class DecoderConfig:
             raise ValueError(f"model.head_dim={self.head_dim} must be even for rotary positions.")
 
 
-def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, bias=False, zero=False):
+def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, name="", bias=False, zero=False):
     axis = tuple(range(-len(fan_in), 0)) if isinstance(fan_in, tuple) else -1
-    return nnx.LinearGeneral(
+    layer = nnx.LinearGeneral
+    if config.lora is not None and name in config.lora.targets:
+        layer = functools.partial(LoraLinear, lora=config.lora)
+    return layer(
         fan_in,
         out,
         axis=axis,
@@ -113,11 +120,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
-        self.q = _linear(c, rngs, c.width, (c.heads, c.head_dim), bias=c.qkv_bias)
-        self.k = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias)
-        self.v = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), bias=c.qkv_bias)
+        self.q = _linear(c, rngs, c.width, (c.heads, c.head_dim), name="q", bias=c.qkv_bias)
+        self.k = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), name="k", bias=c.qkv_bias)
+        self.v = _linear(c, rngs, c.width, (c.kv_heads, c.head_dim), name="v", bias=c.qkv_bias)
         # Zero: a new model starts as its embedding, and no branch drowns the others at first.
-        self.o = _linear(c, rngs, (c.heads, c.head_dim), c.width, zero=True)
+        self.o = _linear(c, rngs, (c.heads, c.head_dim), c.width, name="o", zero=True)
         if c.qk_norm:
             self.q_norm = _norm(c, rngs, c.head_dim)
             self.k_norm = _norm(c, rngs, c.head_dim)
@@ -152,9 +159,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         c = config
-        self.gate = _linear(c, rngs, c.width, c.ff_width)
-        self.up = _linear(c, rngs, c.width, c.ff_width)
-        self.down = _linear(c, rngs, c.ff_width, c.width, zero=True)
+        self.gate = _linear(c, rngs, c.width, c.ff_width, name="gate")
+        self.up = _linear(c, rngs, c.width, c.ff_width, name="up")
+        self.down = _linear(c, rngs, c.ff_width, c.width, name="down", zero=True)
 
     def __call__(self, x_BTD):
         x_ND = _flat(x_BTD)
@@ -241,6 +248,11 @@ class Decoder(nnx.Module):
         # So that its gradient, summed over chunks, is not traded in each of them.
         return constrain(kernel_DV, None, "head_vocab")
 
+    @property
+    def trainable(self) -> nnx.filterlib.Filter:
+        """Which parameters training changes: all, or with adapters those alone."""
+        return nnx.Param if self.config.lora is None else nnx.LoRAParam
+
     def logits(self, hidden_BTD: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Unnormalised next-token scores, in the compute dtype."""
         if self.config.tied_embeddings:
@@ -264,9 +276,17 @@ class ValueModel(nnx.Module):
             1,
             kernel_init=nnx.initializers.zeros,
             dtype=jnp.float32,
-            param_dtype=config.param_dtype,
+            # It is small, and trained also where the trunk is frozen in fewer bits.
+            param_dtype=jnp.float32,
             rngs=rngs,
         )
+
+    @property
+    def trainable(self) -> nnx.filterlib.Filter:
+        """Which parameters training changes: all, or with adapters those and the head."""
+        if self.config.lora is None:
+            return nnx.Param
+        return nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == "head")
 
     def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """Value, float32, of the state after each token."""
@@ -274,5 +294,5 @@ class ValueModel(nnx.Module):
 
 
 def parameter_count(model: nnx.Module) -> int:
-    """Number of trainable scalars."""
+    """Number of scalars in all parameters."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -16,8 +16,8 @@ import safetensors.numpy
 from flax import nnx
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.families import FAMILIES, HEAD, Weight
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import FAMILIES, HEAD, Weight
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -42,10 +42,15 @@ def save_pretrained(
         shard_bytes: most bytes of a file, if no single tensor is larger.
 
     Raises:
-        ValueError: the folder holds something, or no family has a decoder of this kind.
+        ValueError: the folder holds something, no family has a decoder of this kind, it has
+            adapters, or there are several processes.
     """
     folder = Path(folder)
     check_free(folder)
+    if jax.process_count() > 1:
+        raise ValueError("An export is written by one process: run it on a single host.")
+    if model.config.lora is not None:
+        raise ValueError("Adapters cannot be exported by themselves; merge them (merged_model).")
     family = family_name(model.config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +10,13 @@ import gguf
 import numpy as np
 import tokenizers
 from gguf.constants import GGUFValueType, TokenType
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
+from sr1_jax.models.attention import RopeScaling, rope_frequencies
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.families import HEAD, Family, family_of
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import HEAD, Checkpoint, Family, family_of
+from sr1_jax.models.weights import Checkpoint
 
 _REQUIRED = object()
 
@@ -70,18 +73,24 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
             "Join the parts first (llama-gguf-split --merge)."
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    _drop_rope_factors(path, tensors)
+    factors = tensors.pop("rope_freqs.weight", None)
     config = _decoder_config(
         metadata, architecture, family, tensors, dtype=dtype, param_dtype=param_dtype
     )
+    if factors is not None:
+        scaling = _rope_scaling(path, _dequantised(path, factors), config)
+        config = dataclasses.replace(config, rope_scaling=scaling)
 
-    def read(name: str) -> np.ndarray:
-        array = _dequantised(path, tensors[name])
+    def read(name: str, first: int, last: int) -> np.ndarray:
+        tensor, rows = tensors[name], slice(first, last)
         heads = _interleaved_heads(architecture, name, config)
-        return array if heads is None else _undo_interleaving(array, heads)
+        if heads is not None:
+            rows = _undo_interleaving(np.arange(_shape(tensor)[0]), heads)[rows]
+        return _dequantised(path, tensor, rows)
 
     return Checkpoint(
         path=str(path),
+        config_file=str(path),
         form="gguf",
         family=family,
         config=config,
@@ -165,19 +174,34 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(tensor.shape))
 
 
-def _drop_rope_factors(path: Path, tensors: dict[str, gguf.ReaderTensor]) -> None:
-    """Removes the per-frequency factors of rotary positions, which say nothing if all are one."""
-    factors = tensors.pop("rope_freqs.weight", None)
-    if factors is not None and not np.all(_dequantised(path, factors) == 1.0):
+def _rope_scaling(path: Path, factors_E2: np.ndarray, config: DecoderConfig) -> RopeScaling | None:
+    """The scaling whose outcome the file holds: what each rotary frequency is divided by.
+
+    It does not hold the rule. That of Llama 3.1 to 3.3 (waves of 8,192 positions and more by the
+    whole factor) is recognised, as are factors of one, which say nothing.
+    """
+    if np.all(factors_E2 == 1.0):
+        return None
+    scaling = RopeScaling("llama3", float(factors_E2.max()), 1.0, 4.0, 8192)
+    plain_E2, scaled_E2 = (
+        rope_frequencies(config.head_dim, config.rope_theta, s) for s in (None, scaling)
+    )
+    # Computed elsewhere, in float32: the last bits differ.
+    if len(factors_E2) != len(plain_E2) or not np.allclose(
+        factors_E2, plain_E2 / scaled_E2, rtol=1e-4
+    ):
         raise ValueError(
-            f"{path}: rope_freqs.weight scales the rotary frequencies (Llama 3.1 and later); "
-            "rope scaling is not supported."
+            f"{path}: rope_freqs.weight scales the rotary frequencies, and not as Llama 3.1 to 3.3 "
+            "do; this is not supported."
         )
+    return scaling
 
 
-def _dequantised(path: Path, tensor: gguf.ReaderTensor) -> np.ndarray:
+def _dequantised(
+    path: Path, tensor: gguf.ReaderTensor, rows: slice | np.ndarray = slice(None)
+) -> np.ndarray:
     try:
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
     except NotImplementedError as error:
         raise ValueError(
             f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which is not "
@@ -218,6 +242,11 @@ def _read_tokenizer(metadata: _Metadata) -> Tokenizer:
         )
     try:
         backend = _backend(tokens, types, metadata.get(f"{key}merges"), _PRE_TOKENIZERS[pre])
+        bos_token = _bos_token(metadata, tokens)
+        if bos_token and metadata.get(f"{key}add_bos_token", False):
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{bos_token} $A", special_tokens=[(bos_token, tokens.index(bos_token))]
+            )
         eos_ids = [
             metadata.integer(f"{key}{name}_token_id")
             for name in ("eos", "eot")
@@ -228,9 +257,19 @@ def _read_tokenizer(metadata: _Metadata) -> Tokenizer:
             eos_ids=eos_ids,
             pad_id=metadata.integer(f"{key}padding_token_id", [*eos_ids, 0][0]),
             chat_template=metadata.get("tokenizer.chat_template", None),
+            bos_token=bos_token,
         )
     except Exception as error:  # the tokenizers package raises nothing narrower
         raise ValueError(f"{path}: its tokenizer ({key}*) is not readable: {error}") from error
+
+
+def _bos_token(metadata: _Metadata, tokens: list[str]) -> str | None:
+    key = "tokenizer.ggml.bos_token_id"
+    if metadata.get(key, None) is None:
+        return None
+    if (token_id := metadata.integer(key)) >= len(tokens):
+        raise ValueError(f"{key}={token_id} lies outside its {len(tokens)} tokens.")
+    return tokens[token_id]
 
 
 def _backend(

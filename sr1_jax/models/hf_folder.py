@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import tokenizers
 
 from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.families import Family, Shape, family_of
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import Checkpoint, Family, Shape, family_of
+from sr1_jax.models.weights import Checkpoint
 
 # Settings that change the computation in a way the decoder does not know, and what leaves it
 # as it is. A key that is not in the file is at its default.
@@ -36,6 +38,7 @@ def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
     tensors = _SafetensorsFiles(folder)
     return Checkpoint(
         path=str(folder),
+        config_file=str(config_file),
         form="hf",
         family=family,
         config=config,
@@ -126,11 +129,14 @@ def _rope_scaling(rope: dict[str, Any], raw: dict[str, Any], file: Path) -> Rope
 class _SafetensorsFiles:
     """The tensors of all safetensors files of a folder, under one roof."""
 
-    _FLOATS = ("F64", "F32", "F16", "BF16")
+    _FLOATS: ClassVar = {
+        "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16
+    }  # fmt: skip
 
     def __init__(self, folder: Path):
         self.shapes: dict[str, Shape] = {}
         self._file_of: dict[str, Path] = {}
+        self._place_of: dict[str, tuple[int, np.dtype]] = {}
         indices = sorted(folder.glob("*.safetensors.index.json"))
         promised = self._promised(indices[0]) if indices else {}
         files = sorted(set(promised.values()) or folder.glob("*.safetensors"))
@@ -157,7 +163,10 @@ class _SafetensorsFiles:
         return promised
 
     def _scan(self, file: Path) -> None:
-        with self._open(file) as tensors:
+        with self._open(file) as tensors, open(file, "rb") as raw:
+            # The library has checked the header; where tensors begin, it does not tell.
+            header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+            data = raw.tell()
             for name in tensors.keys():  # noqa: SIM118 (a handle, not a mapping)
                 if name in self._file_of:
                     raise ValueError(
@@ -172,6 +181,8 @@ class _SafetensorsFiles:
                     )
                 self._file_of[name] = file
                 self.shapes[name] = tuple(view.get_shape())
+                dtype = np.dtype(self._FLOATS[view.get_dtype()])
+                self._place_of[name] = data + header[name]["data_offsets"][0], dtype
 
     @staticmethod
     def _open(file: Path):
@@ -183,9 +194,19 @@ class _SafetensorsFiles:
                 "download it again."
             ) from error
 
-    def read(self, name: str) -> np.ndarray:
-        with self._open(self._file_of[name]) as tensors:
-            return tensors.get_tensor(name)
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows of a tensor. Read, not mapped: mapped pages would count as memory of ours."""
+        start, dtype = self._place_of[name]
+        rows = np.empty((last - first, *self.shapes[name][1:]), dtype)
+        row_bytes = rows.nbytes // max(1, last - first)
+        buffer = memoryview(rows.reshape(-1).view(np.uint8))
+        with open(self._file_of[name], "rb", buffering=0) as file:
+            file.seek(start + first * row_bytes)
+            while buffer:
+                if not (count := file.readinto(buffer)):
+                    raise ValueError(f"{file.name}: ends in the middle of {name}.")
+                buffer = buffer[count:]
+        return rows
 
 
 def _read_tokenizer(folder: Path, raw_config: dict[str, Any]) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.gguf_file import read_gguf
 from sr1_jax.models.hf_folder import read_hf_folder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import build
+from sr1_jax.models.weights import Checkpoint, build, check_tensors
 
 
 def load_pretrained(
@@ -44,6 +45,19 @@ def load_pretrained(
             architecture or one of its settings is not supported, tensors
             and config do not fit each other, or the tokenizer has more ids than the embedding.
     """
+    checkpoint = read_checkpoint(path, dtype=dtype, param_dtype=param_dtype)
+    return build(checkpoint, mesh), checkpoint.tokenizer
+
+
+def read_checkpoint(
+    path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+) -> Checkpoint:
+    """What `load_pretrained` knows before it reads a tensor: config, tokenizer, names and shapes.
+
+    All that can be wrong with a folder is found here, but for tensors that are cut short.
+
+    Args, Raises: as `load_pretrained`.
+    """
     path = find_smollm2() if str(path) == "smollm2" else Path(path)
     if path.is_dir():
         read = read_hf_folder
@@ -57,7 +71,8 @@ def load_pretrained(
     ids, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
     if ids > rows:
         raise ValueError(f"{path}: the tokenizer has {ids} ids, the embedding only {rows} rows.")
-    return build(checkpoint, mesh), checkpoint.tokenizer
+    check_tensors(checkpoint)
+    return checkpoint
 
 
 def find_smollm2() -> Path:
@@ -78,17 +93,33 @@ def find_smollm2() -> Path:
     return files[0]
 
 
-def value_from_policy(model: Decoder) -> ValueModel:
-    """A critic on a copy of the policy's trunk, with a new head.
+def value_from_policy(model: Decoder, *, rows: int | None = None, copy: bool = True) -> ValueModel:
+    """A critic on the trunk of a decoder, with a new head.
 
-    No buffer is shared, so a step that donates the one model leaves the other intact.
+    Args:
+        model: without adapters.
+        rows: of the critic's embedding, if not as many as the decoder has: those past its own
+            are zero.
+        copy: no buffer is shared, so a step that donates the one model leaves the other intact.
+            False for a trunk that is not trained.
     """
+    rows = rows or model.config.vocab_size
+    config = dataclasses.replace(model.config, vocab_size=rows)
 
     def build_value() -> ValueModel:
-        return ValueModel(model.config, rngs=nnx.Rngs(0))
+        return ValueModel(config, rngs=nnx.Rngs(0))
 
     value = nnx.eval_shape(build_value)
     # Under jit the trunk is never computed: only the head is asked for.
     nnx.update(value.head, jax.jit(lambda: nnx.state(build_value().head))())
-    nnx.update(value.trunk, jax.tree.map(jnp.copy, nnx.state(model.trunk)))
+    trunk = nnx.state(model.trunk)
+    nnx.update(value.trunk, jax.tree.map(jnp.copy, trunk) if copy else trunk)
+    if rows != model.config.vocab_size:
+        embedding_VD = value.trunk.embed.embedding[...]
+        more = max(0, rows - embedding_VD.shape[0])
+        resize = jax.jit(
+            lambda x_VD: jnp.pad(x_VD[:rows], ((0, more), (0, 0))),
+            out_shardings=embedding_VD.sharding,
+        )
+        value.trunk.embed.embedding.set_value(resize(embedding_VD))
     return value

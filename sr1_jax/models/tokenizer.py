@@ -81,6 +81,16 @@ class Tokenizer:
         """Ids of our own text (a prompt template), in which special tokens mean themselves."""
         return self._trusted.encode(text, add_special_tokens=False).ids
 
+    @functools.cached_property
+    def prefix_ids(self) -> list[int]:
+        """What its tokenizer puts before any text, since the model was trained so: Llama's
+        beginning of text; mostly nothing."""
+        plain, whole = (
+            self._trusted.encode("a", add_special_tokens=more).ids for more in (False, True)
+        )
+        starts = range(len(whole) - len(plain) + 1)
+        return whole[: next((i for i in starts if whole[i : i + len(plain)] == plain), 0)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out, broken UTF-8 becomes U+FFFD.
 

@@ -17,10 +17,14 @@ _FIELD = re.compile(r"\{(question|information)\}")
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """A template cut at its fields: text, field name, text, field name, …, text."""
+    """A template cut at its fields: text, field name, text, field name, …, text.
+
+    `complete` says that nothing belongs in front of it.
+    """
 
     name: str
     parts: tuple[str, ...]
+    complete: bool = False
 
     @property
     def wants_information(self) -> bool:
@@ -30,8 +34,8 @@ class PromptTemplate:
     def render(
         self, tokenizer: Tokenizer, question: str, information: list[int] | None = None
     ) -> list[int]:
-        """Prompt ids. Special tokens in the template mean themselves, those in the question
-        are plain text.
+        """Prompt ids, with the beginning of text that the model is used to. Special tokens in the
+        template mean themselves, those in the question are plain text.
 
         Args:
             tokenizer: of the policy.
@@ -51,7 +55,8 @@ class PromptTemplate:
                 ids += tokenizer.encode_trusted(part) if part else []
             else:
                 ids += tokenizer.encode(question) if part == "question" else information
-        return ids
+        prefix = [] if self.complete else tokenizer.prefix_ids
+        return ids if ids[: len(prefix)] == prefix else prefix + ids
 
 
 def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
@@ -70,7 +75,9 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
     if not tokenizer.chat_template:
         raise ValueError("The model has no chat template; set rollout.chat=False.")
     # As transformers renders them, but without today's date: a prompt must not change overnight.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = _refuse
     text = "".join(
         part if index % 2 == 0 else f"{{{part}}}" for index, part in enumerate(template.parts)
@@ -91,7 +98,7 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
             f"The model's chat template kept the fields {parts[1::2]} of template "
             f"{template.name}, which has {template.parts[1::2]}."
         )
-    return PromptTemplate(f"{template.name} in chat", parts)
+    return PromptTemplate(f"{template.name} in chat", parts, complete=True)
 
 
 def _refuse(message: str) -> None:
@@ -104,13 +111,14 @@ def load_template(name_or_path: str) -> PromptTemplate:
     Raises:
         ValueError: no such template, or one without `{question}`.
     """
-    path = _TEMPLATES / f"{name_or_path}.txt"
+    path = Path(name_or_path)
+    shipped = _TEMPLATES / f"{name_or_path}.txt"
+    if path.name == name_or_path and shipped.is_file():
+        path = shipped
     if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in _TEMPLATES.glob("*.txt")))
+        names = ", ".join(sorted(p.stem for p in _TEMPLATES.glob("*.txt")))
         raise ValueError(
-            f"No prompt template {name_or_path!r}: give a file's path or one of {shipped}."
+            f"No prompt template {name_or_path!r}: give a file's path or one of {names}."
         )
     # The last line break of a file belongs to the editor, not to the prompt.
     parts = tuple(_FIELD.split(path.read_text(encoding="utf-8").removesuffix("\n")))

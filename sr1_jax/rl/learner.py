@@ -25,6 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder, ValueModel
+from sr1_jax.models.lora import merge_adapters, without_adapters
 from sr1_jax.rl.advantages import gae, group_relative, whiten
 from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.losses import kl_estimate, policy_loss, value_loss
@@ -41,7 +42,7 @@ from sr1_jax.rl.update import (
     place_model,
     take_rows,
 )
-from sr1_jax.sharding import compute_on, named, place
+from sr1_jax.sharding import compute_on, named, place, tree_shardings
 
 
 class LearnerState(NamedTuple):
@@ -87,6 +88,9 @@ class Prepared(NamedTuple):
 class Learner:
     """PPO or GRPO on a mesh.
 
+    Of a model with adapters those alone are trained, beside the critic's head. The base is shared
+    with the model given; without its adapters it is the reference.
+
     Args:
         policy: the policy; its parameters are copied, and copied again as the frozen reference.
         critic: the value model, for PPO.
@@ -121,12 +125,15 @@ class Learner:
         self._config = config
         self._mesh = mesh
         self._temperature = temperature
-        self._policy_graph, policy_params = nnx.split(policy)
+        self._lora = policy.config.lora
+        self._policy_graph, policy_params, frozen = nnx.split(policy, policy.trainable, ...)
+        self._policy_frozen = jax.device_put(frozen, tree_shardings(frozen, mesh))
         offload_optimizer = "optimizer" in config.offload
         self._policy_optimizer = make_optimizer(config.learning_rate, config.warmup_steps, config)
-        self._critic_graph = critic_state = None
+        self._critic_graph = self._critic_frozen = critic_state = None
         if critic is not None:
-            self._critic_graph, critic_params = nnx.split(critic)
+            self._critic_graph, critic_params, frozen = nnx.split(critic, critic.trainable, ...)
+            self._critic_frozen = jax.device_put(frozen, tree_shardings(frozen, mesh))
             self._critic_optimizer = make_optimizer(
                 config.critic_learning_rate, config.critic_warmup_steps, config
             )
@@ -142,12 +149,21 @@ class Learner:
                 np.float32(0 if config.kl_in == "none" else config.kl_coefficient), named(mesh)
             ),
         )
-        self.reference = frozen_copy(
-            policy_params,
-            mesh,
-            dtype=policy.config.dtype,
-            offload="reference" in config.offload,
-        )
+        self._reference_graph = self._policy_graph
+        if self._lora is None:
+            self.reference = frozen_copy(
+                policy_params,
+                mesh,
+                dtype=policy.config.dtype,
+                offload="reference" in config.offload,
+            )
+        else:
+            self._reference_graph = nnx.graphdef(without_adapters(policy))
+            self.reference = self._policy_frozen
+            self._merge = jax.jit(
+                lambda params, frozen: merge_adapters(nnx.merge_state(params, frozen), self._lora),
+                out_shardings=tree_shardings(self.reference, mesh),
+            )
         self._score = jax.jit(self._score_fn, donate_argnums=0, static_argnames=("length", "most"))
         self._prepare = jax.jit(self._prepare_fn)
         self._update_policy = Update(
@@ -188,10 +204,12 @@ class Learner:
                 minibatch = (
                     prepared, self._plan(batch.mask_BT, rows), float(batch.mask_BT[rows].sum())
                 )  # fmt: skip
-                policy, logged = self._update_policy(policy, *minibatch, state.kl_coefficient)
+                policy, logged = self._update_policy(
+                    policy, *minibatch, state.kl_coefficient, self._policy_frozen
+                )
                 logged = {f"policy/{key}": value for key, value in logged.items()}
                 if critic is not None:
-                    critic, more = self._update_critic(critic, *minibatch)
+                    critic, more = self._update_critic(critic, *minibatch, self._critic_frozen)
                     logged |= {f"critic/{key}": value for key, value in more.items()}
                 history.append(logged)
         history, metrics = jax.device_get((history, metrics))
@@ -203,18 +221,27 @@ class Learner:
         means["padding_share"] = padding_share(batch.mask_BT, plan)
         return LearnerState(policy, critic, state.kl_coefficient), means
 
+    def policy_params(self, state: LearnerState) -> nnx.State:
+        """All parameters of the policy as a plain decoder has them: what rollouts run with.
+
+        With adapters they are merged into a copy of the base, in its dtype.
+        """
+        if self._lora is None:
+            return state.policy.params
+        return self._merge(state.policy.params, self._policy_frozen)
+
     def _scores(self, state: LearnerState, placed: Batch, plan: Sequence[MicroBatch]) -> Scores:
         """What policy, reference and critic say of the batch."""
         zeros = [np.zeros(placed.ids_BT.shape, np.float32) for _ in Scores._fields]
         scores = place(Scores(*zeros), named(self._mesh, "batch"))
-        critic = None if state.critic is None else state.critic.params
+        critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
         # On the devices for as long as this takes.
         reference = on_chip(self.reference) if self._config.kl_in != "none" else None
         for rows_R, length, most in plan:
             scores = self._score(
                 scores,
                 placed,
-                state.policy.params,
+                (state.policy.params, self._policy_frozen),
                 critic,
                 reference,
                 rows_R,
@@ -239,11 +266,13 @@ class Learner:
         ids_RT, mask_RT = take_rows((batch.ids_BT, batch.mask_BT), rows_R, length, self._mesh)
         found = {}
         if config.old_logp == "trainer":
-            found["logp_BT"] = self._token_logp(policy, ids_RT, mask_RT, most)[0]
+            model = nnx.merge(self._policy_graph, *policy)
+            found["logp_BT"] = self._token_logp(model, ids_RT, mask_RT, most)[0]
         if config.kl_in != "none":
-            found["ref_logp_BT"] = self._token_logp(reference, ids_RT, mask_RT, most)[0]
+            model = nnx.merge(self._reference_graph, reference)
+            found["ref_logp_BT"] = self._token_logp(model, ids_RT, mask_RT, most)[0]
         if critic is not None:
-            found["values_BT"] = self._values(critic, ids_RT)
+            found["values_BT"] = self._values(*critic, ids_RT)
         filled = {
             name: getattr(scores, name).at[rows_R, :length].set(x) for name, x in found.items()
         }
@@ -292,15 +321,15 @@ class Learner:
         )
         return prepared, metrics
 
-    def _values(self, params, ids_BT):
+    def _values(self, params, frozen, ids_BT):
         with compute_on(self._mesh):
-            values_BT = nnx.merge(self._critic_graph, params)(ids_BT)
+            values_BT = nnx.merge(self._critic_graph, params, frozen)(ids_BT)
         return jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
 
-    def _token_logp(self, params, ids_BT, mask_BT, most: int):
+    def _token_logp(self, model: Decoder, ids_BT, mask_BT, most: int):
         with compute_on(self._mesh):
             return token_logp(
-                nnx.merge(self._policy_graph, params),
+                model,
                 ids_BT,
                 mask_BT,
                 most=most,
@@ -308,9 +337,10 @@ class Learner:
                 chunk_tokens=self._config.chunk_tokens,
             )
 
-    def _policy_loss(self, params, b: Prepared, most: int, kl_coefficient):
+    def _policy_loss(self, params, b: Prepared, most: int, kl_coefficient, frozen):
         config = self._config
-        logp_BT, entropy_BT = self._token_logp(params, b.ids_BT, b.mask_BT, most)
+        model = nnx.merge(self._policy_graph, params, frozen)
+        logp_BT, entropy_BT = self._token_logp(model, b.ids_BT, b.mask_BT, most)
         loss, metrics = policy_loss(
             logp_BT, b.old_logp_BT, b.advantages_BT, b.mask_BT, clip=config.clip
         )
@@ -326,10 +356,10 @@ class Learner:
             loss += kl_coefficient * masked_mean(kl_BT, b.mask_BT)
         return loss, metrics
 
-    def _critic_loss(self, params, b: Prepared, most: int):
+    def _critic_loss(self, params, b: Prepared, most: int, frozen):
         del most  # every token passes the value head
         loss, metrics = value_loss(
-            self._values(params, b.ids_BT),
+            self._values(params, frozen, b.ids_BT),
             b.old_values_BT,
             b.returns_BT,
             b.mask_BT,

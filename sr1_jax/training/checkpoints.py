@@ -145,8 +145,8 @@ def _write_base(
     (folder / _SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
-def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
-    """Loads what `save_base` wrote, straight into the mesh.
+def read_base_config(folder: Path) -> DecoderConfig:
+    """The shape of what `save_base` wrote.
 
     Raises:
         ValueError: there is no complete base policy in the folder.
@@ -159,7 +159,16 @@ def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
     shape = json.loads((folder / "model.json").read_text())
     if shape.get("rope_scaling"):
         shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
-    config = DecoderConfig(**shape)
+    return DecoderConfig(**shape)
+
+
+def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
+    """Loads what `save_base` wrote, straight into the mesh.
+
+    Raises:
+        ValueError: there is no complete base policy in the folder.
+    """
+    config = read_base_config(folder)
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     graph, shapes = nnx.split(abstract)
     like = jax.tree.map(

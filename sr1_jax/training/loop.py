@@ -19,7 +19,7 @@ from sr1_jax.cluster import is_first
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionSource, question_batches
 from sr1_jax.evaluation.scores import hops_of, score
-from sr1_jax.models import Decoder, Tokenizer, value_from_policy
+from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import Engine, SplitEngine, Trajectory
@@ -27,6 +27,7 @@ from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live, MetricsWriter, NoWriter
+from sr1_jax.training.policies import models_to_train
 from sr1_jax.training.settings import rollout_config
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
@@ -56,10 +57,8 @@ def reinforce(
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
         InterruptedError: SIGTERM came; the state after the step that was under way is saved.
     """
-    critic = None if config.learner.algorithm == "grpo" else value_from_policy(policy)
     learner = Learner(
-        policy,
-        critic,
+        *models_to_train(config, policy, tokenizer, mesh),
         config.learner,
         mesh,
         trajectories=config.questions * config.samples,
@@ -95,7 +94,11 @@ def reinforce(
             began = time.perf_counter()
             questions = next(batches)
             trajectories = engine.run(
-                questions, config.seed, config.samples, step=step, params=state.policy.params
+                questions,
+                config.seed,
+                config.samples,
+                step=step,
+                params=learner.policy_params(state),
             )
             batch = make_batch(
                 trajectories,
@@ -123,7 +126,7 @@ def reinforce(
             _stop_if_not_finite(learned, step)
             every = config.evaluation.every
             if dev and every and step % every == 0 and step < config.steps:
-                scores, _ = evaluator.run(state.policy.params, dev)
+                scores, _ = evaluator.run(learner.policy_params(state), dev)
                 metrics |= {f"dev/{key}": value for key, value in scores.items()}
                 metrics["seconds/evaluation"] = time.perf_counter() - now
             writer.write(step, metrics)
@@ -143,7 +146,7 @@ def reinforce(
                 raise InterruptedError(
                     f"Told to end (SIGTERM): saved after step {step}. Start again to go on."
                 )
-    return state.policy.params
+    return learner.policy_params(state)
 
 
 def _those_that_fit(source: QuestionSource, engine: Engine) -> list[Question]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -12,9 +13,146 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import check_same
-from sr1_jax.models import Decoder, Tokenizer, load_pretrained
+from sr1_jax.models import Decoder, DecoderConfig, Tokenizer, ValueModel, value_from_policy
+from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
+from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.shapes import check_is_preset, preset_config
+from sr1_jax.models.weights import Checkpoint, build
+from sr1_jax.protocol.prompts import in_chat, load_template
 from sr1_jax.sharding import tree_shardings
-from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder, load_base
+from sr1_jax.training.checkpoints import (
+    RunCheckpoints,
+    checkpoint_folder,
+    load_base,
+    read_base_config,
+)
+from sr1_jax.training.settings import templates
+
+
+def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
+    """The shape of the policy, from settings and the heads of files: no weights are read.
+
+    With model.preset no file is needed. A policy from scratch has as many ids as its tokenizer
+    will get; model.vocab_size is the most it can.
+
+    Raises:
+        ValueError: there is no such model, or as `base_checkpoint`.
+    """
+    if config.base.path:
+        return base_checkpoint(config).config
+    if config.model.preset:
+        return preset_config(config.model.preset, **_numerics(config))
+    if config.base.workdir:
+        return read_base_config(Path(config.base.workdir) / "base")
+    return scratch_config(config, config.model.vocab_size)
+
+
+def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
+    """What base.path holds, its tensors unread.
+
+    Raises:
+        ValueError: it is not model.preset, or cannot be loaded.
+    """
+    found = read_checkpoint(config.base.path)
+    if config.model.preset:
+        check_is_preset(found.config, config.model.preset, found.config_file)
+    shape = dataclasses.replace(found.config, **_numerics(config))
+    return dataclasses.replace(found, config=shape)
+
+
+def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Refuses a base.path or critic.path that cannot be loaded into the mesh, or a model whose
+    chat template does not work where it is wanted; does nothing without a base.path.
+
+    Raises:
+        ValueError: as `base_checkpoint`, `critic_checkpoint` and `prompts.in_chat`, or an axis does
+            not divide over the mesh.
+    """
+    if not config.base.path:
+        return
+    found = base_checkpoint(config)
+    _check_shardings(found.config, mesh)
+    if config.critic.path:
+        _check_shardings(critic_checkpoint(config, found.tokenizer).config, mesh)
+    for template in templates(config).values() if config.rollout.chat else ():
+        try:
+            in_chat(load_template(template), found.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{found.path}: chat_template: {error}") from error
+
+
+def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Checkpoint:
+    """What critic.path holds, its tensors unread. It may have any shape, if it reads the policy's
+    ids.
+
+    Args:
+        config: of the run.
+        tokenizer: of the policy.
+
+    Raises:
+        ValueError: an id is another token for it than for the policy, or it cannot be loaded.
+    """
+    found = read_checkpoint(config.critic.path)
+    for token_id in range(tokenizer.vocab_size):
+        token, ours = (t.token(token_id) for t in (found.tokenizer, tokenizer))
+        if token != ours:
+            raise ValueError(
+                f"{found.path}: token {token_id} is {token!r}, but {ours!r} for the policy; a "
+                "critic has to read the policy's ids. Give another critic.path."
+            )
+    return dataclasses.replace(found, config=dataclasses.replace(found.config, **_numerics(config)))
+
+
+def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
+    """The adapters that training adds; None where all parameters are trained."""
+    lora = config.lora
+    return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
+
+
+def models_to_train(
+    config: ml_collections.ConfigDict, policy: Decoder, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[Decoder, ValueModel | None]:
+    """The policy, and for PPO its critic, with adapters if there are to be any.
+
+    With adapters the critic has its own on the policy's frozen trunk (or on that of critic.path),
+    and a head: no trunk is held twice.
+    """
+    lora, critic = lora_config(config), None
+    if config.learner.algorithm == "ppo":
+        source = policy
+        if config.critic.path:
+            source = build(critic_checkpoint(config, tokenizer), mesh)
+        critic = value_from_policy(source, rows=policy.config.vocab_size, copy=lora is None)
+    if lora is None:
+        return policy, critic
+    if critic is not None:
+        critic = add_adapters(critic, lora, seed=config.seed + 1, mesh=mesh)
+    return add_adapters(policy, lora, seed=config.seed, mesh=mesh), critic
+
+
+def _check_shardings(shape: DecoderConfig, mesh: Mesh) -> None:
+    abstract = nnx.eval_shape(lambda: nnx.state(Decoder(shape, rngs=nnx.Rngs(0))))
+    tree_shardings(abstract, mesh)
+
+
+def _numerics(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {key: config.base[key] for key in ("dtype", "param_dtype", "remat")}
+
+
+def scratch_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
+    """The shape of a policy that is trained from scratch on a tokenizer of its own."""
+    shape = config.model
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=shape.width,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.width // shape.heads,
+        ff_width=shape.ff_width,
+        qk_norm=shape.qk_norm,
+        unroll=shape.layers,
+    )
 
 
 def starting_policy(
@@ -23,18 +161,11 @@ def starting_policy(
     """The policy before reinforcement learning.
 
     Raises:
-        ValueError: there is none yet: the warm start has not been run.
+        ValueError: there is none yet: the warm start has not been run; or as `base_checkpoint`.
     """
     if config.base.path:
-        policy, tokenizer = load_pretrained(
-            config.base.path,
-            dtype=config.base.dtype,
-            param_dtype=config.base.param_dtype,
-            mesh=mesh,
-        )
-        shape = dataclasses.replace(policy.config, remat=config.base.remat)
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0))))
-        return nnx.merge(graph, nnx.state(policy)), tokenizer
+        checkpoint = base_checkpoint(config)
+        return build(checkpoint, mesh), checkpoint.tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir
     return load_base(source / "base", mesh)
 
@@ -63,7 +194,10 @@ def trained_policy(
             step = checkpoints.latest_step
     if step is None:
         return policy, tokenizer, "base"
-    graph, params = nnx.split(policy)
+    lora = lora_config(config)
+    if lora is not None:
+        policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+    graph, params, frozen = nnx.split(policy, policy.trainable, ...)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         params,
@@ -81,4 +215,5 @@ def trained_policy(
                 partial_restore=True,
             ),
         )
-    return nnx.merge(graph, restored["policy"]["params"]), tokenizer, f"step {step}"
+    policy = nnx.merge(graph, restored["policy"]["params"], frozen)
+    return (policy if lora is None else merged_model(policy)), tokenizer, f"step {step}"

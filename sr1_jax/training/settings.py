@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_collections
 from jax.sharding import Mesh
 
+from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
+from sr1_jax.models.shapes import preset_config
+from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
 
@@ -32,7 +37,10 @@ def default_config() -> ml_collections.ConfigDict:
     # full (almost everything is); False and True stand for the first and the last.
     config.base.remat = ml_collections.FieldReference("none", field_type=object)
 
-    config.model = ml_collections.ConfigDict()  # shape of a policy from scratch
+    config.model = ml_collections.ConfigDict()
+    # The published model that base.path has to hold (sr1_jax/models/shapes.py); "": whatever is
+    # there. Its shape is known without the files. What follows is that of a policy from scratch.
+    config.model.preset = ""
     config.model.vocab_size = 1400
     config.model.width = 128
     config.model.layers = 3
@@ -40,6 +48,16 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.kv_heads = 2
     config.model.ff_width = 384
     config.model.qk_norm = False
+
+    config.lora = ml_collections.ConfigDict()
+    config.lora.rank = 0  # above 0: adapters of this rank are trained, the base is not; 0: none
+    config.lora.alpha = 32.0  # what an adapter adds is times alpha / rank
+    config.lora.targets = TARGETS  # kernels that have one: q, k, v, o, gate, up, down
+
+    config.critic = ml_collections.ConfigDict()
+    # Where PPO's value model starts: a folder or file as base.path, of any size, if its tokenizer
+    # is the policy's; "": the policy itself.
+    config.critic.path = ""
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # -1: all devices that the others leave
@@ -62,6 +80,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.templates.search = "search"
     config.templates.direct = "direct"
     config.templates.rag = "rag"
+
+    config.protocol = ml_collections.ConfigDict()
+    # A file that replaces templates.search: a prompt with {question} in it; "": none.
+    config.protocol.template_path = ""
 
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.phases = ()  # dicts: name, steps, learning_rate, traces, mix, …
@@ -87,8 +109,12 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> None:
     """Checks everything that can be checked before anything expensive is done.
+
+    Args:
+        config: of a run.
+        inputs: also that data and weights are named; a plan needs neither.
 
     Raises:
         ValueError: naming the key, its value and what would do.
@@ -106,6 +132,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {config.base.remat!r}."
         )
+    for template in templates(config).values():
+        load_template(template)  # refuses what is not there or asks nothing
     rollout_settings.check_config(config.rollout)
     learner_settings.check_config(config.learner, config.questions * config.samples)
     if config.learner.algorithm == "grpo" and config.samples < 2:
@@ -128,8 +156,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "trajectories would not fit."
         )
     world = config.data.world_people > 0
+    if config.base.path and config.warm_start.phases:
+        raise ValueError(
+            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
+            "start. Clear one (--config.warm_start.phases='()')."
+        )
     if world and any((config.data.questions, config.data.dev, config.data.corpus)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
+    if config.critic.path and config.learner.algorithm == "grpo":
+        raise ValueError("critic.path is set, but GRPO has no critic; clear it.")
+    if config.lora.rank:
+        LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+    if config.model.preset:
+        preset_config(config.model.preset)  # refuses unknown ones
+    if not inputs:
+        return
+    if config.model.preset and not config.base.path:
+        raise ValueError(f"base.path is not set: name the folder that holds {config.model.preset}.")
     if not world and not config.base.workdir:
         for key in ("questions", "corpus"):
             if not config.data[key]:
@@ -158,18 +201,31 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool 
             )
 
 
+def templates(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The prompt template of each method: the name of a shipped one, or a file.
+
+    Raises:
+        ValueError: protocol.template_path is not a file.
+    """
+    path = config.protocol.template_path
+    if path and not Path(path).is_file():
+        raise ValueError(f"protocol.template_path: {path} is not a file.")
+    # Absolute, so that a file is never mistaken for a shipped template of its name.
+    return config.templates.to_dict() | ({"search": str(Path(path).resolve())} if path else {})
+
+
 def rollout_config(
     config: ml_collections.ConfigDict, method: str, *, greedy: bool = False
 ) -> ml_collections.ConfigDict:
     """The rollout settings of a method: its prompt, and no searches but for `search`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, or protocol.template_path is not a file.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
     rollout = config.rollout.copy_and_resolve_references().unlock()
-    rollout.template = config.templates[method]
+    rollout.template = templates(config)[method]
     if method != "search":
         rollout.max_searches = 0
     if greedy:

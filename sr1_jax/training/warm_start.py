@@ -22,13 +22,15 @@ from sr1_jax.data.world import (
     two_hop_questions,
     write_corpus,
 )
-from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.small_tokenizer import train_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import BM25Retriever
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live
+from sr1_jax.training.policies import scratch_config
+from sr1_jax.training.settings import templates
 from sr1_jax.training.supervised import SupervisedTrainer, encode_trace, supervised_batches
 from sr1_jax.training.task import Task
 
@@ -76,7 +78,7 @@ class WarmStart:
             texts += [segment for segment in trace.segments if isinstance(segment, str)]
         template_texts = [
             text
-            for name in self._config.templates.values()
+            for name in templates(self._config).values()
             for text in load_template(name).parts[::2]
         ]
         # Tags and templates must become tokens though the corpus does not have them.
@@ -103,12 +105,11 @@ class WarmStart:
         traces = self._traces(TraceMix(**phase["mix"]), phase["traces"], seed)
         if phase.get("only_correct"):
             traces = [trace for trace in traces if trace.correct]
-        templates = {mode: load_template(name) for mode, name in self._config.templates.items()}
+        prompts = {mode: load_template(name) for mode, name in templates(self._config).items()}
         budget = self._config.rollout.max_observation_tokens
         arbitrary = phase.get("arbitrary", True)
         return [
-            encode_trace(trace, templates, tokenizer, budget, arbitrary=arbitrary)
-            for trace in traces
+            encode_trace(trace, prompts, tokenizer, budget, arbitrary=arbitrary) for trace in traces
         ]
 
     def train(
@@ -175,18 +176,4 @@ def _other_world(config: ml_collections.ConfigDict, number: int) -> tuple[World,
 
 def scratch_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Decoder:
     """A small decoder with random parameters."""
-    shape = config.model
-    return Decoder(
-        DecoderConfig(
-            vocab_size=tokenizer.vocab_size,
-            width=shape.width,
-            layers=shape.layers,
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.width // shape.heads,
-            ff_width=shape.ff_width,
-            qk_norm=shape.qk_norm,
-            unroll=shape.layers,
-        ),
-        rngs=nnx.Rngs(config.seed),
-    )
+    return Decoder(scratch_config(config, tokenizer.vocab_size), rngs=nnx.Rngs(config.seed))

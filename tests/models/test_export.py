@@ -9,6 +9,7 @@ import safetensors.numpy
 from small_checkpoints import FAMILIES
 
 from sr1_jax.models import export, load_pretrained, save_pretrained
+from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
 
 
 def tensors_in(folder):
@@ -89,6 +90,15 @@ def test_nothing_is_left_half_written(write_folder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_pretrained(model, tokenizer, tmp_path / "there" / "out")
     assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_adapters_are_merged_first(write_folder, tmp_path):
+    model, tokenizer = load_pretrained(write_folder()[0])
+    adapted = add_adapters(model, LoraConfig(rank=2), seed=0)
+    with pytest.raises(ValueError, match="cannot be exported by themselves"):
+        save_pretrained(adapted, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    save_pretrained(merged_model(adapted), tokenizer, tmp_path / "out")
 
 
 def test_a_folder_that_holds_something_is_left_alone(write_folder, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors
 
 from sr1_jax.models import gguf_file, load_pretrained
+from sr1_jax.models.attention import RopeScaling
 
 TEXT = "Who wrote Hamlet in 1601?"
 
@@ -88,6 +89,55 @@ def test_rotary_factors_of_one_are_ignored(write_gguf):
 
     path, tensors = write_gguf(edit=edit)
     check_values(load_pretrained(path)[0], tensors)
+
+
+def test_rotary_factors_of_llama_3(write_gguf):
+    """Four waves of 6, 199, 6,283 and 198,692 positions: whole, whole, in between, by the factor.
+
+    8,192 positions are 1.3038 of the third wave, so a share of .1013 of it is kept.
+    """
+    factors = np.array([1, 1, 1 / (0.1012655 + (1 - 0.1012655) / 8), 8], np.float32)
+
+    def edit(writer):
+        writer.add_tensor("rope_freqs.weight", factors)
+
+    path, _ = write_gguf(edit=edit, head_dim=8, rope_theta=1e6)
+    scaling = load_pretrained(path)[0].config.rope_scaling
+    assert scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    factors[2] *= 1.01
+    write_gguf(edit=edit, head_dim=8, rope_theta=1e6)
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight scales .* not as Llama 3\.1"):
+        load_pretrained(path)
+
+
+def test_the_first_token_of_a_chat(write_gguf):
+    path, _ = write_gguf(edit=lambda writer: writer.add_bos_token_id(1))
+    tokenizer = load_pretrained(path)[1]
+    assert (tokenizer.bos_token, tokenizer.prefix_ids) == ("<|pad|>", [])
+
+    def edit(writer):
+        writer.add_bos_token_id(1)
+        writer.add_add_bos_token(True)
+
+    assert load_pretrained(write_gguf(edit=edit)[0])[1].prefix_ids == [1]
+    path, _ = write_gguf(edit=lambda writer: writer.add_bos_token_id(999))
+    with pytest.raises(ValueError, match=r"bos_token_id=999 lies outside its 300 tokens"):
+        load_pretrained(path)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])
+def test_rows_of_every_quantisation(write_gguf, kind):
+    """Read in blocks of rows, queries out of their order: as the package dequantises the whole."""
+    kind = gguf.GGMLQuantizationType[kind]
+    tensors = make_tensors(CONFIG | {"hidden_size": 64})
+    names = {n for n in tensors if n.endswith("q_proj.weight") or "embed" in n}
+    path, _ = write_gguf(hidden_size=64, tensors=tensors, quantise=names, kind=kind)
+    model, _ = load_pretrained(path)
+    rounded = {
+        n: gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind) if n in names else x
+        for n, x in tensors.items()
+    }
+    check_values(model, rounded)
 
 
 def test_unsupported_architecture_and_tokenizer_of_gguf(write_gguf):

@@ -16,6 +16,9 @@ from sr1_jax.models import (
     parameter_count,
     save_pretrained,
 )
+from sr1_jax.models.cached_forward import forward_cached, next_token_logits
+from sr1_jax.models.serving import KVCache, serving_params
+from sr1_jax.protocol.prompts import in_chat, load_template
 from sr1_jax.rollout import Engine, default_config
 
 pytestmark = [
@@ -121,7 +124,7 @@ LLAMA3 = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
+FAMILIES = pytest.mark.parametrize(
     ("family", "rope"),
     [
         ("Llama", LLAMA3),
@@ -131,8 +134,10 @@ LLAMA3 = {
         ("Mistral", {"rope_type": "default", "rope_theta": 1e4}),
     ],
 )
-def test_round_trip_through_transformers(transformers, backend, tmp_path, family, rope):
-    """Loaded, saved, loaded by transformers again; positions far beyond the original context."""
+
+
+def _write_random_model(transformers, backend, folder, family, rope):
+    """In several shards; the model as transformers has it."""
     import torch
 
     torch.manual_seed(0)
@@ -143,8 +148,57 @@ def test_round_trip_through_transformers(transformers, backend, tmp_path, family
         tie_word_embeddings=False, **GROUPED, **more,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    model.save_pretrained(tmp_path / "in", max_shard_size="60KB")
-    backend.save(str(tmp_path / "in" / "tokenizer.json"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder, max_shard_size="60KB")
+    backend.save(str(folder / "tokenizer.json"))
+    return model
+
+
+@FAMILIES
+def test_padding_and_cache(transformers, backend, tmp_path, family, rope):
+    """Sequences of three lengths: each alone, padded in one batch, and in pieces by the cache."""
+    model = _write_random_model(transformers, backend, tmp_path, family, rope)
+    ours, _ = load_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    lengths, longest = (400, 57, 213), 400
+    ids = rng.integers(0, 311, (3, longest))  # what is past the end of a row is padding
+    want = [_torch_logits(model, ids[row : row + 1, :n])[0] for row, n in enumerate(lengths)]
+    forward = jax.jit(ours)
+    for row, n in enumerate(lengths):
+        alone = forward(jnp.array(ids[row : row + 1, :n]))[0]
+        np.testing.assert_allclose(alone, want[row], atol=2e-4)
+    padded = forward(jnp.array(ids))
+
+    config, params = ours.config, serving_params(ours)
+    cache = KVCache.empty(ours.config, 3, longest)
+
+    @jax.jit
+    def piece(cache, ids, positions):
+        hidden_DBT, cache = forward_cached(config, params, ids, positions, cache)
+        return next_token_logits(config, params, hidden_DBT.reshape(config.width, -1)), cache
+
+    cached = np.zeros((3, longest, 311), np.float32)
+    pieces = [(0, 50), (50, 51), (51, 52), (52, 300), *((i, i + 1) for i in range(300, 310)),
+              (310, 400)]  # fmt: skip
+    for first, last in pieces:
+        positions = np.broadcast_to(np.arange(first, last), (3, last - first))
+        outside = positions >= np.array(lengths)[:, None]
+        at = jnp.array(np.where(outside, cache.positions, positions))
+        logits, cache = piece(cache, jnp.array(ids[:, first:last]), at)
+        cached[:, first:last] = np.asarray(logits).reshape(3, last - first, -1)
+    for row, n in enumerate(lengths):
+        np.testing.assert_allclose(padded[row, :n], want[row], atol=2e-4)
+        np.testing.assert_allclose(cached[row, :n], want[row], atol=2e-4)
+
+
+@FAMILIES
+def test_round_trip_through_transformers(transformers, backend, tmp_path, family, rope):
+    """Loaded, saved, loaded by transformers again; positions far beyond the original context."""
+    import torch
+
+    model = _write_random_model(transformers, backend, tmp_path / "in", family, rope)
     ours, tokenizer = load_pretrained(tmp_path / "in")
     ids = np.random.default_rng(0).integers(0, 311, (2, 400))
     want = _torch_logits(model, ids)
@@ -239,6 +293,23 @@ def test_prompt_of_the_chat_template(transformers_tokenizer, smollm2):
     assert tokenizer.chat_template == transformers_tokenizer.chat_template
     assert tokenizer.eos_ids == (transformers_tokenizer.eos_token_id,)
     assert tokenizer.pad_id == transformers_tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("name", ["search", "rag", "compact_search"])
+def test_a_prompt_in_the_chat_template(transformers_tokenizer, smollm2, name):
+    """As transformers renders and tokenises the same message."""
+    _, _, tokenizer = smollm2
+    template, question = load_template(name), "Who wrote Hamlet?"
+    text = "".join(
+        {"question": question, "information": "[facts]"}[part] if index % 2 else part
+        for index, part in enumerate(template.parts)
+    )
+    want = transformers_tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
+    facts = tokenizer.encode("[facts]")
+    ids = in_chat(template, tokenizer).render(tokenizer, question, facts)
+    assert tokenizer._trusted.decode(ids, skip_special_tokens=False) == want
 
 
 @pytest.mark.parametrize("pre", ["smollm", "gpt-2", "default", "qwen2", "llama-bpe"])

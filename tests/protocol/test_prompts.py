@@ -137,6 +137,32 @@ def test_first_and_last_tokens_of_a_chat(small_tokenizer):
     assert parts[0].startswith("<|pad|>[") and parts[-1].endswith("]<|end|>")
 
 
+def test_a_beginning_of_text_where_the_model_has_one(small_tokenizer, write_template):
+    """As its own tokenizer adds it; once, and not to a chat, whose template says it."""
+    assert small_tokenizer.prefix_ids == []
+    backend = tokenizers.Tokenizer.from_str(small_tokenizer._trusted.to_str())
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|pad|> $A <|end|>", special_tokens=[("<|pad|>", 1), ("<|end|>", 0)]
+    )
+    tokenizer = Tokenizer(backend, eos_ids=[0], pad_id=1, chat_template="{{ messages[0].content }}")
+    assert tokenizer.prefix_ids == [1]
+    template = load_template("compact_search")
+    plain = template.render(small_tokenizer, "Who?")
+    assert template.render(tokenizer, "Who?") == [1, *plain]
+    assert in_chat(template, tokenizer).render(tokenizer, "Who?") == plain
+    written_out = load_template(write_template("<|pad|>{question}"))
+    assert written_out.render(tokenizer, "Who?") == [1, *tokenizer.encode("Who?")]
+    # Text on its own never gets one: it may go on from other text.
+    assert tokenizer.encode("a") == small_tokenizer.encode("a")
+    assert tokenizer.encode_trusted("a") == small_tokenizer.encode_trusted("a")
+
+
+def test_a_chat_template_may_leave_a_loop(small_tokenizer):
+    source = "{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"
+    template = in_chat(load_template("compact_search"), with_chat(small_tokenizer, source))
+    assert template.parts == load_template("compact_search").parts
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -7,15 +7,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from learner_runs import TRAJECTORIES, LearnerRun, learner_config
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
-from sr1_jax.rl.learner import Learner
-from sr1_jax.rl.settings import default_config
-from sr1_jax.rl.update import ModelState
 from sr1_jax.rollout.trajectory import Trajectory
 from sr1_jax.sharding import make_mesh
 
-VOCAB, LENGTH, TRAJECTORIES = 24, 24, 16
+VOCAB = 24
 
 
 def _unsettle(model) -> None:
@@ -128,57 +126,6 @@ def stale(trajectories):
         )
         for t in trajectories
     ]
-
-
-def learner_config(**changes):
-    """Settings strong enough that every term of the loss shows in the result."""
-    config = default_config()
-    config.update(
-        learning_rate=1e-4,
-        critic_learning_rate=1e-4,
-        gradient_clip=0.05,  # below the norms met here: clipping is at work
-        minibatches=1,
-        micro_batch=8,
-        kl_coefficient=0.3,
-        entropy_coefficient=0.1,
-        gamma=0.97,
-        lam=0.9,
-        length_buckets=(LENGTH,),
-        chunk_tokens=40,
-    )
-    config.update(changes)
-    return config
-
-
-class LearnerRun:
-    """A learner whose initial state is never used up, with a policy away from the reference."""
-
-    def __init__(self, policy, critic, config, mesh):
-        self.config = config
-        grpo = config.algorithm == "grpo"
-        self.learner = Learner(
-            policy, None if grpo else critic, config, mesh, trajectories=TRAJECTORIES
-        )
-        start = self.learner.initial_state
-        self.start = start
-        self.moved = start._replace(policy=ModelState(_moved(start.policy.params), start[0][1]))
-
-    def step(self, batch, state=None, *, seed=0, step=1):
-        """Runs one step from a copy of `state`, by default the initial one."""
-        state = self.start if state is None else state
-        copy = jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), state)
-        return self.learner.step(copy, batch, seed=seed, step=step)
-
-
-def _moved(params):
-    """Parameters a little off, the same on any mesh."""
-    rng = np.random.default_rng(17)
-
-    def move(x):
-        noise = rng.normal(size=x.shape, scale=0.02)
-        return jax.device_put((np.asarray(x) + noise).astype(np.float32), x.sharding)
-
-    return jax.tree.map(move, params)
 
 
 @pytest.fixture(scope="session")

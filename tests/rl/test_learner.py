@@ -6,9 +6,9 @@ import re
 
 import jax
 import numpy as np
-import optax
 import pytest
 from oracle import Oracle, first_adam_step
+from trees import adam, assert_trees_close, changed, first_gradient
 
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner, Scores
@@ -29,31 +29,6 @@ batch_of = functools.partial(make_batch, length=LENGTH, pad_id=0)
 @pytest.fixture(scope="module")
 def batch(trajectories):
     return batch_of(trajectories)
-
-
-def assert_trees_close(got, want, **tolerance):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), **tolerance),
-        got,
-        want,
-    )
-
-
-def adam(opt_state) -> optax.ScaleByAdamState:
-    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
-    return next(s for s in states if isinstance(s, optax.ScaleByAdamState))
-
-
-def first_gradient(model_state):
-    """The clipped gradient of a first step: Adam's first moment is a tenth of it."""
-    return jax.tree.map(lambda m: np.asarray(m) * 10, adam(model_state.opt_state).mu)
-
-
-def changed(got, want) -> bool:
-    return any(
-        not np.allclose(a, b, atol=1e-6)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want))
-    )
 
 
 # A whole step
@@ -376,7 +351,8 @@ def test_data_parallel_devices_share_the_work(learner_run, batch):
         placed = jax.device_put(batch, named(learner._mesh, "batch"))
         scores = Scores(placed.logp_BT, placed.logp_BT, placed.logp_BT)
         lowered = learner._score.lower(
-            scores, placed, state.policy.params, state.critic.params, learner.reference,
+            scores, placed, (state.policy.params, learner._policy_frozen),
+            (state.critic.params, learner._critic_frozen), learner.reference,
             np.arange(8), length=LENGTH, most=LENGTH,
         )  # fmt: skip
         return lowered.compile().cost_analysis()["flops"]

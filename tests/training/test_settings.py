@@ -9,7 +9,14 @@ import ml_collections
 import pytest
 
 import sr1_jax
-from sr1_jax.training.settings import METHODS, check_config, default_config, rollout_config
+from sr1_jax.protocol.prompts import load_template
+from sr1_jax.training.settings import (
+    METHODS,
+    check_config,
+    default_config,
+    rollout_config,
+    templates,
+)
 
 PACKAGE = Path(inspect.getfile(sr1_jax)).parent
 CONFIGS = sorted(p.stem for p in (PACKAGE.parent / "configs").glob("*.py") if p.stem != "__init__")
@@ -50,8 +57,9 @@ def test_config_file(name, monkeypatch):
     config = module.get_config()
     assert config.is_locked
     assert f"--config=configs/{name}.py" in module.__doc__
-    if config.base.path:  # data files are named on the command line
+    if not config.data.world_people:  # files are named on the command line
         config.data.questions = config.data.corpus = "file.jsonl"
+        config.base.path = config.base.path or "folder"
     check_config(config)
     assert set(leaves(config)) == set(leaves(default_config()))
     for method in METHODS:
@@ -164,6 +172,8 @@ BAD = [
     ("learner.minibatches", 3, "512 trajectories a step do not divide into learner.minibatches=3"),
     ("learner.micro_batch", 96, "256 trajectories does not divide .* learner.micro_batch=96"),
     ("learner.mask_observations", False, "needs learner.old_logp='trainer'"),
+    ("templates.rag", "serach", "No prompt template 'serach'"),
+    ("model.preset", "qwen9-1b", "model.preset must be one of qwen2.5-0.5b, .*'qwen9-1b'"),
     ("learner.length_buckets", (), "learner.length_buckets must be increasing lengths"),
     ("learner.length_buckets", (8000, 4096), r"must be increasing lengths, not \(8000, 4096\)"),
 ]
@@ -189,6 +199,14 @@ def test_bad_setting(key, value, message):
             {"data.world_people": 0, "data.questions": "q", "data.corpus": "c"},
             "base.path is not set",
         ),
+        (
+            {"base.path": "a", "warm_start.phases": ({"name": "read"},)},
+            "base.path and warm_start.phases exclude each other",
+        ),
+        (
+            {"model.preset": "qwen2.5-7b"},
+            "base.path is not set: name the folder that holds qwen2.5-7b",
+        ),
     ],
 )
 def test_bad_combination(changes, message):
@@ -199,12 +217,41 @@ def test_bad_combination(changes, message):
         check_config(config)
 
 
+def test_a_plan_needs_no_files():
+    config = default_config()
+    config.model.preset = "qwen2.5-7b"
+    check_config(config, inputs=False)
+    config.steps = -1
+    with pytest.raises(ValueError, match="steps must not be negative"):
+        check_config(config, inputs=False)
+
+
 @pytest.mark.parametrize(("key", "value"), [("rollout.top_p", 0.9), ("rollout.temperature", 0.0)])
 def test_sampling_is_free_where_nothing_is_trained(key, value):
     config = good_config()
     config.steps = 0
     set_key(config, key, value)
     check_config(config)
+
+
+def test_a_prompt_of_ones_own(tmp_path):
+    """It replaces that of `search` and no other, in rollouts and in traces."""
+    config = good_config()
+    file = tmp_path / "search"  # the name of a shipped one, too
+    file.write_text("Find out: {question}")
+    (tmp_path / "search.txt").write_text("not this: {question}")
+    config.protocol.template_path = str(file)
+    check_config(config)
+    template = rollout_config(config, "search").template
+    assert load_template(template).parts == ("Find out: ", "question", "")
+    assert rollout_config(config, "rag").template == "rag"
+    assert templates(config) == {"search": template, "direct": "direct", "rag": "rag"}
+    file.write_text("Find out.")
+    with pytest.raises(ValueError, match=r"search has no \{question\}"):
+        check_config(config)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"protocol\.template_path: .*search is not a file"):
+        check_config(config)
 
 
 def test_rollout_config_of_a_method():

@@ -43,7 +43,7 @@ GGUF_NAME = {
 }
 
 
-def train_backend() -> tokenizers.Tokenizer:
+def train_backend(corpus=CORPUS) -> tokenizers.Tokenizer:
     """A byte-level BPE of some 290 tokens; 0 and 1 are special."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,7 +54,7 @@ def train_backend() -> tokenizers.Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(corpus, trainer)
     return backend
 
 
@@ -121,6 +121,7 @@ def write_gguf(
     pre="gpt-2",
     tokenizer_model="gpt2",
     quantise=(),
+    kind=gguf.GGMLQuantizationType.Q8_0,
     edit=None,
     tensors=None,
     **changes,
@@ -147,7 +148,6 @@ def write_gguf(
         if architecture == "llama" and ".k_proj" in name:
             array = interleaved(array, config["num_key_value_heads"])
         if name in quantise:
-            kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(gguf_name(name), array)

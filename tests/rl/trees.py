@@ -1,0 +1,30 @@
+"""What tests of the learner say of parameters and optimizer state."""
+
+import jax
+import numpy as np
+import optax
+
+
+def assert_trees_close(got, want, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), **tolerance),
+        got,
+        want,
+    )
+
+
+def adam(opt_state) -> optax.ScaleByAdamState:
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
+    return next(s for s in states if isinstance(s, optax.ScaleByAdamState))
+
+
+def first_gradient(model_state):
+    """The clipped gradient of a first step: Adam's first moment is a tenth of it."""
+    return jax.tree.map(lambda m: np.asarray(m) * 10, adam(model_state.opt_state).mu)
+
+
+def changed(got, want) -> bool:
+    return any(
+        not np.allclose(a, b, atol=1e-6)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want))
+    )
