@@ -77,7 +77,7 @@ def start(*arguments, config=CONFIG):
         (start("--coordinator=me"), "--coordinator must be HOST:PORT, not 'me'."),
         (
             start("--config.learner.algorithm=grpo", "--config.samples=1", "--config.questions=8"),
-            "GRPO compares the samples of a question: samples must be at least 2, not 1.",
+            "compares the samples of a question: samples must be at least 2, not 1.",
         ),
         (
             start("--config.learner.micro_batch=3"),

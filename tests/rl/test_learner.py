@@ -403,8 +403,13 @@ def test_taking_rows_moves_no_more_than_them():
 @pytest.mark.parametrize(
     ("changes", "critic", "shape", "message"),
     [
-        ({}, False, (1, 1, 1), "PPO needs a critic, GRPO has none"),
-        (dict(algorithm="grpo"), True, (1, 1, 1), "PPO needs a critic, GRPO has none"),
+        ({}, False, (1, 1, 1), "algorithm='ppo': ppo needs a critic, all others have none"),
+        (
+            dict(algorithm="rloo"),
+            True,
+            (1, 1, 1),
+            "algorithm='rloo': ppo needs a critic, all others",
+        ),
         (
             dict(micro_batch=4),
             True,

@@ -150,7 +150,11 @@ BAD = [
     ("rollout.reward_metric", "bleu", "unknown reward metric 'bleu'"),
     ("rollout.format_weight", 1.5, "format_weight is 1.5"),
     # of the learner
-    ("learner.algorithm", "dpo", "learner.algorithm must be one of ppo, grpo, not 'dpo'"),
+    (
+        "learner.algorithm",
+        "dpo",
+        "learner.algorithm must be one of ppo, grpo, dr_grpo, rloo, reinforce_pp, not 'dpo'",
+    ),
     ("learner.kl_in", "both", "learner.kl_in must be one of reward, loss, none"),
     ("learner.kl_kind", "k4", "learner.kl_kind must be one of k1, abs, k2, k3, not 'k4'"),
     ("learner.old_logp", "stale", "learner.old_logp must be one of rollout, trainer"),
