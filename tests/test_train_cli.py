@@ -184,6 +184,7 @@ def trained(tmp_path_factory):
         "--config.learner.algorithm=grpo",
         "--config.learner.kl_in=loss",
         "--config.learner.kl_kind=k3",
+        "--config.learner.clip_high=0.28",  # None by default
         "--config.rollout.format_weight=0.1",
     ]
     with pytest.MonkeyPatch.context() as patch:

@@ -4,11 +4,16 @@ import functools
 from types import SimpleNamespace
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny_config import get_config
 
 from sr1_jax.sharding import make_mesh
 from sr1_jax.train import train
+from sr1_jax.training.metrics import read_metrics
+
+# Timings and the like, which no two runs share.
+_UNSTEADY = ("seconds", "memory/", "compilations", "_per_second")
 
 
 @pytest.fixture
@@ -48,3 +53,29 @@ def equal_trees():
     return functools.partial(
         jax.tree.map, lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     )
+
+
+def _saved_state(workdir, step):
+    """Everything in a checkpoint, wherever it was placed."""
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore((workdir / "checkpoints" / str(step) / "state").resolve())
+
+
+def _steady(row):
+    unsteady = (*_UNSTEADY, "dev/")  # evaluations may differ in their number
+    return {k: v for k, v in row.items() if not any(part in k for part in unsteady)}
+
+
+@pytest.fixture(scope="session")
+def same_run(equal_trees):
+    """Function that asserts that two runs have the same metrics, trajectories and states."""
+
+    def compare(one, other, *, steps):
+        rows, others = ([_steady(row) for row in read_metrics(run)] for run in (one, other))
+        assert rows == others and len(rows[0]) > 25
+        for step in steps:
+            equal_trees(_saved_state(one, step), _saved_state(other, step))
+        for path in (other / "trajectories").iterdir():
+            assert (one / "trajectories" / path.name).read_text() == path.read_text()
+
+    return compare
