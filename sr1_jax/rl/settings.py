@@ -45,9 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.ratio = "token"  # or sequence: one a trajectory (GSPO)
     config.loss_aggregation = "token"  # a mean over tokens; or sequence, or constant
     config.loss_constant = config_dict.placeholder(int)  # tokens, for loss_aggregation="constant"
-    config.importance_cap = config_dict.placeholder(
-        float
-    )  # of trainer to sampler; None: no weights
+    config.importance_cap = config_dict.placeholder(float)  # of trainer/sampler; None: no weights
     config.displacement_coefficient = 0.0
     config.value_clip = 0.5  # None: not clipped
     config.gamma = 1.0
