@@ -197,7 +197,7 @@ class Learner:
             horizon=config.kl_horizon,
             batch_size=self._trajectories,
         )
-        return jax.device_put(np.float32(coefficient), named(self._mesh))
+        return place(np.float32(coefficient), named(self._mesh))
 
     def _scores(self, state: LearnerState, placed: Batch, plan: Sequence[MicroBatch]) -> Scores:
         """What policy, reference and critic say of the batch."""
