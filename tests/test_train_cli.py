@@ -95,7 +95,7 @@ def start(*arguments, config=CONFIG):
         (start("--coordinator=me"), "--coordinator must be HOST:PORT, not 'me'."),
         (
             start("--config.learner.algorithm=grpo", "--config.samples=1", "--config.questions=8"),
-            "GRPO compares the samples of a question: samples must be at least 2, not 1.",
+            "compares the samples of a question: samples must be at least 2, not 1.",
         ),
         (
             start("--config.learner.micro_batch=3"),
@@ -243,6 +243,7 @@ def trained(tmp_path_factory):
         "--config.learner.algorithm=grpo",
         "--config.learner.kl_in=loss",
         "--config.learner.kl_kind=k3",
+        "--config.learner.clip_high=0.28",  # None by default
         "--config.rollout.format_weight=0.1",
     ]
     with pytest.MonkeyPatch.context() as patch:

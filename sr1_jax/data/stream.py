@@ -1,7 +1,6 @@
-"""An endless, shuffled, resumable stream of question batches."""
+"""An endless, shuffled, resumable stream of questions."""
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 from typing import Protocol
 
 import grain
@@ -17,43 +16,51 @@ class QuestionSource(Protocol):
     def __getitem__(self, index: int) -> Question: ...
 
 
-def question_batches(
-    source: QuestionSource | Sequence[Question],
-    batch_size: int,
-    *,
-    seed: int,
-    start_step: int = 0,
-) -> Iterator[list[Question]]:
-    """Batches of questions for ever; batch n depends on (source, seed, n) alone.
+class QuestionStream:
+    """Questions for ever; the one at a position depends on (source, seed, position) alone.
 
     Each epoch is a new random order of the whole source. Epochs follow each other without a gap,
-    so a batch may span two or more of them, and a batch may be larger than the source.
+    so what is taken at once may span two or more of them, and be more than the source holds.
 
     Args:
       source: the questions, at least one.
-      batch_size: questions a batch, at least 1.
       seed: 0 to 2**32 - 1.
-      start_step: number of the first batch; a run resumed at step n continues exactly where an
+      position: questions taken already; a run resumed there continues exactly where an
         uninterrupted one would be.
+
+    Attributes:
+      position: questions taken so far.
 
     Raises:
       ValueError: an empty source or an argument out of range (raised at once).
     """
-    if len(source) == 0:
-        raise ValueError("No questions to draw from: the source is empty.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be from 0 to 2**32 - 1, found {seed}.")
-    if start_step < 0:
-        raise ValueError(f"start_step must not be negative, found {start_step}.")
-    batches = (
-        grain.MapDataset.source(source)
-        # Mixed by grain before use: a bare shuffle(seed) draws epoch e from seed + e, so that
-        # runs with neighbouring seeds would share all epochs but one.
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size, drop_remainder=True, batch_fn=list)
-    )
-    return (batches[step] for step in count(start_step))
+
+    def __init__(
+        self, source: QuestionSource | Sequence[Question], *, seed: int, position: int = 0
+    ):
+        if len(source) == 0:
+            raise ValueError("No questions to draw from: the source is empty.")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, found {seed}.")
+        if position < 0:
+            raise ValueError(f"position must not be negative, found {position}.")
+        self.position = position
+        self._questions = (
+            grain.MapDataset.source(source)
+            # Mixed by grain before use: a bare shuffle(seed) draws epoch e from seed + e, so that
+            # runs with neighbouring seeds would share all epochs but one.
+            .seed(seed)
+            .shuffle()
+            .repeat()
+        )
+
+    def take(self, count: int) -> list[Question]:
+        """The next `count` questions.
+
+        Raises:
+          ValueError: fewer than one is asked for.
+        """
+        if count < 1:
+            raise ValueError(f"At least 1 question has to be taken, not {count}.")
+        start, self.position = self.position, self.position + count
+        return [self._questions[index] for index in range(start, self.position)]

@@ -1,9 +1,11 @@
-"""Advantages: generalised advantage estimation, whitening, group-relative scores.
+"""Advantages: generalised advantage estimation, whitening, group baselines, rewards to go.
 
 Alignment: reward, value and mask at index t belong to token t, and values_BT[:, t] is the critic's
 estimate for the state before token t was chosen. A token with mask 0 (prompt, observation, padding)
 is stepped over as if it were not there. All arithmetic is float32; every function can be jitted.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +118,7 @@ def group_relative(
     group_B: Int[Array, "B"] | Int[np.ndarray, "B"],
     *,
     eps: float = 1e-6,
+    valid_B: Num[Array, "B"] | Bool[Array, "B"] | None = None,
 ) -> Float[Array, "B"]:
     """Advantage of each trajectory within its group: (score - mean) / (std + eps).
 
@@ -127,6 +130,8 @@ def group_relative(
         group_B: one integer per trajectory, equal within a group; any integers, in any order. NumPy
             ids may use all 64 bits; JAX ids are what JAX keeps of them, 32 bits by default.
         eps: added to the standard deviation.
+        valid_B: nonzero on trajectories that count; by default all do. The others get 0, and
+            their groups are as if they were not there.
 
     Returns:
         advantages_B, float32.
@@ -134,24 +139,119 @@ def group_relative(
     Raises:
         ValueError: the shapes differ.
     """
-    require_same_shape(scores=scores_B, group=group_B)
-    if not isinstance(group_B, jax.Array):
-        # Ranks instead of ids: JAX would cut 64-bit ids to 32 and could merge groups.
-        group_B = np.unique(np.asarray(group_B), return_inverse=True)[1]
-    scores_B = jnp.asarray(scores_B).astype(jnp.float32)
-    group_B = jnp.asarray(group_B)
-    same_BB = group_B[:, None] == group_B[None, :]
+    groups = _Groups.of(scores_B, group_B, valid_B)
+    centred_B = groups.scores_B - groups.sum(groups.scores_B) / groups.size_B
+    variance_B = groups.sum(centred_B**2) / jnp.maximum(groups.size_B - 1, 1)
+    return groups.settled(centred_B / (jnp.sqrt(variance_B) + eps))
 
-    # Sums of selected entries, not a matrix product: that would be bfloat16 on a TPU.
-    def group_sum(x_B):
-        return jnp.sum(jnp.where(same_BB, x_B[None, :], 0.0), axis=1)
 
-    size_B = jnp.sum(same_BB, axis=1)
-    centred_B = scores_B - group_sum(scores_B) / size_B
-    variance_B = group_sum(centred_B**2) / jnp.maximum(size_B - 1, 1)
-    relative_B = centred_B / (jnp.sqrt(variance_B) + eps)
+def group_centred(
+    scores_B: Num[Array, "B"],
+    group_B: Int[Array, "B"] | Int[np.ndarray, "B"],
+    *,
+    valid_B: Num[Array, "B"] | Bool[Array, "B"] | None = None,
+) -> Float[Array, "B"]:
+    """Advantage of each trajectory within its group: score - mean.
 
-    lowest_B = jnp.min(jnp.where(same_BB, scores_B[None, :], jnp.inf), axis=1, initial=jnp.inf)
-    highest_B = jnp.max(jnp.where(same_BB, scores_B[None, :], -jnp.inf), axis=1, initial=-jnp.inf)
-    relative_B = jnp.where(lowest_B == highest_B, 0.0, relative_B)
-    return jnp.where(size_B == 1, scores_B, relative_B)
+    Source: Dr. GRPO, Liu et al. 2025 (arXiv 2503.20783): without the division by the
+    standard deviation, which favours questions that are nearly always or nearly never solved.
+
+    Arguments, groups of one, equal scores and errors as in `group_relative`.
+    """
+    groups = _Groups.of(scores_B, group_B, valid_B)
+    return groups.settled(groups.scores_B - groups.sum(groups.scores_B) / groups.size_B)
+
+
+def leave_one_out(
+    scores_B: Num[Array, "B"],
+    group_B: Int[Array, "B"] | Int[np.ndarray, "B"],
+    *,
+    valid_B: Num[Array, "B"] | Bool[Array, "B"] | None = None,
+) -> Float[Array, "B"]:
+    """Advantage of each trajectory: its score less the mean of the others of its group.
+
+    Source: RLOO, Ahmadian et al. 2024 (arXiv 2402.14740). The baseline does not depend
+    on the trajectory itself, so the policy gradient stays unbiased.
+
+    Arguments, groups of one, equal scores and errors as in `group_relative`.
+    """
+    groups = _Groups.of(scores_B, group_B, valid_B)
+    others_B = groups.sum(groups.scores_B) - groups.scores_B
+    return groups.settled(groups.scores_B - others_B / jnp.maximum(groups.size_B - 1, 1))
+
+
+def reinforce_pp(
+    rewards_BT: Num[Array, "B T"],
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-8,
+) -> Float[Array, "B T"]:
+    """Reward to go of each policy token, normalised over all policy tokens of the batch.
+
+    Source: REINFORCE++, Hu et al. 2025 (arXiv 2501.03262): no critic and no group; the
+    rewards hold the outcome at the last token and minus the weighted KL at every token.
+
+        G_t = r_t + gamma G_t'        t' the next token of mask 1
+        A_t = (G_t - mean G) / sqrt(var G + eps)
+
+    Args:
+        rewards_BT: reward of each token; what it holds at masked ones is ignored.
+        mask_BT: nonzero on policy tokens.
+        gamma: discount per policy token.
+        eps: see `whiten`.
+
+    Returns:
+        advantages_BT, float32, 0 on masked tokens.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    # Without values and with lambda 1, generalised advantages are rewards to go.
+    returns_BT, _ = gae(rewards_BT, jnp.zeros(jnp.shape(rewards_BT)), mask_BT, gamma=gamma, lam=1.0)
+    return whiten(returns_BT, mask_BT, eps=eps)
+
+
+class _Groups(NamedTuple):
+    """Who shares a group with whom.
+
+    Attributes:
+        scores_B: float32, 0 where not valid.
+        valid_B: bool.
+        same_BB: bool, row i marks the valid members of i's group.
+        size_B: their number, at least 1.
+    """
+
+    scores_B: jax.Array
+    valid_B: jax.Array
+    same_BB: jax.Array
+    size_B: jax.Array
+
+    @classmethod
+    def of(cls, scores_B, group_B, valid_B) -> "_Groups":
+        require_same_shape(scores=scores_B, group=group_B)
+        if not isinstance(group_B, jax.Array):
+            # Ranks instead of ids: JAX would cut 64-bit ids to 32 and could merge groups.
+            group_B = np.unique(np.asarray(group_B), return_inverse=True)[1]
+        group_B = jnp.asarray(group_B)
+        if valid_B is None:
+            valid_B = jnp.ones(group_B.shape, bool)
+        require_same_shape(scores=scores_B, valid=valid_B)
+        valid_B = jnp.asarray(valid_B) != 0
+        same_BB = (group_B[:, None] == group_B[None, :]) & valid_B[None, :]
+        size_B = jnp.maximum(jnp.sum(same_BB, axis=1), 1)
+        return cls(masked_input(scores_B, valid_B), valid_B, same_BB, size_B)
+
+    def sum(self, x_B):
+        """Sum over the valid members of each trajectory's group."""
+        # Sums of selected entries, not a matrix product: that would be bfloat16 on a TPU.
+        return jnp.sum(jnp.where(self.same_BB, x_B[None, :], 0.0), axis=1)
+
+    def settled(self, advantages_B):
+        """The advantages, but scores of groups of one, and 0 where all are equal or not valid."""
+        scores_1B = self.scores_B[None, :]
+        low_B = jnp.min(jnp.where(self.same_BB, scores_1B, jnp.inf), axis=1, initial=jnp.inf)
+        high_B = jnp.max(jnp.where(self.same_BB, scores_1B, -jnp.inf), axis=1, initial=-jnp.inf)
+        advantages_B = jnp.where(low_B == high_B, 0.0, advantages_B)
+        advantages_B = jnp.where(self.size_B == 1, self.scores_B, advantages_B)
+        return jnp.where(self.valid_B, advantages_B, 0.0)

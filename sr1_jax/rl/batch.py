@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,50 @@ class Batch(NamedTuple):
     group_B: np.ndarray
 
 
+def outcome(
+    trajectory: Trajectory,
+    *,
+    truncated: str = "mask",
+    truncation_penalty: float = 0.0,
+    overlong_buffer: int = 0,
+    overlong_penalty: float = 1.0,
+    budget: int = 0,
+) -> tuple[float, bool]:
+    """The reward that a trajectory trains on, and whether it trains at all.
+
+    Args:
+        trajectory: any.
+        truncated: what an episode that ran out of budget counts for: "mask" trains on none of
+            its tokens, "penalise" gives it the reward `-truncation_penalty`.
+        truncation_penalty: see above.
+        overlong_buffer: tokens before the budget from which on length costs; 0: it never does.
+        overlong_penalty: what a trajectory of the whole budget pays; in the buffer the price grows
+            linearly (DAPO, arXiv 2503.14476, equation 13).
+        budget: tokens a trajectory may have, prompt included; only for the above.
+
+    Raises:
+        ValueError: `truncated` is unknown.
+    """
+    if truncated not in ("mask", "penalise"):
+        raise ValueError(f'learner.truncated must be "mask" or "penalise", not {truncated!r}.')
+    if trajectory.status == "truncated":
+        if truncated == "mask":
+            return trajectory.reward, False
+        return -truncation_penalty, True
+    if not overlong_buffer:
+        return trajectory.reward, True
+    over = len(trajectory.ids) - (budget - overlong_buffer)
+    share = min(max(over / overlong_buffer, 0.0), 1.0)
+    return trajectory.reward - overlong_penalty * share, True
+
+
 def make_batch(
     trajectories: Sequence[Trajectory],
     *,
     length: int,
     pad_id: int,
     mask_observations: bool = True,
-    truncated: str = "mask",
-    truncation_penalty: float = 0.0,
+    **judged: Any,
 ) -> Batch:
     """Stacks trajectories.
 
@@ -44,15 +80,11 @@ def make_batch(
         length: T.
         pad_id: fills `ids_BT`; never read, masks say what counts.
         mask_observations: False trains on everything after the prompt (an ablation).
-        truncated: what an episode that ran out of budget counts for: "mask" trains on none of
-            its tokens, "penalise" gives it the reward `-truncation_penalty`.
-        truncation_penalty: see above.
+        judged: settings of `outcome`: the rewards, and which trajectories train.
 
     Raises:
-        ValueError: a trajectory is longer than `length`, or `truncated` is unknown.
+        ValueError: a trajectory is longer than `length`, or a setting is unknown.
     """
-    if truncated not in ("mask", "penalise"):
-        raise ValueError(f'learner.truncated must be "mask" or "penalise", not {truncated!r}.')
     shape = (len(trajectories), length)
     ids_BT, mask_BT = np.full(shape, pad_id, np.int32), np.zeros(shape, np.float32)
     logp_BT, reward_B = np.zeros(shape, np.float32), np.zeros(len(trajectories), np.float32)
@@ -66,14 +98,11 @@ def make_batch(
             )
         ids_BT[row, :size] = trajectory.ids
         logp_BT[row, :size] = trajectory.logp
-        reward_B[row] = trajectory.reward
+        reward_B[row], trains = outcome(trajectory, **judged)
         group_B[row] = group_of.setdefault(trajectory.question_id, len(group_of))
         mask_BT[row, :size] = trajectory.mask
         if not mask_observations:
             mask_BT[row, trajectory.prompt_length : size] = 1
-        if trajectory.status == "truncated":
-            if truncated == "mask":
-                mask_BT[row] = 0
-            else:
-                reward_B[row] = -truncation_penalty
+        if not trains:
+            mask_BT[row] = 0
     return Batch(ids_BT, mask_BT, logp_BT, reward_B, group_B)

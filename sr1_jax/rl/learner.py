@@ -1,11 +1,12 @@
 """The learner: jitted, sharded updates of policy and critic from batches of trajectories.
 
-Formulas live in `advantages`, `losses` and `token_logp`; this file strings them together:
+Formulas live in `advantages`, `losses`, `aggregation` and `token_logp`; this file and `prepare`
+string them together:
 
     score        old, reference and critic passes over each micro-batch
-    prepare      advantages and returns of the whole batch
+    prepare      advantages and returns of the whole batch, by learner.algorithm
     accumulate   gradients of the clipped losses, summed over the micro-batches of a mini-batch
-                 with exact token weights
+                 with the weights of learner.loss_aggregation
     apply        the sum, clipped, by optax
 
 Array alignment: everything at index t belongs to token t. The critic's value at t is that of the
@@ -14,6 +15,7 @@ state before token t, so the model's output is shifted by one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,12 +28,14 @@ from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.lora import merge_adapters, without_adapters
-from sr1_jax.rl.advantages import gae, group_relative, whiten
+from sr1_jax.rl.aggregation import Totals, count_totals, token_weights, weighted_sum
 from sr1_jax.rl.batch import Batch
-from sr1_jax.rl.losses import kl_estimate, policy_loss, value_loss
+from sr1_jax.rl.kl_control import adaptive_kl_coefficient
+from sr1_jax.rl.losses import displacement_penalty, kl_estimate, policy_loss, value_loss
 from sr1_jax.rl.masked import masked_mean
 from sr1_jax.rl.micro_batches import MicroBatch, padding_share, plan_micro_batches
-from sr1_jax.rl.settings import check_config
+from sr1_jax.rl.prepare import Prepared, Scores, prepare
+from sr1_jax.rl.settings import check_config, needs_critic
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import (
     ModelState,
@@ -51,7 +55,7 @@ class LearnerState(NamedTuple):
     Attributes:
         policy: of the policy.
         critic: of the value model; None without one.
-        kl_coefficient: float32 scalar.
+        kl_coefficient: float32 scalar; moves where learner.kl_target is set.
     """
 
     policy: ModelState
@@ -59,34 +63,8 @@ class LearnerState(NamedTuple):
     kl_coefficient: jax.Array
 
 
-class Scores(NamedTuple):
-    """What the models say of a batch before it changes them; all [B, T], 0 where not asked for.
-
-    Attributes:
-        logp_BT: of the policy, under `old_logp="trainer"`.
-        ref_logp_BT: of the reference, with a KL term.
-        values_BT: of the critic, with one.
-    """
-
-    logp_BT: jax.Array
-    ref_logp_BT: jax.Array
-    values_BT: jax.Array
-
-
-class Prepared(NamedTuple):
-    """A batch with everything the updates need; all [B, T]."""
-
-    ids_BT: jax.Array
-    mask_BT: jax.Array
-    old_logp_BT: jax.Array
-    ref_logp_BT: jax.Array
-    old_values_BT: jax.Array
-    advantages_BT: jax.Array
-    returns_BT: jax.Array
-
-
 class Learner:
-    """PPO or GRPO on a mesh.
+    """PPO, or an algorithm without a critic, on a mesh.
 
     Of a model with adapters those alone are trained, beside the critic's head. The base is shared
     with the model given; without its adapters it is the reference.
@@ -114,8 +92,10 @@ class Learner:
         temperature: float = 1.0,
     ):
         check_config(config, trajectories)
-        if (critic is None) != (config.algorithm == "grpo"):
-            raise ValueError("PPO needs a critic, GRPO has none.")
+        if (critic is not None) != needs_critic(config):
+            raise ValueError(
+                f"learner.algorithm={config.algorithm!r}: ppo needs a critic, all others have none."
+            )
         batch_devices = mesh.shape["data"] * mesh.shape["fsdp"]
         if config.micro_batch % batch_devices:
             raise ValueError(
@@ -124,6 +104,7 @@ class Learner:
             )
         self._config = config
         self._mesh = mesh
+        self._trajectories = trajectories
         self._temperature = temperature
         self._lora = policy.config.lora
         self._policy_graph, policy_params, frozen = nnx.split(policy, policy.trainable, ...)
@@ -165,7 +146,8 @@ class Learner:
                 out_shardings=tree_shardings(self.reference, mesh),
             )
         self._score = jax.jit(self._score_fn, donate_argnums=0, static_argnames=("length", "most"))
-        self._prepare = jax.jit(self._prepare_fn)
+        self._prepare = jax.jit(functools.partial(prepare, config=config))
+        self._totals = jax.jit(_totals_of_rows)
         self._update_policy = Update(
             self._policy_loss, self._policy_optimizer, self.initial_state.policy, mesh
         )
@@ -177,7 +159,7 @@ class Learner:
     def step(
         self, state: LearnerState, batch: Batch, *, seed: int, step: int
     ) -> tuple[LearnerState, dict[str, float]]:
-        """One PPO or GRPO step over a batch.
+        """One step over a batch: advantages, then config.epochs passes of updates.
 
         Args:
             state: donated; use the returned one.
@@ -201,9 +183,8 @@ class Learner:
         for _ in range(self._config.epochs):
             order = rng.permutation(everything)
             for rows in np.split(order, self._config.minibatches):
-                minibatch = (
-                    prepared, self._plan(batch.mask_BT, rows), float(batch.mask_BT[rows].sum())
-                )  # fmt: skip
+                totals = self._totals(prepared, rows)
+                minibatch = (prepared, self._plan(batch.mask_BT, rows), totals)
                 policy, logged = self._update_policy(
                     policy, *minibatch, state.kl_coefficient, self._policy_frozen
                 )
@@ -212,14 +193,29 @@ class Learner:
                     critic, more = self._update_critic(critic, *minibatch, self._critic_frozen)
                     logged |= {f"critic/{key}": value for key, value in more.items()}
                 history.append(logged)
-        history, metrics = jax.device_get((history, metrics))
+        history, metrics, coefficient = jax.device_get((history, metrics, state.kl_coefficient))
         means = {key: float(np.mean([h[key] for h in history])) for key in history[0]}
         # Before the first update the trainer has the sampler's own weights, so what is left of
         # the difference is numerics: the sampler/trainer mismatch.
         means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
         means |= {key: float(value) for key, value in metrics.items()}
         means["padding_share"] = padding_share(batch.mask_BT, plan)
-        return LearnerState(policy, critic, state.kl_coefficient), means
+        means["kl_coefficient"] = float(coefficient)
+        return LearnerState(policy, critic, self._next_kl_coefficient(state, means)), means
+
+    def _next_kl_coefficient(self, state: LearnerState, means: dict[str, float]) -> jax.Array:
+        """Steered towards learner.kl_target by the KL before the updates, or as it was."""
+        config = self._config
+        if config.kl_target is None or not np.isfinite(means["kl"]):
+            return state.kl_coefficient  # the loop stops at what is not finite
+        coefficient = adaptive_kl_coefficient(
+            means["kl_coefficient"],
+            means["kl"],
+            target=config.kl_target,
+            horizon=config.kl_horizon,
+            batch_size=self._trajectories,
+        )
+        return place(np.float32(coefficient), named(self._mesh))
 
     def policy_params(self, state: LearnerState) -> nnx.State:
         """All parameters of the policy as a plain decoder has them: what rollouts run with.
@@ -278,49 +274,6 @@ class Learner:
         }
         return scores._replace(**filled)
 
-    def _prepare_fn(self, batch: Batch, scores: Scores, kl_coefficient):
-        config = self._config
-        mask_BT, values_BT = batch.mask_BT, scores.values_BT
-        old_logp_BT = scores.logp_BT if config.old_logp == "trainer" else batch.logp_BT
-        kl_BT = jnp.zeros_like(mask_BT)
-        if config.kl_in != "none":
-            kl_BT = kl_estimate(old_logp_BT, scores.ref_logp_BT, config.kl_kind, mask_BT=mask_BT)
-        rewards_BT = _reward_on_last_token(batch.reward_B, mask_BT)
-        if config.kl_in == "reward":
-            rewards_BT -= kl_coefficient * kl_BT * mask_BT
-        metrics = {"kl": masked_mean(kl_BT, mask_BT), "trained_tokens": mask_BT.sum()}
-        if config.algorithm == "grpo":
-            advantages_B = group_relative(rewards_BT.sum(axis=1), batch.group_B)
-            advantages_BT, returns_BT = advantages_B[:, None] * mask_BT, jnp.zeros_like(mask_BT)
-        else:
-            advantages_BT, returns_BT = gae(
-                rewards_BT, values_BT, mask_BT, gamma=config.gamma, lam=config.lam
-            )
-            if config.whiten:
-                # Where no reward differs, all that is left is the rounding of the KL penalty.
-                advantages_BT = whiten(advantages_BT, mask_BT, eps=1e-8)
-            residual = _masked_variance(returns_BT - values_BT, mask_BT)
-            metrics["critic/explained_variance"] = 1 - residual / jnp.maximum(
-                _masked_variance(returns_BT, mask_BT), 1e-8
-            )
-            metrics["critic/value_mean"] = masked_mean(values_BT, mask_BT)
-        if config.old_logp == "trainer":
-            # The losses never see the stored ones then; the gap is between these two.
-            sampled_BT = mask_BT * (batch.logp_BT != 0)
-            metrics["rollout_gap"] = masked_mean(
-                jnp.abs(scores.logp_BT - batch.logp_BT), sampled_BT
-            )
-        prepared = Prepared(
-            batch.ids_BT,
-            mask_BT,
-            old_logp_BT,
-            scores.ref_logp_BT,
-            values_BT,
-            advantages_BT,
-            returns_BT,
-        )
-        return prepared, metrics
-
     def _values(self, params, frozen, ids_BT):
         with compute_on(self._mesh):
             values_BT = nnx.merge(self._critic_graph, params, frozen)(ids_BT)
@@ -337,42 +290,56 @@ class Learner:
                 chunk_tokens=self._config.chunk_tokens,
             )
 
-    def _policy_loss(self, params, b: Prepared, most: int, kl_coefficient, frozen):
+    def _policy_loss(self, params, b: Prepared, totals: Totals, most: int, kl_coefficient, frozen):
         config = self._config
         model = nnx.merge(self._policy_graph, params, frozen)
         logp_BT, entropy_BT = self._token_logp(model, b.ids_BT, b.mask_BT, most)
-        loss, metrics = policy_loss(
-            logp_BT, b.old_logp_BT, b.advantages_BT, b.mask_BT, clip=config.clip
+        weights_BT = token_weights(
+            b.mask_BT,
+            config.loss_aggregation,
+            tokens=totals.tokens,
+            sequences=totals.sequences,
+            constant=config.loss_constant,
         )
-        entropy = masked_mean(entropy_BT, b.mask_BT)
-        metrics |= {
-            "surrogate": loss,
-            "entropy": entropy,
+        surrogate, means = policy_loss(
+            logp_BT,
+            b.old_logp_BT,
+            b.advantages_BT,
+            b.mask_BT,
+            clip=(config.clip, config.clip if config.clip_high is None else config.clip_high),
+            ratio=config.ratio,
+            dual_clip=config.dual_clip,
+            weights_BT=weights_BT,
+        )
+        means |= {
+            "entropy": masked_mean(entropy_BT, b.mask_BT),
             "old_logp_gap": masked_mean(jnp.abs(logp_BT - b.old_logp_BT), b.mask_BT),
         }
-        loss -= config.entropy_coefficient * entropy
+        terms = {"surrogate": surrogate}
+        if config.entropy_coefficient:
+            bonus = weighted_sum(entropy_BT, weights_BT)
+            terms["entropy_loss"] = -config.entropy_coefficient * bonus
         if config.kl_in == "loss":
             kl_BT = kl_estimate(logp_BT, b.ref_logp_BT, config.kl_kind, mask_BT=b.mask_BT)
-            loss += kl_coefficient * masked_mean(kl_BT, b.mask_BT)
-        return loss, metrics
+            terms["kl_loss"] = kl_coefficient * weighted_sum(kl_BT, weights_BT)
+        if config.displacement_coefficient:
+            lost = displacement_penalty(
+                logp_BT, b.old_logp_BT, b.advantages_BT, b.mask_BT, count=totals.favoured
+            )
+            terms["displacement_loss"] = config.displacement_coefficient * lost
+        return terms, means
 
-    def _critic_loss(self, params, b: Prepared, most: int, frozen):
+    def _critic_loss(self, params, b: Prepared, totals: Totals, most: int, frozen):
         del most  # every token passes the value head
-        loss, metrics = value_loss(
+        loss, means = value_loss(
             self._values(params, frozen, b.ids_BT),
             b.old_values_BT,
             b.returns_BT,
             b.mask_BT,
             clip=self._config.value_clip,
         )
-        return loss, metrics
+        return {"loss": loss * b.mask_BT.sum() / jnp.maximum(totals.tokens, 1)}, means
 
 
-def _reward_on_last_token(reward_B, mask_BT):
-    """Each outcome reward at the last token of mask 1; nowhere if there is none."""
-    last_BT = (mask_BT > 0) & (jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1] == 1)
-    return last_BT * reward_B[:, None]
-
-
-def _masked_variance(x_BT, mask_BT):
-    return masked_mean(jnp.square(x_BT - masked_mean(x_BT, mask_BT)), mask_BT)
+def _totals_of_rows(prepared: Prepared, rows_R) -> Totals:
+    return count_totals(prepared.mask_BT[rows_R], prepared.advantages_BT[rows_R])

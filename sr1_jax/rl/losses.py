@@ -1,4 +1,4 @@
-"""PPO losses and KL estimates over the policy's tokens.
+"""Losses of policy and critic, and KL estimates, over the policy's tokens.
 
 Pure functions, float32 inside. Only the first argument of each loss is differentiated: old
 log-probabilities, advantages, old values and returns are data. All log-probabilities are natural.
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from sr1_jax.rl.aggregation import weighted_sum
 from sr1_jax.rl.masked import masked_input, masked_mean, require_same_shape
 
 KL_KINDS = ("k1", "abs", "k2", "k3")
+RATIOS = ("token", "sequence")
 
 # exp(20) = 5e8 is far outside any clip range and far inside float32.
 _MAX_LOG_RATIO = 20.0
@@ -47,6 +49,9 @@ def policy_loss(
     mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
     *,
     clip: float | Sequence[float],
+    ratio: str = "token",
+    dual_clip: float | None = None,
+    weights_BT: Float[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """PPO's clipped surrogate, negated, averaged over the valid tokens.
 
@@ -63,25 +68,35 @@ def policy_loss(
         old_logp_BT: the same under the policy that defines the ratio.
         advantages_BT: advantages.
         mask_BT: nonzero on policy tokens; what the arrays hold elsewhere does not matter.
-        clip: epsilon >= 0, or a pair (low, high) for unequal bounds. 0.0 is honoured.
+        clip: epsilon >= 0, or a pair (low, high) for unequal bounds, as in DAPO's clip-higher
+            (arXiv 2503.14476, section 3.1). 0.0 is honoured.
+        ratio: "token", or "sequence" for the ratio of GSPO (arXiv 2507.18071, equation 7): one a
+            sequence, exp(mean over its valid tokens of logp - old_logp).
+        dual_clip: c > 1; where A < 0 the surrogate is at least c A, so that a token that has
+            become far likelier cannot dominate (arXiv 1912.09729). None: no bound.
+        weights_BT: weight of each token in place of the mean, as of `aggregation.token_weights`.
 
     Returns:
         loss (scalar), and the metrics, no gradient through them:
         clip_fraction: share of valid tokens where the clipped branch is the smaller one.
         approx_kl: masked mean of old_logp - logp in nats, the k1 estimate of KL(old || policy)
             under tokens sampled from old. It can be negative.
+        dual_clip_fraction: share of valid tokens at that bound; only with one.
 
     Raises:
-        ValueError: the shapes differ, or clip is negative, None, or not one number or a pair.
+        ValueError: the shapes differ, clip is negative, None, or not one number or a pair,
+            dual_clip is not above 1, or ratio is unknown.
     """
     require_same_shape(logp=logp_BT, old_logp=old_logp_BT, advantages=advantages_BT, mask=mask_BT)
     low, high = _clip_range(clip)
+    if isinstance(dual_clip, Real) and not dual_clip > 1:
+        raise ValueError(f"dual_clip is {dual_clip}; choose a number > 1, or None")
     logp_BT = masked_input(logp_BT, mask_BT)
     old_logp_BT = jax.lax.stop_gradient(masked_input(old_logp_BT, mask_BT))
     advantages_BT = jax.lax.stop_gradient(masked_input(advantages_BT, mask_BT))
 
     log_ratio_BT = logp_BT - old_logp_BT
-    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    ratio_BT = _ratio(log_ratio_BT, mask_BT, ratio)
     # Spelled out by the sign of A, because min() splits the gradient between its branches at a tie.
     bound_BT = jnp.where(advantages_BT > 0, 1.0 + high, 1.0 - low)
     clipped_BT = jnp.where(
@@ -94,7 +109,104 @@ def policy_loss(
         "clip_fraction": masked_mean(clipped_BT, mask_BT),
         "approx_kl": masked_mean(-log_ratio_BT, mask_BT),
     }
-    return -masked_mean(surrogate_BT, mask_BT), jax.lax.stop_gradient(metrics)
+    if dual_clip is not None:
+        dual_BT = (advantages_BT < 0) & (ratio_BT > dual_clip)
+        surrogate_BT = jnp.where(dual_BT, dual_clip * advantages_BT, surrogate_BT)
+        metrics["dual_clip_fraction"] = masked_mean(dual_BT, mask_BT)
+    if weights_BT is None:
+        loss = -masked_mean(surrogate_BT, mask_BT)
+    else:
+        require_same_shape(logp=logp_BT, weights=weights_BT)
+        loss = -weighted_sum(surrogate_BT, weights_BT)
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def _ratio(log_ratio_BT, mask_BT, kind: str):
+    """The importance ratio of each token, or of its sequence."""
+    if kind not in RATIOS:
+        raise ValueError(f"unknown ratio {kind!r}; choose one of {list(RATIOS)}")
+    if kind == "sequence":
+        count_B1 = jnp.count_nonzero(jnp.asarray(mask_BT), axis=1, keepdims=True)
+        mean_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / jnp.maximum(count_B1, 1)
+        log_ratio_BT = jnp.broadcast_to(mean_B1, log_ratio_BT.shape)
+    return jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+
+
+def displacement_penalty(
+    logp_BT: Float[Array, "B T"],
+    old_logp_BT: Float[Array, "B T"],
+    advantages_BT: Float[Array, "B T"],
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+    *,
+    count: float | Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Mean loss of log-probability over tokens that should not become less likely.
+
+        mean over valid tokens with A >= 0 of max(0, old_logp - logp)
+
+    Source: likelihood displacement, Deng et al. 2025 (arXiv 2512.04220), by token and without the
+    paper's further gates, which leave out whole actions or responses that became likelier on
+    average. At logp = old_logp the gradient is 0.
+
+    Args:
+        logp_BT, old_logp_BT, advantages_BT, mask_BT: as in `policy_loss`.
+        count: what the sum is divided by; by default the number of those tokens. Micro-batches
+            give that of the whole mini-batch.
+
+    Returns:
+        A scalar, nats a token, >= 0; 0 if there is no such token.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    require_same_shape(logp=logp_BT, old_logp=old_logp_BT, advantages=advantages_BT, mask=mask_BT)
+    lost_BT = jax.lax.stop_gradient(masked_input(old_logp_BT, mask_BT))
+    lost_BT = lost_BT - masked_input(logp_BT, mask_BT)
+    favoured_BT = (jnp.asarray(mask_BT) != 0) & (masked_input(advantages_BT, mask_BT) >= 0)
+    if count is None:
+        count = jnp.count_nonzero(favoured_BT)
+    # Not maximum(), which splits the gradient at a tie: there nothing is lost.
+    return jnp.sum(jnp.where(favoured_BT & (lost_BT > 0), lost_BT, 0.0)) / jnp.maximum(count, 1)
+
+
+def importance_weights(
+    logp_BT: Float[Array, "B T"],
+    sample_logp_BT: Float[Array, "B T"],
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+    *,
+    cap: float,
+) -> tuple[Float[Array, "B T"], dict[str, Float[Array, ""]]]:
+    """Truncated importance weights min(exp(logp - sample_logp), cap) of sampled tokens.
+
+    Source: Ionides 2008, "Truncated importance sampling"; for sampler and trainer, which compute
+    different probabilities with the same weights, Yao et al. 2025, "Your efficient RL framework
+    secretly brings you off-policy RL training".
+    Multiply the surrogate (or, as it is linear in them, the advantages) by these.
+
+    Args:
+        logp_BT: of the trainer, before any update.
+        sample_logp_BT: of the sampler, as stored.
+        mask_BT: nonzero on tokens that were sampled.
+        cap: the largest weight, > 0.
+
+    Returns:
+        weights_BT, float32, 0 on masked tokens, no gradient through them; and the metrics
+        importance_mean and importance_capped, mean weight and share of the tokens at the cap.
+
+    Raises:
+        ValueError: the shapes differ, or cap is not positive.
+    """
+    require_same_shape(logp=logp_BT, sample_logp=sample_logp_BT, mask=mask_BT)
+    if isinstance(cap, Real) and not cap > 0:
+        raise ValueError(f"the cap of importance weights is {cap}; choose a number > 0")
+    log_ratio_BT = masked_input(logp_BT, mask_BT) - masked_input(sample_logp_BT, mask_BT)
+    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    weights_BT = masked_input(jnp.minimum(ratio_BT, cap), mask_BT)
+    metrics = {
+        "importance_mean": masked_mean(weights_BT, mask_BT),
+        "importance_capped": masked_mean(ratio_BT > cap, mask_BT),
+    }
+    return jax.lax.stop_gradient((weights_BT, metrics))
 
 
 def value_loss(

@@ -11,6 +11,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
 from sr1_jax.sharding import named, tree_shardings
 
@@ -134,29 +135,33 @@ def take_rows(batch: Any, rows_R: jax.Array, length: int, mesh: Mesh) -> Any:
     return jax.tree.map(take, batch)
 
 
-def add_gradients(loss_fn: Callable, params: Any, grads: Any, micro_batch: Any, total) -> Any:
-    """Adds a micro-batch's share of the gradient of a token-mean loss.
+def add_gradients(
+    loss_fn: Callable, params: Any, grads: Any, micro_batch: Any, totals: Totals
+) -> Any:
+    """Adds a micro-batch's share of the gradient of a mini-batch's loss.
 
-    The micro-batch's mean is weighted by its share of the tokens of all, so that the sum is the
-    gradient of one large batch, however that is cut.
+    Shares add up, so that the sum is the gradient of one large batch, however that is cut.
 
     Args:
-        loss_fn: (params, micro-batch) -> (token-mean loss, dict of token means).
+        loss_fn: (params, micro-batch, totals) -> (terms, means): the micro-batch's share of each
+            term of the loss, and means over its own tokens.
         params: differentiated.
         grads: what to add to.
         micro_batch: tree with `mask_BT`.
-        total: tokens of mask 1 in all micro-batches.
+        totals: counts over all micro-batches.
 
     Returns:
-        (gradients, the micro-batch's shares of the metrics, with "loss").
+        (gradients, the micro-batch's shares of "loss", the sum of the terms, of each term, and of
+        the token means of all micro-batches).
     """
-    weight = micro_batch.mask_BT.sum() / jnp.maximum(total, 1)
+    weight = micro_batch.mask_BT.sum() / jnp.maximum(totals.tokens, 1)
 
-    def weighted(params):
-        loss, metrics = loss_fn(params, micro_batch)
-        return loss * weight, {k: v * weight for k, v in (metrics | {"loss": loss}).items()}
+    def share(params):
+        terms, means = loss_fn(params, micro_batch, totals)
+        loss = sum(terms.values())
+        return loss, {k: v * weight for k, v in means.items()} | terms | {"loss": loss}
 
-    more, metrics = jax.grad(weighted, has_aux=True)(params)
+    more, metrics = jax.grad(share, has_aux=True)(params)
     return jax.tree.map(jnp.add, grads, more), metrics
 
 
@@ -167,8 +172,8 @@ class Update:
     moves between steps.
 
     Args:
-        loss_fn: (params, rows of a batch, most, *context) -> (token-mean loss, token means),
-            where `most` bounds the trained tokens of a row.
+        loss_fn: (params, rows of a batch, totals, most, *context) -> (terms, means) as of
+            `add_gradients`, where `most` bounds the trained tokens of a row.
         optimizer: of the model.
         state: of the model; only its shapes and shardings are looked at.
         mesh: of `sharding.make_mesh`.
@@ -183,13 +188,13 @@ class Update:
     ):
         shardings = jax.tree.map(lambda x: x.sharding, state)
 
-        def accumulate(grads, params, batch, rows_R, total, context, *, length, most):
+        def accumulate(grads, params, batch, rows_R, totals, context, *, length, most):
             return add_gradients(
-                lambda params, rows: loss_fn(params, rows, most, *context),
+                lambda params, rows, totals: loss_fn(params, rows, totals, most, *context),
                 params,
                 grads,
                 take_rows(batch, rows_R, length, mesh),
-                total,
+                totals,
             )
 
         def apply(state, grads):
@@ -221,7 +226,7 @@ class Update:
         self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
 
     def __call__(
-        self, state: ModelState, batch: Any, plan: Sequence[MicroBatch], total: float, *context
+        self, state: ModelState, batch: Any, plan: Sequence[MicroBatch], totals: Totals, *context
     ) -> tuple[ModelState, dict[str, jax.Array]]:
         """One step.
 
@@ -229,16 +234,16 @@ class Update:
             state: donated; use the returned one.
             batch: tree of [B, T] arrays with `mask_BT`.
             plan: of `plan_micro_batches`.
-            total: tokens of mask 1 in all of it.
+            totals: counts over all of it.
             context: handed on to the loss.
 
         Returns:
-            The new state and the metrics, means over the tokens.
+            The new state and the metrics: the loss, its terms, and means over the tokens.
         """
         grads, shares = self.zeros(state.params), []
         for rows_R, length, most in plan:
             grads, metrics = self.accumulate(
-                grads, state.params, batch, rows_R, total, context, length=length, most=most
+                grads, state.params, batch, rows_R, totals, context, length=length, most=most
             )
             shares.append(metrics)
         metrics = jax.tree.map(lambda *x: sum(x), *shares)

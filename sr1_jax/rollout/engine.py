@@ -263,6 +263,14 @@ class Engine:
         )
 
 
+def sum_stats(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Totals of several runs of one engine; the cache is the same for all."""
+    totals: collections.Counter[str] = collections.Counter()
+    for stats in runs:
+        totals.update(stats)
+    return dict(totals) | {"cache_gib": runs[-1]["cache_gib"]}
+
+
 def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     """The engine's totals as metrics, with rates.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import resource
 import time
@@ -17,14 +18,15 @@ from jax.sharding import Mesh
 from sr1_jax.agreement import gather
 from sr1_jax.cluster import is_first
 from sr1_jax.data.questions import Question
-from sr1_jax.data.stream import QuestionSource, question_batches
+from sr1_jax.data.stream import QuestionSource, QuestionStream
 from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.models import Decoder, Tokenizer
-from sr1_jax.rl.batch import make_batch
+from sr1_jax.rl.batch import Batch, make_batch, outcome
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import Engine, SplitEngine, Trajectory
-from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.engine import as_metrics, sum_stats
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
+from sr1_jax.training.dynamic_sampling import Sampled, sample_groups
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live, MetricsWriter, NoWriter
 from sr1_jax.training.policies import models_to_train
@@ -74,17 +76,19 @@ def reinforce(
     )
     checkpoints = RunCheckpoints(checkpoint_folder(config, workdir), keep=config.checkpoint.keep)
     state, start = learner.initial_state, checkpoints.latest_step or 0
-    facts = {"config": _fixed_settings(config)}
+    facts = {"config": _fixed_settings(config), "position": 0}
     if start:
-        saved = checkpoints.facts(start)["config"]
-        free = {key: saved[key] for key in _FREE_ON_RESUME if key in saved}
-        _check_same(saved, facts["config"] | free)
+        saved = checkpoints.facts(start)
+        free = {key: saved["config"][key] for key in _FREE_ON_RESUME if key in saved["config"]}
+        _check_same(saved["config"], facts["config"] | free)
+        facts["position"] = saved["position"]
         state = checkpoints.restore(start, state)
         print(f"Taken up again after step {start}.", flush=True)
     source = task.train
     if config.rollout.long_prompts == "skip":
         source = _those_that_fit(source, engine)
-    batches = question_batches(source, config.questions, seed=config.seed, start_step=start)
+    stream = QuestionStream(source, seed=config.seed, position=facts["position"])
+    judge = functools.partial(outcome, **_judged(config))
     writer = MetricsWriter(workdir, start_step=start) if is_first() else NoWriter()
     live = Live("training", config.steps, start=start)
     dev = next(iter(task.dev.values()), [])[: config.evaluation.questions]
@@ -92,30 +96,27 @@ def reinforce(
     with checkpoints, closing(writer), closing(live), Termination() as termination:
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
-            questions = next(batches)
-            trajectories = engine.run(
-                questions,
-                config.seed,
-                config.samples,
-                step=step,
-                params=learner.policy_params(state),
+            roll_out = _Rollouts(engine, config, step, learner.policy_params(state))
+            sampled = sample_groups(
+                roll_out,
+                stream,
+                judge,
+                count=config.questions,
+                extra_rounds=config.dynamic_sampling_rounds,
             )
             batch = make_batch(
-                trajectories,
+                sampled.trained,
                 length=config.learner.length_buckets[-1],
                 pad_id=tokenizer.pad_id,
                 mask_observations=config.learner.mask_observations,
-                truncated=config.learner.truncated,
-                truncation_penalty=config.learner.truncation_penalty,
+                **_judged(config),
             )
             updated = time.perf_counter()
             state, learned = learner.step(state, batch, seed=config.seed, step=step)
             now = time.perf_counter()
             learned, memory_gib, ending = _agreed(learned, termination.noted)
             metrics = (
-                rollout_metrics(trajectories, questions, config.samples)
-                | as_metrics(engine.stats)
-                | learned
+                rollout_metrics(sampled, batch) | as_metrics(sum_stats(roll_out.stats)) | learned
             )
             metrics |= {
                 "seconds/rollout": updated - began,
@@ -131,7 +132,7 @@ def reinforce(
                 metrics["seconds/evaluation"] = time.perf_counter() - now
             writer.write(step, metrics)
             if is_first():
-                write_trajectories(workdir / "trajectories", step, trajectories, tokenizer)
+                write_trajectories(workdir / "trajectories", step, sampled.trained, tokenizer)
             live.update(
                 step,
                 reward=metrics["reward"],
@@ -141,7 +142,7 @@ def reinforce(
             )
             last = ending or step == config.steps
             if last or step % config.checkpoint.every == 0:
-                checkpoints.save(step, state, facts)
+                checkpoints.save(step, state, facts | {"position": stream.position})
             if ending:
                 raise InterruptedError(
                     f"Told to end (SIGTERM): saved after step {step}. Start again to go on."
@@ -170,15 +171,47 @@ def _those_that_fit(source: QuestionSource, engine: Engine) -> list[Question]:
     return kept
 
 
-def rollout_metrics(
-    trajectories: Sequence[Trajectory], questions: Sequence[Question], samples: int
-) -> dict[str, float]:
-    """Means over the trajectories of a step, `samples` a question."""
-    hops = hops_of([question for question in questions for _ in range(samples)])
-    return score(trajectories, hops) | {
-        "reward": float(np.mean([t.reward for t in trajectories])),
-        "context_tokens": float(np.mean([len(t.ids) for t in trajectories])),
+class _Rollouts:
+    """Rollouts of one step: questions in, the trajectories of each out; statistics are kept."""
+
+    def __init__(self, engine: Engine, config: ml_collections.ConfigDict, step: int, params: Any):
+        self._engine, self._config, self._step, self._params = engine, config, step, params
+        self.stats: list[dict[str, float]] = []
+
+    def __call__(self, questions: Sequence[Question]) -> list[list[Trajectory]]:
+        seed, samples = self._config.seed, self._config.samples
+        trajectories = self._engine.run(
+            questions, seed, samples, step=self._step, params=self._params
+        )
+        self.stats.append(self._engine.stats)
+        return [
+            trajectories[start : start + samples] for start in range(0, len(trajectories), samples)
+        ]
+
+
+def _judged(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Settings of `batch.outcome`."""
+    learner = config.learner
+    return {
+        "truncated": learner.truncated,
+        "truncation_penalty": learner.truncation_penalty,
+        "overlong_buffer": learner.overlong_buffer,
+        "overlong_penalty": learner.overlong_penalty,
+        "budget": config.rollout.max_context_tokens,
     }
+
+
+def rollout_metrics(sampled: Sampled, batch: Batch) -> dict[str, float]:
+    """Means over all trajectories of a step, and over the rewards of those that train."""
+    every = [trajectory for group in sampled.groups for trajectory in group]
+    hops = hops_of([q for q, group in zip(sampled.questions, sampled.groups) for _ in group])
+    trains_B = batch.mask_BT.any(axis=1)
+    means = score(every, hops) | {
+        "reward": float(np.mean([t.reward for t in every])),
+        "trained_reward": float(batch.reward_B[trains_B].mean()) if trains_B.any() else 0.0,
+        "context_tokens": float(np.mean([len(t.ids) for t in every])),
+    }
+    return means | (sampled.metrics if len(sampled.groups[0]) > 1 else {})
 
 
 def _agreed(learned: dict[str, float], noted: bool) -> tuple[dict[str, float], float, bool]:

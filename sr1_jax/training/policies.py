@@ -19,6 +19,7 @@ from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import Checkpoint, build
 from sr1_jax.protocol.prompts import in_chat, load_template
+from sr1_jax.rl.settings import needs_critic
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
@@ -118,7 +119,7 @@ def models_to_train(
     and a head: no trunk is held twice.
     """
     lora, critic = lora_config(config), None
-    if config.learner.algorithm == "ppo":
+    if needs_critic(config.learner):
         source = policy
         if config.critic.path:
             source = build(critic_checkpoint(config, tokenizer), mesh)

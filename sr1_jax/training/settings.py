@@ -23,7 +23,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.steps = 500  # of reinforcement learning
     config.questions = 512  # a step
-    config.samples = 1  # episodes a question; the group size of GRPO
+    config.samples = 1  # episodes a question; the group size of GRPO and its kin
+    # Dynamic sampling: at most so many more rollouts a step replace the questions whose samples all
+    # earn the same.
+    config.dynamic_sampling_rounds = 0
     config.method = "search"  # search, direct or rag: the prompt, and whether searches are made
 
     config.base = ml_collections.ConfigDict()
@@ -136,10 +139,21 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
         load_template(template)  # refuses what is not there or asks nothing
     rollout_settings.check_config(config.rollout)
     learner_settings.check_config(config.learner, config.questions * config.samples)
-    if config.learner.algorithm == "grpo" and config.samples < 2:
+    in_groups = config.learner.algorithm in learner_settings.GROUP_ALGORITHMS
+    if in_groups and config.samples < 2:
         raise ValueError(
-            "GRPO compares the samples of a question: samples must be at least 2, not "
-            f"{config.samples}."
+            f"learner.algorithm={config.learner.algorithm!r} compares the samples of a question: "
+            f"samples must be at least 2, not {config.samples}."
+        )
+    if config.dynamic_sampling_rounds < 0:
+        raise ValueError(
+            f"dynamic_sampling_rounds must not be negative, not {config.dynamic_sampling_rounds}."
+        )
+    if config.dynamic_sampling_rounds and not in_groups:
+        raise ValueError(
+            "dynamic_sampling_rounds replaces groups without an advantage, which only "
+            f"{', '.join(learner_settings.GROUP_ALGORITHMS)} have, not learner.algorithm="
+            f"{config.learner.algorithm!r}: set it to 0."
         )
     rollout = config.rollout
     if config.steps and (rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0):
@@ -155,6 +169,11 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
             f"learner.length_buckets={tuple(config.learner.length_buckets)}; the longest "
             "trajectories would not fit."
         )
+    if config.learner.overlong_buffer >= rollout.max_context_tokens:
+        raise ValueError(
+            f"learner.overlong_buffer={config.learner.overlong_buffer} must be shorter than "
+            f"rollout.max_context_tokens={rollout.max_context_tokens}, of which it is the end."
+        )
     world = config.data.world_people > 0
     if config.base.path and config.warm_start.phases:
         raise ValueError(
@@ -163,8 +182,11 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
         )
     if world and any((config.data.questions, config.data.dev, config.data.corpus)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
-    if config.critic.path and config.learner.algorithm == "grpo":
-        raise ValueError("critic.path is set, but GRPO has no critic; clear it.")
+    if config.critic.path and not learner_settings.needs_critic(config.learner):
+        raise ValueError(
+            f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no critic; "
+            "clear it."
+        )
     if config.lora.rank:
         LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
     if config.model.preset:

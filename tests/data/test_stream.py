@@ -1,20 +1,18 @@
-"""The stream of question batches."""
-
-from itertools import islice
+"""The stream of questions."""
 
 import pytest
 
 from sr1_jax.data.builder import open_questions, prepare_questions
 from sr1_jax.data.questions import Question
-from sr1_jax.data.stream import question_batches
+from sr1_jax.data.stream import QuestionStream
 
 
 def _questions(count):
     return [Question(str(i), f"Question {i}?", (str(i),)) for i in range(count)]
 
 
-def _ids(batches, count):
-    return [[question.id for question in batch] for batch in islice(batches, count)]
+def _ids(stream, batch_size, count):
+    return [[question.id for question in stream.take(batch_size)] for _ in range(count)]
 
 
 def _flat(batches):
@@ -25,7 +23,7 @@ def _flat(batches):
 def test_every_question_once_an_epoch(count, batch_size):
     epochs = 6
     batches = _ids(
-        question_batches(_questions(count), batch_size, seed=3), -(-epochs * count // batch_size)
+        QuestionStream(_questions(count), seed=3), batch_size, -(-epochs * count // batch_size)
     )
     assert {len(batch) for batch in batches} == {batch_size}
     stream = _flat(batches)
@@ -34,40 +32,48 @@ def test_every_question_once_an_epoch(count, batch_size):
         assert sorted(chunk, key=int) == [str(i) for i in range(count)]
 
 
-def test_batches_are_lists_of_the_questions_themselves():
+def test_what_is_taken_is_a_list_of_the_questions_themselves():
     questions = _questions(4)
-    batch = next(question_batches(questions, 3, seed=0))
+    batch = QuestionStream(questions, seed=0).take(3)
     assert type(batch) is list
     assert all(questions[int(question.id)] is question for question in batch)
 
 
 def test_epochs_differ():
-    epochs = _ids(question_batches(_questions(50), 50, seed=0), 20)
+    epochs = _ids(QuestionStream(_questions(50), seed=0), 50, 20)
     assert len({tuple(epoch) for epoch in epochs}) == 20
     assert all(epoch != sorted(epoch, key=int) for epoch in epochs)
 
 
 def test_seed_decides_the_order():
     def stream(seed):
-        return _ids(question_batches(_questions(50), 50, seed=seed), 5)
+        return _ids(QuestionStream(_questions(50), seed=seed), 50, 5)
 
     assert stream(1) == stream(1)
     # Neighbouring seeds share no epoch, not even shifted by one.
     assert not {tuple(epoch) for epoch in stream(1)} & {tuple(epoch) for epoch in stream(2)}
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (3, 8)])
-def test_resuming_continues_exactly(count, batch_size):
-    questions = _questions(count)
-    whole = _ids(question_batches(questions, batch_size, seed=5), 8)
-    for step in range(8):
-        resumed = question_batches(questions, batch_size, seed=5, start_step=step)
-        assert _ids(resumed, 8 - step) == whole[step:]
+@pytest.mark.parametrize("sizes", [[4] * 8, [1, 7, 2, 30, 3]])
+def test_resuming_continues_exactly(sizes):
+    """However much was taken at a time, as under dynamic sampling."""
+    questions = _questions(10)
+    stream = QuestionStream(questions, seed=5)
+    whole = [stream.take(size) for size in sizes]
+    assert stream.position == sum(sizes)
+    for done in range(len(sizes)):
+        resumed = QuestionStream(questions, seed=5, position=sum(sizes[:done]))
+        assert [resumed.take(size) for size in sizes[done:]] == whole[done:]
 
 
-def test_very_late_steps():
-    batches = question_batches(_questions(7), 1, seed=0, start_step=7 * 10**9)
-    assert sorted(_flat(_ids(batches, 7))) == [str(i) for i in range(7)]
+def test_how_much_is_taken_at_a_time_does_not_matter():
+    one, other = (QuestionStream(_questions(10), seed=5) for _ in range(2))
+    assert _flat(_ids(one, 3, 8)) == _flat(_ids(other, 4, 6))
+
+
+def test_very_late_positions():
+    stream = QuestionStream(_questions(7), seed=0, position=7 * 10**9)
+    assert sorted(_flat(_ids(stream, 1, 7))) == [str(i) for i in range(7)]
 
 
 def test_a_prepared_data_set_streams_like_a_list(tmp_path):
@@ -78,20 +84,26 @@ def test_a_prepared_data_set_streams_like_a_list(tmp_path):
     (tmp_path / "q.jsonl").write_text(rows)
     prepare_questions({"train": tmp_path / "q.jsonl"}, tmp_path / "data")
     source = open_questions(tmp_path / "data", "train")
-    from_disk = islice(question_batches(source, 6, seed=4), 10)
-    assert list(from_disk) == list(islice(question_batches(_questions(20), 6, seed=4), 10))
+    from_disk, listed = QuestionStream(source, seed=4), QuestionStream(_questions(20), seed=4)
+    assert [from_disk.take(6) for _ in range(10)] == [listed.take(6) for _ in range(10)]
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size", "options", "message"),
+    ("count", "options", "message"),
     [
-        (0, 1, {"seed": 0}, "the source is empty"),
-        (3, 0, {"seed": 0}, "batch_size must be at least 1"),
-        (3, 1, {"seed": -1}, "seed must be"),
-        (3, 1, {"seed": 2**32}, "seed must be"),
-        (3, 1, {"seed": 0, "start_step": -1}, "start_step must not be negative"),
+        (0, {"seed": 0}, "the source is empty"),
+        (3, {"seed": -1}, "seed must be"),
+        (3, {"seed": 2**32}, "seed must be"),
+        (3, {"seed": 0, "position": -1}, "position must not be negative"),
     ],
 )
-def test_arguments_out_of_range(count, batch_size, options, message):
+def test_arguments_out_of_range(count, options, message):
     with pytest.raises(ValueError, match=message):
-        question_batches(_questions(count), batch_size, **options)
+        QuestionStream(_questions(count), **options)
+
+
+def test_nothing_cannot_be_taken():
+    stream = QuestionStream(_questions(3), seed=0)
+    with pytest.raises(ValueError, match="At least 1 question has to be taken, not 0"):
+        stream.take(0)
+    assert stream.position == 0

@@ -35,9 +35,9 @@ class LearnerRun:
 
     def __init__(self, policy, critic, config, mesh):
         self.config = config
-        grpo = config.algorithm == "grpo"
+        ppo = config.algorithm == "ppo"
         self.learner = Learner(
-            policy, None if grpo else critic, config, mesh, trajectories=TRAJECTORIES
+            policy, critic if ppo else None, config, mesh, trajectories=TRAJECTORIES
         )
         start = self.learner.initial_state
         self.start = start

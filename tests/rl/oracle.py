@@ -62,11 +62,23 @@ class Oracle:
                 values_T = forward(state.critic.params, t.ids, graph=self._critic_graph)
                 values = np.asarray(values_T)[own - 1]
             rows.append({"old": old, "ref": ref, "values": values, "rewards": rewards})
-        if self._critic_graph is None:
-            self._group_advantages(rows)
-        else:
-            self._gae(rows)
+        {"ppo": self._gae, "reinforce_pp": self._to_go}.get(
+            config.algorithm, self._group_advantages
+        )(rows)
+        if config.importance_cap:
+            for t, row in zip(self._trajectories, rows):
+                ratio = np.exp(row["old"] - t.logp[self._own(t)])
+                row["advantages"] = row["advantages"] * np.minimum(ratio, config.importance_cap)
         return rows
+
+    def _to_go(self, rows):
+        gamma = self._config.gamma
+        for row in rows:
+            steps = range(len(row["rewards"]))
+            row["advantages"] = np.array(
+                [sum(gamma ** (k - t) * row["rewards"][k] for k in steps if k >= t) for t in steps]
+            )
+        _standardise(rows)
 
     def _gae(self, rows):
         config = self._config
@@ -80,40 +92,55 @@ class Oracle:
             row["advantages"] = np.array(advantages)
             row["returns"] = row["advantages"] + row["values"]
         if config.whiten:
-            every = np.concatenate([row["advantages"] for row in rows])
-            for row in rows:
-                row["advantages"] = (row["advantages"] - every.mean()) / every.std(ddof=1)
+            _standardise(rows)
 
     def _group_advantages(self, rows):
         scores = np.array([row["rewards"].sum() for row in rows])
         names = [t.question_id for t in self._trajectories]
         for row, score, name in zip(rows, scores, names):
             group = scores[[other == name for other in names]]
-            advantage = (score - group.mean()) / (group.std(ddof=1) + 1e-6)
+            advantage = score - group.mean()
+            if self._config.algorithm == "grpo":
+                advantage /= group.std(ddof=1) + 1e-6
+            if self._config.algorithm == "rloo":
+                advantage = score - (group.sum() - score) / (len(group) - 1)
             row["advantages"] = np.full(len(row["old"]), advantage)
 
     def policy(self, params, rows, kl_coefficient):
         """(loss, entropy, KL loss), gradients."""
         config = self._config
         count = sum(len(row["old"]) for row in rows)
-        low, high = 1 - config.clip, 1 + config.clip
+        low = 1 - config.clip
+        high = 1 + (config.clip_high or config.clip)
+
+        def weight(row):
+            each = {"token": count, "sequence": len(rows) * len(row["old"])}
+            return 1 / each.get(config.loss_aggregation, len(rows) * (config.loss_constant or 0))
 
         def total(outputs):
-            surrogate = entropy = penalty = 0.0
+            surrogate = entropy = mean_entropy = penalty = 0.0
             for t, row, logits_TV in zip(self._trajectories, rows, outputs):
                 own = self._own(t)
                 logp_TV = jnp.log(jax.nn.softmax(logits_TV, axis=-1))[own - 1]
                 logp = logp_TV[np.arange(len(own)), t.ids[own]]
                 ratio = jnp.exp(logp - row["old"])
+                if config.ratio == "sequence":
+                    ratio = jnp.exp(jnp.mean(logp - row["old"])) * jnp.ones(len(own))
                 advantages = jnp.asarray(row["advantages"])
                 bounded = jnp.minimum(jnp.maximum(ratio, low), high)
-                surrogate += jnp.sum(jnp.minimum(ratio * advantages, bounded * advantages))
-                entropy += jnp.sum(-jnp.exp(logp_TV) * logp_TV)
-                penalty += jnp.sum(self.kl(logp, jnp.asarray(row["ref"])))
-            loss = -surrogate / count - config.entropy_coefficient * entropy / count
+                least = jnp.minimum(ratio * advantages, bounded * advantages)
+                if config.dual_clip:
+                    bound = jnp.maximum(least, config.dual_clip * advantages)
+                    least = jnp.where(advantages < 0, bound, least)
+                surrogate += weight(row) * jnp.sum(least)
+                row_entropy = jnp.sum(-jnp.exp(logp_TV) * logp_TV)
+                entropy += weight(row) * row_entropy
+                mean_entropy += row_entropy / count
+                penalty += weight(row) * jnp.sum(self.kl(logp, jnp.asarray(row["ref"])))
+            loss = -surrogate - config.entropy_coefficient * entropy
             if config.kl_in == "loss":
-                loss += kl_coefficient * penalty / count
-            return loss, (-surrogate / count, entropy / count)
+                loss += kl_coefficient * penalty
+            return loss, (-surrogate, mean_entropy)
 
         (loss, parts), grads = self._differentiate(self._policy_graph, params, total)
         return (float(loss), *map(float, parts)), grads
@@ -141,6 +168,13 @@ class Oracle:
 
         (loss, _), grads = self._differentiate(self._critic_graph, params, total)
         return float(loss), grads
+
+
+def _standardise(rows):
+    """Advantages of all tokens together get mean 0 and variance 1."""
+    every = np.concatenate([row["advantages"] for row in rows])
+    for row in rows:
+        row["advantages"] = (row["advantages"] - every.mean()) / every.std(ddof=1)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

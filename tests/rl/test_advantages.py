@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from sr1_jax.rl.advantages import gae, group_relative, whiten
+from sr1_jax.rl.advantages import (
+    gae,
+    group_centred,
+    group_relative,
+    leave_one_out,
+    reinforce_pp,
+    whiten,
+)
 from sr1_jax.rl.masked import masked_mean, require_same_shape
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -190,6 +197,89 @@ def test_group_ids_of_64_bits_are_kept_apart():
     got = group_relative(jnp.array([0.0, 10.0, 1.0, 12.0]), groups)
     half = 0.5**0.5
     np.testing.assert_allclose(got, [-half, -half, half, half], rtol=1e-5)
+
+
+def leave_one_out_loop(scores, groups):
+    advantages = np.array(scores, np.float64)
+    for index, group in enumerate(groups):
+        others = [s for i, (s, g) in enumerate(zip(scores, groups)) if g == group and i != index]
+        if others:
+            advantages[index] = scores[index] - sum(others) / len(others)
+    return advantages
+
+
+def group_centred_loop(scores, groups):
+    advantages = np.array(scores, np.float64)
+    for index, group in enumerate(groups):
+        members = [s for s, g in zip(scores, groups) if g == group]
+        if len(members) > 1:
+            advantages[index] = scores[index] - sum(members) / len(members)
+    return advantages
+
+
+GROUP_ADVANTAGES = [
+    (group_relative, lambda scores, groups: group_relative_loop(scores, groups, 1e-6)),
+    (group_centred, group_centred_loop),
+    (leave_one_out, leave_one_out_loop),
+]
+
+
+@pytest.mark.parametrize(("function", "loop"), GROUP_ADVANTAGES)
+@given(seed=SEEDS)
+def test_group_advantages_masked_equals_removed(function, loop, seed):
+    """A trajectory that does not count leaves no trace in the baseline of its group."""
+    rng = np.random.default_rng(seed)
+    groups, valid = rng.integers(0, 3, size=10), rng.random(10) < 0.7
+    scores = rng.integers(0, 5, size=10) / 4
+    expected = np.zeros(10)
+    expected[valid] = loop(scores[valid], groups[valid])
+    spoiled = jnp.asarray(np.where(valid, scores, np.nan))
+    got = function(spoiled, groups, valid_B=jnp.asarray(valid))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    compiled = jax.jit(lambda s, g, v: function(s, g, valid_B=v))
+    np.testing.assert_allclose(compiled(spoiled, groups, valid.astype("f4")), got, atol=1e-6)
+
+
+def test_group_baselines_hand_numbers():
+    scores, groups = jnp.array([1.0, 0.7, 0.0, 0.0, 1.0, 0.0]), jnp.array([5, 9, 5, 5, 5, 5])
+    got = group_centred(scores, groups)
+    np.testing.assert_allclose(got, [0.6, 0.7, -0.4, -0.4, 0.6, -0.4], rtol=1e-6)
+    got = leave_one_out(scores, groups)
+    np.testing.assert_allclose(got, [0.75, 0.7, -0.5, -0.5, 0.75, -0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [group_centred, leave_one_out])
+def test_equal_scores_give_exact_zeros_without_a_division_too(function):
+    scores = jnp.full(3, 0.1)
+    np.testing.assert_array_equal(function(scores, jnp.zeros(3, jnp.int32)), 0.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from([1.0, 0.9]))
+def test_reinforce_pp_masked_equals_removed(seed, gamma):
+    rewards, _, mask = random_batch(seed)
+    to_go = np.full(rewards.shape, np.nan)
+    for row in range(len(mask)):
+        kept = np.flatnonzero(mask[row])
+        for place, index in enumerate(kept):
+            following = rewards[row, kept[place:]]
+            to_go[row, index] = sum(gamma**k * reward for k, reward in enumerate(following))
+    valid = to_go[mask == 1]
+    expected = np.where(mask == 1, (to_go - valid.mean()) / valid.std(ddof=1), 0.0)
+    spoiled = jnp.asarray(np.where(mask == 1, rewards, np.inf))
+    got = reinforce_pp(spoiled, jnp.asarray(mask), gamma=gamma)
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+
+
+def test_reinforce_pp_hand_numbers():
+    # Rewards to go: 3, 2, 2 in the first row, -1 in the second; mean 1.5, variance 3.
+    got = reinforce_pp(
+        jnp.array([[1.0, 9.0, 0.0, 2.0], [-1.0, 9.0, 9.0, 9.0]]),
+        jnp.array([[1, 0, 1, 1], [1, 0, 0, 0]]),
+    )
+    root = 3**0.5
+    want = [[1.5 / root, 0, 0.5 / root, 0.5 / root], [-2.5 / root, 0, 0, 0]]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_a_nan_score_stays_in_its_group():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sr1_jax.rl.batch import make_batch
+from sr1_jax.rl.batch import make_batch, outcome
 
 
 @pytest.fixture
@@ -95,6 +95,26 @@ def test_no_answer_is_a_wrong_answer_not_a_cut_one(make_trajectory):
     row = make_trajectory(status="no_answer")
     batch = make_batch([row], length=2, pad_id=0, truncated="penalise", truncation_penalty=1.0)
     assert (batch.mask_BT.sum(), batch.reward_B[0]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reward"),
+    [(4, 1.0), (6, 1.0), (7, 0.875), (9, 0.625), (10, 0.5), (12, 0.5)],
+)
+def test_length_costs_in_the_buffer_before_the_budget(make_trajectory, tokens, reward):
+    """DAPO's soft penalty, here of half a point over the last four of ten tokens."""
+    row = make_trajectory(ids=range(tokens), mask=[0] + [1] * (tokens - 1), reward=1.0)
+    settings = dict(overlong_buffer=4, overlong_penalty=0.5, budget=10)
+    assert outcome(row, **settings) == (pytest.approx(reward), True)
+    batch = make_batch([row], length=12, pad_id=0, **settings)
+    assert batch.reward_B[0] == np.float32(reward)
+
+
+def test_a_cut_trajectory_pays_its_own_penalty_only(make_trajectory):
+    row = make_trajectory(ids=range(10), mask=[0] + [1] * 9, reward=1.0, status="truncated")
+    settings = dict(overlong_buffer=4, overlong_penalty=0.5, budget=10)
+    assert outcome(row, truncated="penalise", truncation_penalty=2.0, **settings) == (-2.0, True)
+    assert outcome(row, truncated="mask", **settings)[1] is False
 
 
 def test_errors(pair):

@@ -21,6 +21,27 @@ GRPO = dict(algorithm="grpo", kl_in="loss", kl_kind="k3", micro_batch=2)
 ROLLOUT = dict(algorithm="grpo", kl_in="none", micro_batch=4)
 TRAINER = ROLLOUT | dict(old_logp="trainer")
 EPOCHS = ROLLOUT | dict(epochs=2, minibatches=2)
+# All switches of the loss, each with every other it goes with.
+DR_GRPO = dict(
+    algorithm="dr_grpo",
+    loss_aggregation="constant",
+    loss_constant=13,
+    clip_high=0.3,
+    dual_clip=1.25,
+    kl_in="loss",
+    kl_kind="k2",
+    micro_batch=4,
+)
+GSPO = dict(
+    algorithm="rloo",
+    ratio="sequence",
+    loss_aggregation="sequence",
+    clip=0.02,
+    clip_high=0.03,
+    micro_batch=4,
+)
+REINFORCE = dict(algorithm="reinforce_pp", old_logp="trainer", importance_cap=1.1, micro_batch=4)
+ALGORITHMS = {"ppo": {}, "grpo": GRPO, "dr_grpo": DR_GRPO, "gspo": GSPO, "reinforce": REINFORCE}
 
 
 batch_of = functools.partial(make_batch, length=LENGTH, pad_id=0)
@@ -34,7 +55,7 @@ def batch(trajectories):
 # A whole step
 
 
-@pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
+@pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_step_equals_the_loop(
     learner_run, rl_policy, rl_critic, full_logp, stale, trajectories, changes
 ):
@@ -49,6 +70,7 @@ def test_step_equals_the_loop(
     )
     params, norm = first_adam_step(run.moved.policy.params, grads, 1e-4, 0.05)
     flat = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    sampled = np.concatenate([t.logp[t.mask == 1] for t in stale])
     log_ratio = np.concatenate(
         [oracle.logp(run.moved.policy.params, t) - row["old"] for t, row in zip(stale, rows)]
     )
@@ -61,8 +83,14 @@ def test_step_equals_the_loop(
         "policy/gradient_norm": norm,
         "policy/approx_kl": -log_ratio.mean(),
         "policy/old_logp_gap": np.abs(log_ratio).mean(),
-        "rollout_gap": np.abs(log_ratio).mean(),
+        "rollout_gap": np.abs(flat["old"] - sampled + log_ratio).mean(),
+        "kl_coefficient": run.config.kl_coefficient,
     }
+    if run.config.importance_cap:
+        capped = np.minimum(np.exp(flat["old"] - sampled), run.config.importance_cap)
+        want["importance_mean"] = capped.mean()
+        want["importance_capped"] = (capped == run.config.importance_cap).mean()
+        assert 0.1 < want["importance_capped"] < 0.9
     if critic is not None:
         critic_loss, critic_grads = oracle.critic(run.moved.critic.params, rows)
         critic_params, critic_norm = first_adam_step(
@@ -77,11 +105,15 @@ def test_step_equals_the_loop(
         }
     assert {key: metrics[key] for key in want} == pytest.approx(want, rel=2e-5, abs=2e-6)
     # The test would not see a term that is not at work.
-    assert metrics["policy/clip_fraction"] > 0.1
+    if run.config.old_logp == "rollout":
+        assert metrics["policy/clip_fraction"] > 0.1
+    if run.config.dual_clip:
+        assert metrics["policy/dual_clip_fraction"] > 0.05
     assert abs(want["kl"]) > 0.01
-    assert min(norm, critic_norm if critic else norm) > 0.05
+    if not changes:
+        assert min(norm, critic_norm) > 0.05
 
-    scale = 0.05 / norm
+    scale = min(1.0, 0.05 / norm)
     assert_trees_close(
         first_gradient(after.policy), jax.tree.map(lambda g: g * scale, grads), atol=1e-6
     )
@@ -143,9 +175,11 @@ def test_behaviour_logp_of_masked_tokens_does_not_matter(learner_run, batch, gar
     assert_trees_close(after_garbage, after, atol=1e-7)
 
 
-def test_a_masked_trajectory_does_not_matter(learner_run, trajectories):
-    """`truncated="mask"`: neither its reward nor its tokens reach loss, whitening or critic."""
-    run = learner_run()
+@pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_a_masked_trajectory_does_not_matter(learner_run, trajectories, changes):
+    """`truncated="mask"`: neither its reward nor its tokens reach loss, whitening, critic, or the
+    baseline of its group."""
+    run = learner_run(**changes)
 
     def step(**cut):
         cut = dataclasses.replace(trajectories[5], status="truncated", **cut)
@@ -156,6 +190,7 @@ def test_a_masked_trajectory_does_not_matter(learner_run, trajectories):
     after_other, metrics_other = step(reward=50.0, ids=ids, logp=trajectories[5].logp * 2)
     assert metrics_other == pytest.approx(metrics, rel=1e-6, abs=1e-7)
     assert_trees_close(after_other, after, atol=1e-7)
+    assert metrics["policy/gradient_norm"] > 0
     assert metrics["trained_tokens"] == sum(
         t.mask.sum() for row, t in enumerate(trajectories) if row != 5
     )
@@ -252,12 +287,50 @@ def test_epochs_and_minibatches(learner_run, batch):
     assert metrics["rollout_gap"] < 2e-6 < metrics["policy/old_logp_gap"]
 
 
-def test_the_size_of_micro_batches_does_not_matter(learner_run, stale):
+DISPLACEMENT = GSPO | dict(ratio="token", displacement_coefficient=0.5, epochs=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [ROLLOUT, DR_GRPO, GSPO, DISPLACEMENT], ids=["token", "constant", "sequence", "lld"]
+)
+def test_the_size_of_micro_batches_does_not_matter(learner_run, stale, changes):
     batch = batch_of(stale)
-    after, metrics = learner_run(**ROLLOUT).step(batch)
-    after_one, metrics_one = learner_run(**ROLLOUT | dict(micro_batch=16)).step(batch)
+    after, metrics = learner_run(**changes).step(batch)
+    after_one, metrics_one = learner_run(**changes | dict(micro_batch=16)).step(batch)
     assert metrics_one == pytest.approx(metrics, rel=1e-5, abs=1e-6)
-    assert_trees_close(first_gradient(after_one.policy), first_gradient(after.policy), atol=1e-6)
+    got, want = (adam(x.policy.opt_state).mu for x in (after_one, after))
+    assert_trees_close(got, want, atol=1e-7)
+
+
+def test_displacement_is_that_of_the_favoured_tokens(learner_run, rl_policy, full_logp, stale):
+    run = learner_run(**DISPLACEMENT | dict(learning_rate=0.0))  # both epochs meet one policy
+    oracle = Oracle(rl_policy, None, run.config, stale, full_logp)
+    rows = oracle.prepare(run.start, run.start.policy.params)
+    lost = [
+        np.maximum(row["old"] - oracle.logp(run.start.policy.params, t), 0)[row["advantages"] >= 0]
+        for row, t in zip(rows, stale)
+    ]
+    _, metrics = run.step(batch_of(stale))
+    want = 0.5 * np.concatenate(lost).mean()
+    assert metrics["policy/displacement_loss"] == pytest.approx(want, rel=1e-5)
+    assert want > 0.01
+    parts = [metrics[f"policy/{name}_loss"] for name in ("entropy", "displacement")]
+    assert metrics["policy/loss"] == pytest.approx(metrics["policy/surrogate"] + sum(parts))
+
+
+def test_the_kl_coefficient_is_steered_to_its_target(learner_run, stale, trajectories):
+    run = learner_run(**GRPO | dict(kl_target=1e-3, kl_horizon=160))
+    batch = batch_of(stale)
+    after, metrics = run.step(batch, run.moved)
+    assert metrics["kl_coefficient"] == pytest.approx(0.3) and metrics["kl"] > 2e-3
+    # Far above the target: the most that 16 of 160 trajectories may do.
+    assert float(after.kl_coefficient) == pytest.approx(0.3 * (1 + 0.2 * 0.1), rel=1e-6)
+    _, again = run.step(batch, run.moved._replace(kl_coefficient=after.kl_coefficient))
+    assert again["kl_coefficient"] == pytest.approx(0.306)
+    assert again["policy/kl_loss"] == pytest.approx(1.02 * metrics["policy/kl_loss"], rel=1e-5)
+    # Below it: 0 to the reference itself.
+    after, _ = run.step(batch_of(trajectories))
+    assert float(after.kl_coefficient) == pytest.approx(0.3 * (1 - 0.2 * 0.1), rel=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, GRPO], ids=["ppo", "grpo"])
@@ -379,8 +452,13 @@ def test_taking_rows_moves_no_more_than_them():
 @pytest.mark.parametrize(
     ("changes", "critic", "shape", "message"),
     [
-        ({}, False, (1, 1, 1), "PPO needs a critic, GRPO has none"),
-        (dict(algorithm="grpo"), True, (1, 1, 1), "PPO needs a critic, GRPO has none"),
+        ({}, False, (1, 1, 1), "algorithm='ppo': ppo needs a critic, all others have none"),
+        (
+            dict(algorithm="rloo"),
+            True,
+            (1, 1, 1),
+            "algorithm='rloo': ppo needs a critic, all others",
+        ),
         (
             dict(micro_batch=4),
             True,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from sr1_jax.rl.aggregation import Totals, count_totals
 from sr1_jax.rl.settings import default_config
 from sr1_jax.rl.update import (
     Update,
@@ -34,37 +35,45 @@ def test_accumulated_gradient_is_that_of_one_batch(cuts):
     mask_BT = (np.arange(12)[None] < counts_B[:, None]).astype(np.float32)
     x_BTD, y_BT, weight_D = rng.normal(size=(12, 12, 3)), rng.normal(size=(12, 12)), np.ones(3)
 
-    def loss_fn(params, rows):
+    def loss_fn(params, rows, totals):
         error_BT = (rows.x_BTD @ params["w"] - rows.y_BT) * rows.mask_BT
         count = jnp.maximum(rows.mask_BT.sum(), 1)
-        return jnp.sum(error_BT**2) / count, {"error": error_BT.sum() / count}
+        terms = {"squared": jnp.sum(error_BT**2) / totals.tokens}
+        terms["decay"] = (
+            jnp.sum(params["w"] ** 2) * rows.mask_BT.any(axis=1).sum() / totals.sequences
+        )
+        return terms, {"error": error_BT.sum() / count}
 
     rows = jax.tree.map(lambda x: x.astype(np.float32), Rows(mask_BT, x_BTD, y_BT))
     params = {"w": jnp.asarray(weight_D, "float32")}
     add = jax.jit(functools.partial(add_gradients, loss_fn))
     grads, shares = {"w": jnp.zeros(3)}, []
+    totals = count_totals(mask_BT, y_BT)
     for part in np.split(np.arange(12), cuts):
         micro_batch = Rows(*(x[part] for x in rows))
-        grads, share = add(params, grads, micro_batch, counts_B.sum())
+        grads, share = add(params, grads, micro_batch, totals)
         shares.append(share)
     metrics = jax.tree.map(lambda *x: sum(x), *shares)
 
     error_N = (x_BTD @ weight_D - y_BT)[mask_BT == 1]
-    gradient_D = 2 * error_N @ x_BTD[mask_BT == 1] / counts_B.sum()
+    gradient_D = 2 * error_N @ x_BTD[mask_BT == 1] / counts_B.sum() + 2 * weight_D
     np.testing.assert_allclose(grads["w"], gradient_D, rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], np.mean(error_N**2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["squared"], np.mean(error_N**2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["decay"], 3, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean(error_N**2) + 3, rtol=1e-5)
     np.testing.assert_allclose(metrics["error"], np.mean(error_N), rtol=1e-5)
 
 
 def test_a_batch_without_a_trained_token_has_no_gradient():
     rows = Rows(jnp.zeros((3, 4)), jnp.ones((3, 4, 5)), jnp.ones((3, 4)))
 
-    def loss_fn(params, rows):
-        return jnp.sum((rows.x_BTD @ params) * rows.mask_BT), {}
+    def loss_fn(params, rows, totals):
+        return {"sum": jnp.sum((rows.x_BTD @ params) * rows.mask_BT)}, {"mean": jnp.ones(())}
 
-    grads, metrics = add_gradients(loss_fn, jnp.ones(5), jnp.zeros(5), rows, 0)
+    totals = Totals(*jnp.zeros(3))
+    grads, metrics = add_gradients(loss_fn, jnp.ones(5), jnp.zeros(5), rows, totals)
     np.testing.assert_array_equal(grads, np.zeros(5))
-    assert metrics["loss"] == 0
+    assert metrics["loss"] == metrics["mean"] == 0
 
 
 def test_warm_up_is_linear_and_ends_at_the_rate():

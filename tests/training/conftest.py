@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from saved_runs import saved_state, steady
 from tiny_config import get_config
 
 from sr1_jax.sharding import make_mesh
 from sr1_jax.train import train
+from sr1_jax.training.metrics import read_metrics
 
 
 @pytest.fixture
@@ -48,3 +50,18 @@ def equal_trees():
     return functools.partial(
         jax.tree.map, lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     )
+
+
+@pytest.fixture(scope="session")
+def same_run(equal_trees):
+    """Function that asserts that two runs have the same metrics, trajectories and states."""
+
+    def compare(one, other, *, steps):
+        rows, others = ([steady(row) for row in read_metrics(run)] for run in (one, other))
+        assert rows == others and len(rows[0]) > 25
+        for step in steps:
+            equal_trees(saved_state(one, step), saved_state(other, step))
+        for path in (other / "trajectories").iterdir():
+            assert (one / "trajectories" / path.name).read_text() == path.read_text()
+
+    return compare

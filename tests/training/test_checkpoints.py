@@ -7,7 +7,6 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -19,19 +18,6 @@ from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
 from sr1_jax.training.metrics import read_metrics
 from sr1_jax.training.policies import trained_policy
 from sr1_jax.training.trajectory_log import write_trajectories
-
-# Timings and the like, which no two runs share.
-UNSTEADY = ("seconds", "memory/", "compilations", "_per_second")
-
-
-def saved_state(workdir, step):
-    """Everything in a checkpoint, wherever it was placed."""
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore((workdir / "checkpoints" / str(step) / "state").resolve())
-
-
-def steady(row):
-    return {k: v for k, v in row.items() if not any(part in k for part in UNSTEADY)}
 
 
 @pytest.fixture
@@ -160,7 +146,7 @@ def test_the_finished_run_has_trained(finished, tiny_config, mesh, equal_trees):
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_taken_up_again_it_is_the_same_run(
-    finished, derived, tmp_path, capsys, equal_trees, monkeypatch
+    finished, derived, tmp_path, capsys, same_run, monkeypatch
 ):
     """Told to end in the second step, which is finished and saved."""
 
@@ -181,16 +167,8 @@ def test_taken_up_again_it_is_the_same_run(
     train(derived, tmp_path / "run")
     assert "Taken up again after step 2." in capsys.readouterr().out
 
-    rows, whole = read_metrics(tmp_path / "run"), read_metrics(finished.workdir)
-    whole = [{k: v for k, v in row.items() if not k.startswith("dev/")} for row in whole]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert [steady(row) for row in rows] == [steady(row) for row in whole]
-    assert len(steady(rows[0])) > 25
-    for step in (2, 4):
-        equal_trees(saved_state(tmp_path / "run", step), saved_state(finished.workdir, step))
-    for step in range(1, 5):
-        name = f"trajectories/step-{step:06d}.jsonl"
-        assert (tmp_path / "run" / name).read_text() == (finished.workdir / name).read_text()
+    same_run(tmp_path / "run", finished.workdir, steps=(2, 4))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_a_finished_run_started_again_only_evaluates(finished):

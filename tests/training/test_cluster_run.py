@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_checkpoints import steady
+from saved_runs import steady
 
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.checkpoints import load_base

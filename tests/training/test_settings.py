@@ -158,7 +158,11 @@ BAD = [
     ("rollout.reward_metric", "bleu", "unknown reward metric 'bleu'"),
     ("rollout.format_weight", 1.5, "format_weight is 1.5"),
     # of the learner
-    ("learner.algorithm", "dpo", "learner.algorithm must be one of ppo, grpo, not 'dpo'"),
+    (
+        "learner.algorithm",
+        "dpo",
+        "learner.algorithm must be one of ppo, grpo, dr_grpo, rloo, reinforce_pp, not 'dpo'",
+    ),
     ("learner.kl_in", "both", "learner.kl_in must be one of reward, loss, none"),
     ("learner.kl_kind", "k4", "learner.kl_kind must be one of k1, abs, k2, k3, not 'k4'"),
     ("learner.old_logp", "stale", "learner.old_logp must be one of rollout, trainer"),
@@ -174,6 +178,28 @@ BAD = [
     ("learner.mask_observations", False, "needs learner.old_logp='trainer'"),
     ("templates.rag", "serach", "No prompt template 'serach'"),
     ("model.preset", "qwen9-1b", "model.preset must be one of qwen2.5-0.5b, .*'qwen9-1b'"),
+    ("dynamic_sampling_rounds", -1, "dynamic_sampling_rounds must not be negative, not -1"),
+    (
+        "dynamic_sampling_rounds",
+        1,
+        "groups without an advantage, .* grpo, dr_grpo, rloo have, .*'ppo'",
+    ),
+    ("learner.clip", -0.1, "learner.clip must not be negative, not -0.1"),
+    ("learner.clip_high", -0.1, "learner.clip_high must not be negative"),
+    ("learner.kl_coefficient", -1.0, "learner.kl_coefficient must not be negative"),
+    ("learner.displacement_coefficient", -1.0, "displacement_coefficient must not be negative"),
+    ("learner.overlong_buffer", -1, "learner.overlong_buffer must not be negative"),
+    ("learner.overlong_buffer", 4096, "overlong_buffer=4096 must be shorter than rollout.max_c"),
+    ("learner.overlong_penalty", -1.0, "learner.overlong_penalty must not be negative"),
+    ("learner.ratio", "batch", "learner.ratio must be one of token, sequence, not 'batch'"),
+    ("learner.ratio", "sequence", "one advantage a trajectory, .* ppo has one a token"),
+    ("learner.loss_aggregation", "mean", "loss_aggregation must be one of token, sequence, const"),
+    ("learner.loss_aggregation", "constant", "set both or neither, not None and 'constant'"),
+    ("learner.loss_constant", 100, "set both or neither, not 100 and 'token'"),
+    ("learner.dual_clip", 1.0, "learner.dual_clip must be above 1 or None, not 1.0"),
+    ("learner.importance_cap", 2.0, "importance_cap needs learner.old_logp='trainer'"),
+    ("learner.importance_cap", 0.0, "learner.importance_cap must be above 0 or None, not 0.0"),
+    ("learner.kl_target", 0.0, "learner.kl_target must be above 0 or None, not 0.0"),
     ("learner.length_buckets", (), "learner.length_buckets must be increasing lengths"),
     ("learner.length_buckets", (8000, 4096), r"must be increasing lengths, not \(8000, 4096\)"),
 ]
@@ -192,6 +218,34 @@ def test_bad_setting(key, value, message):
     ("changes", "message"),
     [
         ({"learner.algorithm": "grpo"}, "samples must be at least 2, not 1"),
+        (
+            {"learner.algorithm": "rloo"},
+            "algorithm='rloo' compares the samples .* must be at least 2",
+        ),
+        (
+            {"learner.displacement_coefficient": 0.2, "learner.minibatches": 1},
+            "displacement_coefficient compares .* raise learner.epochs or learner.minibatches",
+        ),
+        (
+            {
+                "learner.importance_cap": 2.0,
+                "learner.old_logp": "trainer",
+                "learner.mask_observations": False,
+            },
+            "importance_cap excludes learner.mask_observations=False",
+        ),
+        (
+            {"learner.kl_target": 0.1, "learner.kl_in": "none"},
+            "kl_target steers a coefficient: .*, not 'none' and 0.001",
+        ),
+        (
+            {"learner.kl_target": 0.1, "learner.kl_coefficient": 0.0},
+            "learner.kl_coefficient above 0, not 'reward' and 0.0",
+        ),
+        (
+            {"learner.kl_target": 0.1, "learner.kl_horizon": 100},
+            "learner.kl_horizon=100 must exceed a fifth of the 512 trajectories",
+        ),
         ({"base.path": "a", "base.workdir": "b"}, "base.path and base.workdir exclude each other"),
         ({"data.world_people": 0}, r"data.questions is not set.*--config.data.questions"),
         ({"data.world_people": 0, "data.questions": "q"}, "data.corpus is not set"),
@@ -224,6 +278,17 @@ def test_a_plan_needs_no_files():
     config.steps = -1
     with pytest.raises(ValueError, match="steps must not be negative"):
         check_config(config, inputs=False)
+
+
+@pytest.mark.parametrize("key", ["clip_high", "dual_clip", "importance_cap", "kl_target"])
+def test_settings_that_are_off_by_default_take_numbers_only(key):
+    config = default_config()
+    assert config.learner[key] is None
+    config.learner[key] = 2
+    config.learner[key] = 1.5
+    assert config.learner[key] == 1.5
+    with pytest.raises(TypeError):
+        config.learner[key] = "wide"
 
 
 @pytest.mark.parametrize(("key", "value"), [("rollout.top_p", 0.9), ("rollout.temperature", 0.0)])
