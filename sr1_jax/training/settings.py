@@ -184,8 +184,8 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
         raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.critic.path and not learner_settings.needs_critic(config.learner):
         raise ValueError(
-            f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no critic; "
-            "clear it."
+            f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
+            "critic; clear it."
         )
     if config.lora.rank:
         LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
