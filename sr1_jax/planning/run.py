@@ -17,6 +17,7 @@ from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import settings as rollout_settings
 from sr1_jax.rollout.listing import rollout_programs
+from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import decoder_config
 from sr1_jax.training.settings import check_mesh, rollout_config
@@ -55,6 +56,7 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
     shape = decoder_config(config)
     mesh = _mesh(config, shape, devices)
     check_mesh(config, mesh)
+    SlotLayout(mesh, config.rollout.slots)  # refuses what hosts cannot share
     policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
     critic = None
     if config.learner.algorithm != "grpo":
