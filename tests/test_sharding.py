@@ -1,6 +1,7 @@
 """The mesh, and the table that says which parameter is split over which of its axes."""
 
 import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
