@@ -14,7 +14,7 @@ from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.chips import Chip, chip_of
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
 from sr1_jax.planning.costs import Costs, costs_of
-from sr1_jax.planning.run import ROLLOUT, Run, beside, make_run
+from sr1_jax.planning.run import ROLLOUT, Run, beside, chunk_bytes, make_run
 from sr1_jax.planning.step import (
     Assumptions,
     Time,
@@ -92,6 +92,10 @@ class Plan:
     def fits(self, row: Row) -> bool:
         """Whether a program leaves `SPARE` of the memory free, whatever else is there."""
         return not row.problem and row.total <= (1 - SPARE) * self.chip.memory
+
+    def holds_too_many_logits(self, row: Row) -> bool:
+        """Whether a buffer with a vocabulary axis is larger than learner.chunk_tokens says."""
+        return row.vocabulary is not None and row.vocabulary[1] > chunk_bytes(self.run)
 
     @property
     def all_fit(self) -> bool:
@@ -255,6 +259,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "memory_with_all": row.total,
             "needed_flops": row.needed,
             "largest_with_vocabulary": row.vocabulary,
+            "holds_too_many_logits": plan.holds_too_many_logits(row),
             "seconds_compiled": row.seconds_compiled,
         }
         if row.costs and row.time:

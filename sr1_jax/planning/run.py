@@ -18,7 +18,7 @@ from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import settings as rollout_settings
 from sr1_jax.rollout.listing import rollout_programs
 from sr1_jax.rollout.lockstep import SlotLayout
-from sr1_jax.sharding import make_mesh
+from sr1_jax.sharding import batch_parts, make_mesh
 from sr1_jax.training.policies import decoder_config
 from sr1_jax.training.settings import check_mesh, rollout_config
 
@@ -91,6 +91,15 @@ def device_bytes(tree: Any) -> int:
         for leaf in jax.tree.leaves(tree)
         if leaf.sharding.memory_kind != "pinned_host"
     )
+
+
+def chunk_bytes(run: Run) -> int:
+    """The largest buffer with a vocabulary axis that a device should ever hold: float32 logits of
+    `learner.chunk_tokens`, rounded up to whole rows; in rollouts, of one token a slot."""
+    config = run.config
+    parts = batch_parts(run.mesh)
+    tokens = config.learner.chunk_tokens + config.learner.micro_batch // parts
+    return 4 * run.decoder.vocab_size * max(tokens, config.rollout.slots // parts)
 
 
 def beside(run: Run, program: str) -> dict[str, int]:

@@ -135,6 +135,12 @@ def _print_findings(plan: Plan, console: Console) -> None:
                 for kind, sent in row.costs.collectives.most_common()
             )
             console.print(f"  {row.name}: {kinds}")
+    for row in plan.rows:
+        if plan.holds_too_many_logits(row):
+            console.print(
+                f"[bold]{row.name}[/] holds more logits than learner.chunk_tokens="
+                f"{plan.run.config.learner.chunk_tokens} says: {escape(row.vocabulary[0])}."
+            )
     loops = [r.name for r in plan.rows if r.costs and r.costs.unknown_loops]
     if loops:
         console.print(f"Loops of unknown length count one step: {', '.join(loops)}.")

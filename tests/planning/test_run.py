@@ -9,10 +9,11 @@ from flax import nnx
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel, parameter_count
 from sr1_jax.planning import hlo
+from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.chips import CHIPS, chip_of
 from sr1_jax.planning.compiler import compile_program
 from sr1_jax.planning.costs import Costs, costs_of
-from sr1_jax.planning.run import beside, device_bytes, make_run
+from sr1_jax.planning.run import beside, chunk_bytes, device_bytes, make_run
 from sr1_jax.planning.step import Assumptions, calls_of, needed_flops, time_of
 from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.learner import Learner
@@ -147,7 +148,7 @@ def test_offloaded_state_is_not_on_the_chip():
     assert device_bytes(run.resident["policy"]) > 0
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_flops_of_a_micro_batch_are_six_a_parameter_and_token(remat):
     """6·N·tokens and attention's share (Kaplan et al. 2020); 2·N more with rematerialisation."""
     config = tiny_config()
@@ -173,6 +174,20 @@ def test_flops_of_a_micro_batch_are_six_a_parameter_and_token(remat):
     # Needed: no remat, the head not twice, and half of the scores.
     expected = 3 * (2 * (trunk + head) * rows * length + attention / 2)
     assert needed == pytest.approx(expected, rel=0.02)
+
+
+def test_an_update_holds_the_logits_of_a_chunk_and_no_more():
+    """The invariant behind learner.chunk_tokens, read from the compiled update itself."""
+    config = tiny_config()
+    # No other axis is as long as the vocabulary or the width.
+    config.model.vocab_size, config.learner.chunk_tokens = 1000, 48
+    run = make_run(config, jax.devices()[:1])
+    program = next(p for p in run.programs if p.name == "policy accumulate 128/64")
+    buffers = read_buffers(compile_program(program).buffers)
+    largest = largest_with_vocabulary(buffers, 1000, run.decoder.width, 1)
+    # 4 rows of 64 tokens in 6 chunks of at most 11 a row.
+    assert 4 * 1000 * 40 <= largest.bytes <= chunk_bytes(run) == 4 * 1000 * 52
+    assert chunk_bytes(run) < 4 * 1000 * 4 * 64
 
 
 def test_calls_of_a_step(run):
