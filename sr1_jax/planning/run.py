@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,16 +14,17 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
+from sr1_jax.models.lora import without_adapters
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rollout import settings as rollout_settings
 from sr1_jax.rollout.listing import rollout_programs
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.sharding import batch_parts, make_mesh
-from sr1_jax.training.policies import decoder_config
+from sr1_jax.training.policies import decoder_config, lora_config
 from sr1_jax.training.settings import check_mesh, rollout_config
 
-ROLLOUT = ("reshard", "extend", "fork", "decode")
+ROLLOUT = ("merge", "reshard", "extend", "fork", "decode")
 
 
 class Run(NamedTuple):
@@ -53,7 +55,7 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
     rollout_settings.check_config(rollout)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
-    shape = decoder_config(config)
+    shape = dataclasses.replace(decoder_config(config), lora=lora_config(config))
     mesh = _mesh(config, shape, devices)
     check_mesh(config, mesh)
     SlotLayout(mesh, config.rollout.slots)  # refuses what hosts cannot share
@@ -70,7 +72,9 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
         temperature=config.rollout.temperature,
     )
     state = learner.initial_state
-    sampling = rollout_programs(policy, rollout, mesh)
+    sampling = rollout_programs(
+        policy if shape.lora is None else without_adapters(policy), rollout, mesh
+    )
     served, cache, *_ = next(p for p in sampling if p.name.startswith("decode")).arguments
     resident = {
         "policy": state.policy.params,
@@ -115,14 +119,17 @@ def beside(run: Run, program: str) -> dict[str, int]:
         "extend": {"rollout weights", "KV cache"},
         "decode": {"rollout weights", "KV cache"},
         "fork": {"KV cache"},
+        "merge": {"policy", "reference"},
     }.get(kind)
     if given is None:  # an update of the model of that name
         given = {kind, f"{kind} optimizer"} if program.endswith("apply") else {kind}
+        if run.decoder.lora is not None and "accumulate" in program:
+            given.add("reference")  # the base under the adapters
     if kind in ("score",) and run.config.learner.kl_in == "none":
         given -= {"reference"}
     gone = set() if kind in ROLLOUT else {"rollout weights", "KV cache"}
-    if kind == "reshard":
-        gone = {"KV cache"}
+    if kind in ("merge", "reshard"):
+        gone = {"KV cache"} if kind == "reshard" else {"KV cache", "rollout weights"}
     return {
         name: device_bytes(tree)
         for name, tree in run.resident.items()

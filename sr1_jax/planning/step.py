@@ -76,6 +76,8 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
             name = f"extend {slots}×{columns}"
             calls[name] = calls.get(name, 0.0) + times * episodes / slots
             tokens -= columns
+    if run.decoder.lora is not None:
+        calls["merge"] = 1.0
     if config.samples > 1:
         calls[f"fork {slots}×{config.rollout.max_context_tokens}"] = episodes / slots
     cut = usual_cut(run, assumed)
