@@ -128,7 +128,8 @@ def device_grid(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     Args:
         shape: sizes of data, fsdp and tensor.
         devices: as many as they multiply to. Where they name a slice, `slice_index`, fsdp and
-            tensor stay within one.
+            tensor stay within one; tensor also within a host, `process_index`, whose devices it
+            divides: the hosts of the rollout engine share no slot.
 
     Raises:
         ValueError: `data` does not divide over the slices.
@@ -138,15 +139,49 @@ def device_grid(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     # Without splitting them, axes as long as 16 would not fit the four sides of a v5p cube.
     options = dict(allow_split_physical_axes=True)
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, **options)
+        return _tensor_on_hosts(mesh_utils.create_device_mesh(shape, devices, **options))
     if data % slices:
         raise ValueError(
             f"mesh data={data} does not divide over {slices} TPU slices: fsdp and tensor stay "
             f"within a slice, so make data a multiple of {slices}."
         )
-    return mesh_utils.create_hybrid_device_mesh(
+    grid = mesh_utils.create_hybrid_device_mesh(
         (data // slices, fsdp, tensor), (slices, 1, 1), devices, **options
     )
+    return np.concatenate([_tensor_on_hosts(part) for part in np.split(grid, slices)])
+
+
+def _tensor_on_hosts(grid: np.ndarray) -> np.ndarray:
+    """The devices with each run along the last axis on one host, where that can be.
+
+    A TPU host has a square of chips, and a run of four along a side of the slice would be on two
+    hosts. Hosts then follow each other back and forth through the slice, so that the next
+    one is a neighbour.
+    """
+    on_one = all(len({_host(d) for d in run}) == 1 for run in grid.reshape(-1, grid.shape[-1]))
+    hosts: dict[int, list[Any]] = {}
+    for device in sorted(grid.flat, key=lambda device: device.id):
+        hosts.setdefault(_host(device), []).append(device)
+    if on_one or any(len(local) % grid.shape[-1] for local in hosts.values()):
+        return grid
+    corners = np.array([np.min([d.coords for d in local], axis=0) for local in hosts.values()])
+    places = [np.unique(corners[:, axis], return_inverse=True)[1] for axis in range(3)]
+    sides = [place.max() + 1 for place in places]
+
+    def along(host: int) -> tuple[int, int]:
+        x, y, z = (place[host] for place in places)
+        row = z * sides[1] + (sides[1] - 1 - y if z % 2 else y)
+        return row, (sides[0] - 1 - x if row % 2 else x)
+
+    chips = list(hosts.values())
+    order = [device for host in sorted(range(len(hosts)), key=along) for device in chips[host]]
+    found = np.empty(len(order), object)
+    found[:] = order
+    return found.reshape(grid.shape)
+
+
+def _host(device: Any) -> int:
+    return getattr(device, "process_index", 0)
 
 
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)

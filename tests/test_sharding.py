@@ -1,5 +1,7 @@
 """The mesh, and the table that says which parameter is split over which of its axes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,3 +299,32 @@ def test_looking_up_an_embedding_that_is_split(mesh):
     want = np.zeros((12, 6))
     np.add.at(want, ids, np.asarray(jnp.asarray(weight, jnp.bfloat16), np.float64))
     np.testing.assert_allclose(gradient, want, rtol=1e-5, atol=1e-5)
+
+
+class HostedChip:
+    """A chip of a v5e slice, four by four, whose hosts have squares of two by two."""
+
+    platform, device_kind, core_on_chip, slice_index = "tpu", "TPU v5 lite", 0, 0
+
+    def __init__(self, x, y):
+        self.id, self.coords, self.process_index = 4 * y + x, (x, y, 0), x // 2 + 2 * (y // 2)
+
+    def __repr__(self):
+        return f"chip {self.coords}"
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 2, 4)])
+def test_tensor_stays_on_a_host(shape):
+    chips = [HostedChip(x, y) for y in range(4) for x in range(4)]
+    grid = device_grid(shape, chips)
+    assert grid.shape == shape and set(grid.flat) == set(chips)
+    runs = grid.reshape(-1, shape[-1])
+    assert all(len({chip.process_index for chip in run}) == 1 for run in runs)
+    # From one host to the next it is one step on the grid of hosts.
+    hosts = [np.array(run[0].coords) // 2 for run in runs]
+    assert all(np.abs(a - b).sum() <= 1 for a, b in itertools.pairwise(hosts))
+
+
+def test_tensor_larger_than_a_host_is_left_to_the_network():
+    chips = [HostedChip(x, y) for y in range(4) for x in range(4)]
+    assert device_grid((1, 2, 8), chips).shape == (1, 2, 8)

@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from sr1_jax.abstract import Program, is_abstract, placed
 from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.lora import merge_adapters, without_adapters
 from sr1_jax.rl.aggregation import Totals, count_totals, token_weights, weighted_sum
@@ -33,7 +34,12 @@ from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.kl_control import adaptive_kl_coefficient
 from sr1_jax.rl.losses import displacement_penalty, kl_estimate, policy_loss, value_loss
 from sr1_jax.rl.masked import masked_mean
-from sr1_jax.rl.micro_batches import MicroBatch, padding_share, plan_micro_batches
+from sr1_jax.rl.micro_batches import (
+    MicroBatch,
+    padding_share,
+    plan_micro_batches,
+    trained_bounds,
+)
 from sr1_jax.rl.prepare import Prepared, Scores, prepare
 from sr1_jax.rl.settings import check_config, needs_critic
 from sr1_jax.rl.token_logp import token_logp
@@ -71,6 +77,8 @@ class Learner:
 
     Args:
         policy: the policy; its parameters are copied, and copied again as the frozen reference.
+            One of shapes (`nnx.eval_shape`) makes a learner of shapes: it cannot step, but it
+            lists the programs of one that can.
         critic: the value model, for PPO.
         config: see `settings.default_config`.
         mesh: of `sharding.make_mesh`.
@@ -108,27 +116,27 @@ class Learner:
         self._temperature = temperature
         self._lora = policy.config.lora
         self._policy_graph, policy_params, frozen = nnx.split(policy, policy.trainable, ...)
-        self._policy_frozen = jax.device_put(frozen, tree_shardings(frozen, mesh))
+        put = placed if is_abstract(nnx.state(policy)) else place
+        self._policy_frozen = put(frozen, tree_shardings(frozen, mesh))
         offload_optimizer = "optimizer" in config.offload
         self._policy_optimizer = make_optimizer(config.learning_rate, config.warmup_steps, config)
         self._critic_graph = self._critic_frozen = critic_state = None
         if critic is not None:
             self._critic_graph, critic_params, frozen = nnx.split(critic, critic.trainable, ...)
-            self._critic_frozen = jax.device_put(frozen, tree_shardings(frozen, mesh))
+            self._critic_frozen = put(frozen, tree_shardings(frozen, mesh))
             self._critic_optimizer = make_optimizer(
                 config.critic_learning_rate, config.critic_warmup_steps, config
             )
             critic_state = place_model(
                 critic_params, self._critic_optimizer, mesh, offload_optimizer=offload_optimizer
             )
+        kl_coefficient = np.float32(0 if config.kl_in == "none" else config.kl_coefficient)
         self.initial_state = LearnerState(
             policy=place_model(
                 policy_params, self._policy_optimizer, mesh, offload_optimizer=offload_optimizer
             ),
             critic=critic_state,
-            kl_coefficient=place(
-                np.float32(0 if config.kl_in == "none" else config.kl_coefficient), named(mesh)
-            ),
+            kl_coefficient=put(kl_coefficient, named(mesh)),
         )
         self._reference_graph = self._policy_graph
         if self._lora is None:
@@ -145,8 +153,16 @@ class Learner:
                 lambda params, frozen: merge_adapters(nnx.merge_state(params, frozen), self._lora),
                 out_shardings=tree_shardings(self.reference, mesh),
             )
-        self._score = jax.jit(self._score_fn, donate_argnums=0, static_argnames=("length", "most"))
-        self._prepare = jax.jit(functools.partial(prepare, config=config))
+        rows = named(mesh, "batch")
+        self._score = jax.jit(
+            self._score_fn,
+            donate_argnums=0,
+            static_argnames=("length", "most"),
+            out_shardings=rows,
+        )
+        self._prepare = jax.jit(
+            functools.partial(prepare, config=config), out_shardings=(rows, None)
+        )
         self._totals = jax.jit(_totals_of_rows)
         self._update_policy = Update(
             self._policy_loss, self._policy_optimizer, self.initial_state.policy, mesh
@@ -174,9 +190,9 @@ class Learner:
         """
         everything = np.arange(len(batch.reward_B))
         plan = self._plan(batch.mask_BT, everything)
-        placed = place(batch, named(self._mesh, "batch"))
-        scores = self._scores(state, placed, plan)
-        prepared, metrics = self._prepare(placed, scores, state.kl_coefficient)
+        on_mesh = place(batch, named(self._mesh, "batch"))
+        scores = self._scores(state, on_mesh, plan)
+        prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
         policy, critic = state.policy, state.critic
@@ -226,9 +242,69 @@ class Learner:
             return state.policy.params
         return self._merge(state.policy.params, self._policy_frozen)
 
-    def _scores(self, state: LearnerState, placed: Batch, plan: Sequence[MicroBatch]) -> Scores:
+    def programs(self) -> list[Program]:
+        """Every program that a step may call, with shapes for arguments; computes nothing.
+
+        Of micro-batches there is one for each of learner.length_buckets and each bound on the
+        trained tokens of a row.
+        """
+        config, mesh, state = self._config, self._mesh, self.initial_state
+        shape_BT = (self._trajectories, config.length_buckets[-1])
+        reals_BT, ids_BT = (jax.ShapeDtypeStruct(shape_BT, x) for x in (jnp.float32, jnp.int32))
+        of_rows = (jax.ShapeDtypeStruct(shape_BT[:1], x) for x in (jnp.float32, jnp.int32))
+        rows = named(mesh, "batch")
+        batch = placed(Batch(ids_BT, reals_BT, reals_BT, *of_rows), rows)
+        scores = placed(Scores(*[reals_BT] * len(Scores._fields)), rows)
+        prepared = placed(Prepared(ids_BT, *[reals_BT] * (len(Prepared._fields) - 1)), rows)
+        rows_R = jax.ShapeDtypeStruct((config.micro_batch,), jnp.int32)
+        cuts = [
+            (length, most) for length in config.length_buckets for most in trained_bounds(length)
+        ]
+        critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
+        reference = on_chip(self.reference) if config.kl_in != "none" else None
+        models = ((state.policy.params, self._policy_frozen), critic, reference)
+        found = [
+            Program(
+                f"score {length}/{most}",
+                self._score,
+                (scores, batch, *models, rows_R),
+                {"length": length, "most": most},
+                config.micro_batch * length,
+            )
+            for length, most in cuts
+        ]
+        found.append(Program("prepare", self._prepare, (batch, scores, state.kl_coefficient)))
+        minibatch_R = (self._trajectories // config.minibatches,)
+        found.append(
+            Program(
+                "totals", self._totals, (prepared, jax.ShapeDtypeStruct(minibatch_R, jnp.int32))
+            )
+        )
+        found += self._update_policy.programs(
+            "policy",
+            state.policy,
+            prepared,
+            rows_R,
+            cuts,
+            state.kl_coefficient,
+            self._policy_frozen,
+        )
+        if state.critic is not None:
+            found += self._update_critic.programs(
+                "critic", state.critic, prepared, rows_R, cuts, self._critic_frozen
+            )
+        if self._lora is not None:
+            adapted = (state.policy.params, self._policy_frozen)
+            found.append(Program("merge", self._merge, adapted))
+        shapes = jax.tree.map(
+            lambda x: placed(x, x.sharding) if isinstance(x, jax.Array) else x,
+            [program.arguments for program in found],
+        )
+        return [program._replace(arguments=given) for program, given in zip(found, shapes)]
+
+    def _scores(self, state: LearnerState, batch: Batch, plan: Sequence[MicroBatch]) -> Scores:
         """What policy, reference and critic say of the batch."""
-        zeros = [np.zeros(placed.ids_BT.shape, np.float32) for _ in Scores._fields]
+        zeros = [np.zeros(batch.ids_BT.shape, np.float32) for _ in Scores._fields]
         scores = place(Scores(*zeros), named(self._mesh, "batch"))
         critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
         # On the devices for as long as this takes.
@@ -236,7 +312,7 @@ class Learner:
         for rows_R, length, most in plan:
             scores = self._score(
                 scores,
-                placed,
+                batch,
                 (state.policy.params, self._policy_frozen),
                 critic,
                 reference,

@@ -79,6 +79,12 @@ def bucket(longest: int, buckets: Sequence[int]) -> int:
     )
 
 
+def trained_bounds(length: int) -> list[int]:
+    """A quarter of the length, a half and all of it: few, since each is a program."""
+    quarter = -(-length // 4)
+    return sorted({min(quarter * times, length) for times in (1, 2, 4)})
+
+
 def _trained_ends(mask_RT: np.ndarray) -> np.ndarray:
     """Tokens of each row up to its last trained one."""
     after_last_R = mask_RT[:, ::-1].argmax(axis=1)
@@ -86,8 +92,4 @@ def _trained_ends(mask_RT: np.ndarray) -> np.ndarray:
 
 
 def _trained_bound(most: int, length: int) -> int:
-    """A quarter of the length, a half or all of it, so that few programs are compiled."""
-    bound = -(-length // 4)
-    while bound < most:
-        bound *= 2
-    return min(bound, length)
+    return next(bound for bound in trained_bounds(length) if bound >= most)

@@ -11,6 +11,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from sr1_jax.abstract import Program, is_abstract, placed
 from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
 from sr1_jax.sharding import named, tree_shardings
@@ -55,7 +56,9 @@ def make_optimizer(
 
 
 def copy_to_mesh(params: Any, mesh: Mesh) -> Any:
-    """The parameters, placed on the mesh, in buffers of their own."""
+    """The parameters, placed on the mesh, in buffers of their own; of shapes, shapes."""
+    if is_abstract(params):
+        return placed(params, tree_shardings(params, mesh))
     # jit gives new buffers: donating them cannot touch the caller's.
     copy = jax.jit(
         lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=tree_shardings(params, mesh)
@@ -73,6 +76,8 @@ def frozen_copy(params: Any, mesh: Mesh, *, dtype: str, offload: bool) -> Any:
         mesh: where the copy goes.
         dtype: of the model's activations.
         offload: keeps the copy in the memory of the hosts; see `on_chip`.
+
+    Of shapes it makes shapes.
     """
 
     def one(path, array):
@@ -80,12 +85,14 @@ def frozen_copy(params: Any, mesh: Mesh, *, dtype: str, offload: bool) -> Any:
         matrix = "kernel" in name or "embedding" in name
         return array.astype(dtype) if matrix else jnp.copy(array)
 
+    def copy(tree):
+        return jax.tree_util.tree_map_with_path(one, tree)
+
     where = tree_shardings(params, mesh)
-    copy = jax.jit(
-        lambda tree: jax.tree_util.tree_map_with_path(one, tree),
-        out_shardings=on_host(where) if offload else where,
-    )
-    return copy(params)
+    where = on_host(where) if offload else where
+    if is_abstract(params):
+        return placed(jax.eval_shape(copy, params), where)
+    return jax.jit(copy, out_shardings=where)(params)
 
 
 def on_host(shardings: Any) -> Any:
@@ -100,7 +107,7 @@ def on_host(shardings: Any) -> Any:
 def on_chip(tree: Any) -> Any:
     """Arrays in the memory of the devices they belong to; those that are there stay."""
     where = jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), tree)
-    return jax.device_put(tree, where)
+    return placed(tree, where) if is_abstract(tree) else jax.device_put(tree, where)
 
 
 def place_model(
@@ -117,12 +124,16 @@ def place_model(
         optimizer: of the model.
         mesh: where the state goes.
         offload_optimizer: keeps the moments in pinned memory of the hosts.
+
+    Of shapes it makes shapes, with the same shardings.
     """
     shapes = jax.eval_shape(optimizer.init, params)
     where = tree_shardings(shapes, mesh)
     if offload_optimizer:
         where = on_host(where)
     params = copy_to_mesh(params, mesh)
+    if is_abstract(params):
+        return ModelState(params, placed(shapes, where))
     return ModelState(params, jax.jit(optimizer.init, out_shardings=where)(params))
 
 
@@ -224,6 +235,43 @@ class Update:
             out_shardings=(shardings.params, None),
         )
         self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
+
+    def programs(
+        self,
+        name: str,
+        state: ModelState,
+        batch: Any,
+        rows_R: Any,
+        cuts: Sequence[tuple[int, int]],
+        *context,
+    ) -> list[Program]:
+        """Every program that a call may run; computes nothing.
+
+        Args:
+            name: of the model.
+            state, batch, context: as of a call; arrays or shapes.
+            rows_R: rows of a micro-batch.
+            cuts: length and bound on the trained tokens of a row, of each micro-batch there may be.
+        """
+        where = jax.tree.map(lambda x: x.sharding, state.params)
+        grads = placed(jax.eval_shape(self.zeros, state.params), where)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        totals = Totals(*[scalar] * len(Totals._fields))
+        accumulate = [
+            Program(
+                f"{name} accumulate {length}/{most}",
+                self.accumulate,
+                (grads, state.params, batch, rows_R, totals, context),
+                {"length": length, "most": most},
+                rows_R.shape[0] * length,
+            )
+            for length, most in cuts
+        ]
+        return [
+            Program(f"{name} zeros", self.zeros, (state.params,)),
+            *accumulate,
+            Program(f"{name} apply", self.apply, (state, grads)),
+        ]
 
     def __call__(
         self, state: ModelState, batch: Any, plan: Sequence[MicroBatch], totals: Totals, *context

@@ -19,6 +19,11 @@ from sr1_jax.rollout import programs
 from sr1_jax.rollout.lockstep import SlotLayout
 
 
+def fork_lengths(positions: int) -> list[int]:
+    """How many positions a call of `programs.fork` copies: a quarter of the cache, or all."""
+    return sorted({-(-positions // 4), positions})
+
+
 class DeviceSlots:
     """The slots of this process during one run.
 
@@ -87,13 +92,13 @@ class DeviceSlots:
         if not rows:
             return
         began = time.perf_counter()
-        quarter = -(-self._positions // 4)
         source_PR, target_PR = self._rows(rows)
         for index, (source, target, length) in self._numbered(copies, key=1):
             source_PR[index] = source % self._layout.per_part
             target_PR[index] = target % self._layout.per_part
             self._stats["forked_tokens"] += length
-        self._fork_rows(source_PR, target_PR, quarter if longest <= quarter else self._positions)
+        most = next(most for most in fork_lengths(self._positions) if most >= longest)
+        self._fork_rows(source_PR, target_PR, most)
         self._account("fork_seconds", began)
 
     def _fork_rows(self, source_PR: np.ndarray, target_PR: np.ndarray, length: int) -> None:
@@ -183,26 +188,16 @@ class DeviceSlots:
     def warm_up(self) -> None:
         """Calls every program in every shape, to no effect: all rows are padding, all slots
         idle."""
-        count = 1
-        while True:
-            source_PR, target_PR = self._rows(count)
-            rows = source_PR.shape[1]
-            for length in sorted({-(-self._positions // 4), self._positions}):
-                self._fork_rows(source_PR, target_PR, length)
+        for rows in self._layout.row_counts:
+            for length in fork_lengths(self._positions):
+                self._fork_rows(*self._rows(rows), length)
             for columns in self._config.extend_buckets:
                 self._extend_once({}, rows, columns)
-            if rows == self._layout.per_part:
-                break
-            count = rows + 1
         self.read(self.decode(np.zeros(self._layout.slots), 0))
 
     def _rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Two [parts, rows] arrays: zeros, and rows of padding. The number of rows is that of a
-        part's slots or a half, a quarter, … of it: few programs, little padding."""
-        rows = self._layout.per_part
-        while -(-rows // 2) >= count and rows > -(-self._layout.per_part // 16):
-            rows = -(-rows // 2)
-        shape = (self._layout.parts, rows)
+        """Two [parts, rows] arrays with at least `count` rows: zeros, and rows of padding."""
+        shape = (self._layout.parts, self._layout.rows(count))
         return np.zeros(shape, np.int32), np.full(shape, self._layout.per_part, np.int32)
 
     def _most_in_a_part(self, slots: Iterable[int]) -> int:

@@ -18,6 +18,15 @@ from jax.sharding import Mesh
 from sr1_jax.sharding import RULES, named
 
 
+def row_counts(per_part: int) -> list[int]:
+    """All slots of a part, a half of them, a quarter, … down to a sixteenth; increasing."""
+    rows, counts = per_part, [per_part]
+    while rows > -(-per_part // 16):
+        rows = -(-rows // 2)
+        counts.append(rows)
+    return sorted(set(counts))
+
+
 class SlotLayout:
     """Where slots are.
 
@@ -30,6 +39,7 @@ class SlotLayout:
         per_part: slots of a part.
         slots: slots that this process holds.
         part_of: part of each of them.
+        row_counts: sizes that programs over some rows of each part come in.
 
     Raises:
         ValueError: slots do not divide over the parts, or a part spans two processes.
@@ -50,11 +60,17 @@ class SlotLayout:
                 "Axis tensor of the mesh spans several processes; a slot of the rollout engine "
                 "lives in one. Put more of the mesh on data or fsdp."
             )
+        # Of how many rows the programs of a part may be: few, and with little padding.
+        self.row_counts = row_counts(self.per_part)
         self._sharding = named(mesh, "batch")
         self._alone = len(set().union(*owners)) == 1
         self.parts = sum(owner == {jax.process_index()} for owner in owners)
         self.slots = self.parts * self.per_part
         self.part_of = np.arange(self.slots) // self.per_part
+
+    def rows(self, count: int) -> int:
+        """The smallest of `row_counts` that holds `count` rows."""
+        return next(rows for rows in self.row_counts if rows >= count)
 
     def place(self, tree: Any) -> Any:
         """Arrays of this process's parts as global ones, split along the first axis."""

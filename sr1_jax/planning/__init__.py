@@ -1,0 +1,1 @@
+"""What a run costs on TPUs, read from its compiled programs on a machine without any."""

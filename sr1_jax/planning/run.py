@@ -1,0 +1,152 @@
+"""A run made of shapes: its models, its programs, and what of it stays in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from flax import nnx
+from jax.sharding import Mesh
+
+from sr1_jax.abstract import Program
+from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
+from sr1_jax.models.lora import without_adapters
+from sr1_jax.rl import settings as learner_settings
+from sr1_jax.rl.learner import Learner
+from sr1_jax.rollout import settings as rollout_settings
+from sr1_jax.rollout.listing import rollout_programs
+from sr1_jax.rollout.lockstep import SlotLayout
+from sr1_jax.sharding import batch_parts, make_mesh
+from sr1_jax.training.policies import decoder_config, lora_config
+from sr1_jax.training.settings import check_mesh, rollout_config
+
+ROLLOUT = ("merge", "reshard", "extend", "fork", "decode")
+
+
+class Run(NamedTuple):
+    """All that a run computes with, as shapes.
+
+    Attributes:
+        config: of the run.
+        decoder: shape of the policy.
+        mesh: of devices that need not be there.
+        programs: every one a step may call.
+        resident: what stays in the memory of the devices, a tree by name.
+    """
+
+    config: ml_collections.ConfigDict
+    decoder: DecoderConfig
+    mesh: Mesh
+    programs: list[Program]
+    resident: Mapping[str, Any]
+
+
+def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
+    """The run of a config on these devices.
+
+    Raises:
+        ValueError: settings that cannot work, or that do not fit the devices; names the keys.
+    """
+    rollout = rollout_config(config, config.method)
+    rollout_settings.check_config(rollout)
+    trajectories = config.questions * config.samples
+    learner_settings.check_config(config.learner, trajectories)
+    shape = dataclasses.replace(decoder_config(config), lora=lora_config(config))
+    mesh = _mesh(config, shape, devices)
+    check_mesh(config, mesh)
+    SlotLayout(mesh, config.rollout.slots)  # refuses what hosts cannot share
+    policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
+    critic = None
+    if config.learner.algorithm != "grpo":
+        critic = nnx.eval_shape(lambda: ValueModel(shape, rngs=nnx.Rngs(0)))
+    learner = Learner(
+        policy,
+        critic,
+        config.learner,
+        mesh,
+        trajectories=trajectories,
+        temperature=config.rollout.temperature,
+    )
+    state = learner.initial_state
+    sampling = rollout_programs(
+        policy if shape.lora is None else without_adapters(policy), rollout, mesh
+    )
+    served, cache, *_ = next(p for p in sampling if p.name.startswith("decode")).arguments
+    resident = {
+        "policy": state.policy.params,
+        "policy optimizer": state.policy.opt_state,
+        "reference": learner.reference,
+        "rollout weights": served,
+        "KV cache": cache,
+    }
+    if state.critic is not None:
+        resident |= {"critic": state.critic.params, "critic optimizer": state.critic.opt_state}
+    return Run(config, shape, mesh, sampling + learner.programs(), resident)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings on each device; what hosts keep does not count."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != "pinned_host"
+    )
+
+
+def chunk_bytes(run: Run) -> int:
+    """The largest buffer with a vocabulary axis that a device should ever hold: float32 logits of
+    `learner.chunk_tokens`, rounded up to whole rows; in rollouts, of one token a slot."""
+    config = run.config
+    parts = batch_parts(run.mesh)
+    tokens = config.learner.chunk_tokens + config.learner.micro_batch // parts
+    return 4 * run.decoder.vocab_size * max(tokens, config.rollout.slots // parts)
+
+
+def beside(run: Run, program: str) -> dict[str, int]:
+    """Bytes a device holds while a program runs, beyond what the program is given or makes.
+
+    The training state stays through rollouts; rollout weights and cache live as long as those.
+    """
+    kind, _, _ = program.partition(" ")
+    given = {
+        "score": {"policy", "critic", "reference"},
+        "prepare": set(),
+        "reshard": {"policy", "rollout weights"},
+        "extend": {"rollout weights", "KV cache"},
+        "decode": {"rollout weights", "KV cache"},
+        "fork": {"KV cache"},
+        "merge": {"policy", "reference"},
+    }.get(kind)
+    if given is None:  # an update of the model of that name
+        given = {kind, f"{kind} optimizer"} if program.endswith("apply") else {kind}
+        if run.decoder.lora is not None and "accumulate" in program:
+            given.add("reference")  # the base under the adapters
+    if kind in ("score",) and run.config.learner.kl_in == "none":
+        given -= {"reference"}
+    gone = set() if kind in ROLLOUT else {"rollout weights", "KV cache"}
+    if kind in ("merge", "reshard"):
+        gone = {"KV cache"} if kind == "reshard" else {"KV cache", "rollout weights"}
+    return {
+        name: device_bytes(tree)
+        for name, tree in run.resident.items()
+        if name not in given and name not in gone
+    }
+
+
+def _mesh(config: ml_collections.ConfigDict, shape: DecoderConfig, devices: Sequence[Any]) -> Mesh:
+    asked = config.mesh
+    try:
+        mesh = make_mesh(asked.data, asked.fsdp, asked.tensor, devices)
+    except ValueError as error:
+        tensor = max(
+            size for size in (1, 2, 4, 8) if shape.kv_heads % size == 0 and len(devices) % size == 0
+        )
+        raise ValueError(
+            f"{error} Set --config.mesh.data=1 --config.mesh.fsdp=-1 "
+            f"--config.mesh.tensor={tensor}, for one: fsdp then takes the rest."
+        ) from error
+    return mesh

@@ -1,0 +1,199 @@
+"""The plan's figures together, its tables and JSON, and what it says to bad input."""
+
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import rich.console
+
+from sr1_jax import cli, plan
+from sr1_jax.planning import compiler
+from sr1_jax.planning import plan as planning
+from sr1_jax.planning.compiler import Compiled, Memory
+from sr1_jax.planning.plan import advice, as_json, make_plan
+from sr1_jax.planning.tables import print_plan, print_sweep
+
+HERE = Path(__file__).parent
+GIB = 2**30
+TINY = [
+    f"--config={HERE.parent.parent}/configs/demo.py",
+    "--config.rollout.slots=8",
+    "--config.questions=8",
+    "--config.learner.minibatches=1",
+    "--prompt_tokens=40",
+    "--segment_tokens=8",
+    "--observation_tokens=20",
+]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """No TPU compiler: the devices are those of this host, every program is the stored one and
+    takes what `memory` says."""
+    text = (HERE / "scan_v5e_2x2.hlo.txt").read_text()
+    made = Compiled(text, "", Memory(3 * GIB, GIB, 2 * GIB, 2 * GIB, 0), 0.1)
+    answers = {"": made}
+
+    def compile_program(program):
+        return next(
+            found for start, found in reversed(answers.items()) if program.name.startswith(start)
+        )
+
+    def devices(topology):
+        columns, rows = topology.partition(":")[2].split("x")
+        return jax.devices()[: int(columns) * int(rows)]
+
+    monkeypatch.setattr(planning, "topology_devices", devices)
+    monkeypatch.setattr(planning, "compile_program", compile_program)
+    return answers
+
+
+@pytest.fixture
+def tiny_config(monkeypatch):
+    # Overrides of settings are read from there.
+    monkeypatch.setattr(sys, "argv", ["plan", *TINY[:4]])
+    values = plan.flags.FlagValues()
+    cli.config_flag(values)
+    cli.parse(values, sys.argv, required=("config",))
+    return values.config
+
+
+@pytest.fixture
+def tiny_plan(fake, tiny_config):
+    assumed = dict(prompt_tokens=40, segment_tokens=8, observation_tokens=20)
+
+    def make(topology="v5e:1x2", **memory):
+        fake.update(memory)
+        return make_plan(tiny_config, topology, **assumed)
+
+    return make
+
+
+def rendered(show, *arguments):
+    console = rich.console.Console(file=io.StringIO(), width=220)
+    show(*arguments, console)
+    return console.file.getvalue()
+
+
+def test_a_plan_adds_up(tiny_plan):
+    found = tiny_plan()
+    rows = {row.name: row for row in found.rows}
+    assert {"reshard", "prepare", "policy apply", "critic zeros", "decode 8"} <= rows.keys()
+    decode = rows["decode 8"]
+    assert decode.memory.total == 4 * GIB and decode.total == 4 * GIB + sum(decode.beside.values())
+    assert found.fits(decode) and found.all_fit
+    assert found.step_seconds == pytest.approx(
+        sum(row.calls * row.time.seconds for row in found.rows)
+    )
+    episodes = 8
+    tokens = 40 + 3 * 8 + 2 * 20
+    assert found.tokens_per_second == pytest.approx(episodes * tokens / found.step_seconds / 2)
+    # 8 · 24 tokens on 8 slots, four fifths of them busy.
+    assert decode.calls == pytest.approx(30)
+
+
+def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
+    found = tiny_plan()
+    text = rendered(print_plan, found)
+    for part in ("decode 8", "policy apply", "15.75 GiB", "Everything fits", "all-gather 0.01 GB"):
+        assert part in text
+    entry = json.loads(json.dumps(as_json(found)))
+    assert entry["fits"] and entry["chips"] == 2 and entry["mesh"]["data"] == 2
+    by_name = {row["program"]: row for row in entry["programs"]}
+    assert by_name["decode 8"]["flops"] == 6 * 2 * 1024**3
+    assert by_name["decode 8"]["collective_bytes"]["all-gather"] == 6 * 3 * 256 * 1024 * 2
+    assert entry["step_seconds"] == pytest.approx(sum(entry["step_terms"].values()))
+    assert "v5e:1x2" in rendered(print_sweep, [found, tiny_plan("v5e:1x1")])
+
+
+def test_what_does_not_fit_is_named_with_what_to_change(tiny_plan):
+    too_much = Compiled("", "", None, 0.1, "needs 20GiB of 15.75GiB by itself")
+    tight = Compiled(
+        (HERE / "scan_v5e_2x2.hlo.txt").read_text(), "", Memory(15 * GIB, 0, 0, 0, 0), 0.1
+    )
+    found = tiny_plan(**{"policy accumulate": too_much, "decode": tight})
+    failing = {row.name: row for row in found.rows if not found.fits(row)}
+    assert not found.all_fit and {name.split()[0] for name in failing} == {"policy", "decode"}
+    # 15 of 15.75 GiB leave less than a twentieth.
+    assert "--config.rollout.slots=4" in advice(found, failing["decode 8"])
+    text = rendered(print_plan, found)
+    assert "needs 20GiB of 15.75GiB" in text and "--config.base.remat=full" in text
+    assert as_json(found)["fits"] is False
+
+
+def test_the_usual_programs_are_those_called_and_the_largest(tiny_plan):
+    names = [row.name for row in tiny_plan().rows]
+    assert "policy accumulate 136/136" in names  # the longest
+    called = [row.name for row in tiny_plan().rows if row.calls]
+    assert "policy accumulate 136/34" in called
+    assert len(names) == len(set(names))
+
+
+@pytest.fixture
+def error_of(monkeypatch, capsys):
+    """Function of arguments -> the one line that the program says on stderr as it fails."""
+    monkeypatch.delenv("SR1_JAX_TRACEBACK", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(plan.main)
+        assert exit_info.value.code == 2
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].startswith("error: ")
+        return error.splitlines()[-1]
+
+    return run
+
+
+def test_errors(error_of, fake):
+    assert "--config is missing" in error_of("--topology=v5e:2x2")
+    assert "--topology is missing" in error_of(TINY[0])
+    assert "must be one of v4" in error_of(TINY[0], "--topology=v9:2x2")
+    assert "v5p:2x2x4" in error_of(TINY[0], "--sweep=v5e:2x2,v5p:8x8")
+    error = error_of(TINY[0], "--topology=v5e:2x2", "--config.mesh.tensor=3")
+    assert "does not fit 4 devices" in error and "--config.mesh.fsdp=-1" in error
+    error = error_of(TINY[0], "--topology=v5e:2x2", "--config.rollout.slots=6")
+    assert "rollout.slots=6 does not divide over the 4" in error
+    error = error_of(*TINY, "--topology=v5e:2x2", "--searches=9")
+    assert "rollout.max_context_tokens=136" in error
+
+
+def test_the_command_writes_json_and_shows_progress(fake, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    argv = ["plan", *TINY, "--sweep=v5e:1x1,v5e:1x2", f"--json={path}", "--only=policy"]
+    monkeypatch.setattr(sys, "argv", argv)
+    plan.main(argv)
+    said = capsys.readouterr()
+    assert "compiling policy apply" in said.err and "Topologies" in said.out
+    plans = json.loads(path.read_text())
+    assert [entry["topology"] for entry in plans] == ["v5e:1x1", "v5e:1x2"]
+    assert all(row["program"].startswith("policy") for e in plans for row in e["programs"])
+
+
+def test_a_missing_compiler_is_named_with_how_to_get_it(error_of, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        compiler.importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+    )
+    assert "pip install libtpu" in error_of(TINY[0], "--topology=v5e:2x2")
+
+
+@pytest.mark.slow
+def test_the_tpu_compiler(tiny_config):
+    """A whole plan with the real compiler; `pip install libtpu`."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+    with pytest.raises(ValueError, match="none the compiler knows"):
+        compiler.topology_devices("v5e:3x7")
+    assert len(compiler.topology_devices("v4:2x2x1")) == 4
+    found = make_plan(
+        tiny_config, "v5e:2x2", prompt_tokens=40, segment_tokens=8, observation_tokens=20
+    )
+    assert found.all_fit and found.step_seconds > 0
+    update = next(r for r in found.rows if r.name.startswith("policy accumulate") and r.calls)
+    assert update.costs.flops > 0 and update.costs.cycles > 0
+    assert update.vocabulary is not None and not found.holds_too_many_logits(update)

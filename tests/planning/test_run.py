@@ -1,0 +1,239 @@
+"""A run made of shapes: the same programs as a real one, and memory added up by hand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel, parameter_count
+from sr1_jax.planning import hlo
+from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
+from sr1_jax.planning.chips import CHIPS, chip_of
+from sr1_jax.planning.compiler import compile_program
+from sr1_jax.planning.costs import Costs, costs_of
+from sr1_jax.planning.run import beside, chunk_bytes, device_bytes, make_run
+from sr1_jax.planning.step import Assumptions, calls_of, needed_flops, time_of
+from sr1_jax.rl.batch import Batch
+from sr1_jax.rl.learner import Learner
+from sr1_jax.sharding import make_mesh
+from sr1_jax.training.settings import default_config
+
+
+def tiny_config(**mesh):
+    config = default_config()
+    config.model.vocab_size, config.model.width, config.model.ff_width = 384, 64, 192
+    config.questions = config.rollout.slots = 8
+    config.rollout.max_context_tokens = 128
+    config.rollout.max_segment_tokens = config.rollout.max_observation_tokens = 24
+    config.rollout.extend_buckets = (16, 32)
+    config.learner.micro_batch = 4
+    config.learner.length_buckets = (64, 128)
+    config.learner.chunk_tokens = 64
+    for axis, size in mesh.items():
+        config.mesh[axis] = size
+    return config
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run(tiny_config(data=1, fsdp=2, tensor=2), jax.devices()[:4])
+
+
+def shapes_of(arguments):
+    """Shape, dtype and share of a device of each argument."""
+
+    def one(x):
+        where = getattr(x, "sharding", None)
+        share = np.shape(x) if where is None else where.shard_shape(x.shape)
+        return np.shape(x), np.dtype(getattr(x, "dtype", np.float32)), share
+
+    return jax.tree.leaves(jax.tree.map(one, arguments))
+
+
+def test_the_plan_lists_what_a_step_calls(monkeypatch):
+    """Every call of a real step is among the programs of a learner of shapes: the same traced
+    function, shapes, shares and static arguments."""
+    config = tiny_config().learner
+    shape = DecoderConfig(
+        vocab_size=96, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, ff_width=32
+    )
+    mesh = make_mesh(1, 2, 1, jax.devices()[:2])
+    models = Decoder(shape, rngs=nnx.Rngs(0)), ValueModel(shape, rngs=nnx.Rngs(1))
+    real = Learner(*models, config, mesh, trajectories=8)
+    shapes = [nnx.eval_shape(lambda model=model: model) for model in models]
+    abstract = Learner(*shapes, config, mesh, trajectories=8)
+    listed = {program.name: program for program in abstract.programs()}
+    for program in real.programs():
+        twin = listed[program.name]
+        assert shapes_of(program.arguments) == shapes_of(twin.arguments)
+        assert program.settings == twin.settings
+    chosen = "policy accumulate 64/16"
+    program = next(p for p in real.programs() if p.name == chosen)
+    assert program.lower().as_text() == listed[chosen].lower().as_text()
+
+    called = set()
+
+    def spy(owner, attribute, name):
+        jitted = getattr(owner, attribute)
+
+        def call(*arguments, **settings):
+            called.add(name)
+            assert shapes_of(arguments) == shapes_of(listed[name].arguments), name
+            assert settings == listed[name].settings
+            return jitted(*arguments, **settings)
+
+        monkeypatch.setattr(owner, attribute, call)
+
+    spy(real, "_score", "score 64/16")
+    spy(real, "_prepare", "prepare")
+    for update, model in ((real._update_policy, "policy"), (real._update_critic, "critic")):
+        spy(update, "zeros", f"{model} zeros")
+        spy(update, "accumulate", f"{model} accumulate 64/16")
+        spy(update, "apply", f"{model} apply")
+    rng = np.random.default_rng(0)
+    mask_BT = np.zeros((8, 128), np.float32)
+    mask_BT[:, 10:20] = 1
+    batch = Batch(
+        rng.integers(0, 96, (8, 128)).astype(np.int32),
+        mask_BT,
+        -mask_BT,
+        np.ones(8, np.float32),
+        np.arange(8, dtype=np.int32),
+    )
+    real.step(real.initial_state, batch, seed=0, step=1)
+    assert called == {
+        "score 64/16", "prepare", "policy zeros", "policy accumulate 64/16", "policy apply",
+        "critic zeros", "critic accumulate 64/16", "critic apply",
+    }  # fmt: skip
+
+
+def test_what_stays_in_memory_adds_up(run):
+    """fsdp 2, tensor 2, float32: matrices are a quarter each, scales are whole, moments twice."""
+    shape = run.decoder
+    width, layers = shape.width, shape.layers
+    heads = shape.heads * shape.head_dim * 2 + shape.kv_heads * shape.head_dim * 2
+    matrices = layers * width * (heads + 3 * shape.ff_width) + shape.vocab_size * width
+    scales = (2 * layers + 1) * width
+    policy = 4 * (matrices // 4 + scales)
+    found = {name: device_bytes(tree) for name, tree in run.resident.items()}
+    assert found["policy"] == found["reference"] == policy
+    assert found["policy optimizer"] == pytest.approx(2 * policy, abs=64)
+    # The critic has no vocabulary head (it is tied here) but one column and its bias.
+    assert found["critic"] == policy + 4 * (width // 2 + 1)
+    # Rollouts split matrices over tensor alone.
+    assert found["rollout weights"] == 4 * (matrices // 2 + scales)
+    # 2 · layers · slots · positions · kv_heads · head_dim · 4 bytes over 4 devices.
+    assert found["KV cache"] == 2 * layers * 8 * 128 * shape.kv_heads * shape.head_dim * 4 // 4
+
+
+def test_beside_a_program_lies_what_it_is_not_given(run):
+    sizes = {name: device_bytes(tree) for name, tree in run.resident.items()}
+    training = {"policy", "policy optimizer", "critic", "critic optimizer", "reference"}
+    assert beside(run, "decode 8") == {name: sizes[name] for name in training}
+    assert beside(run, "policy accumulate 64/16").keys() == training - {"policy"}
+    assert beside(run, "policy apply").keys() == training - {"policy", "policy optimizer"}
+    assert beside(run, "score 64/16").keys() == {"policy optimizer", "critic optimizer"}
+    assert beside(run, "fork 8×128").keys() == training | {"rollout weights"}
+
+
+def test_offloaded_state_is_not_on_the_chip():
+    config = tiny_config()
+    config.learner.offload = ("optimizer", "reference")
+    run = make_run(config, jax.devices()[:1])
+    # Counters stay: they are not worth the way.
+    assert device_bytes(run.resident["policy optimizer"]) < 64
+    assert device_bytes(run.resident["reference"]) == 0
+    assert device_bytes(run.resident["policy"]) > 0
+
+
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
+def test_flops_of_a_micro_batch_are_six_a_parameter_and_token(remat):
+    """6·N·tokens and attention's share (Kaplan et al. 2020); 2·N more with rematerialisation."""
+    config = tiny_config()
+    config.learner.length_buckets = (128,)
+    run = make_run(config, jax.devices()[:1])
+    shape = dataclasses.replace(run.decoder, remat=remat, unroll=1)
+    policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
+    critic = nnx.eval_shape(lambda: ValueModel(shape, rngs=nnx.Rngs(0)))
+    learner = Learner(policy, critic, config.learner, run.mesh, trajectories=8)
+    program = next(p for p in learner.programs() if p.name == "policy accumulate 128/128")
+    costs = costs_of(hlo.parse(compile_program(program).text))
+    rows, length = config.learner.micro_batch, 128
+    trunk = parameter_count(policy) - shape.vocab_size * shape.width
+    head = shape.vocab_size * shape.width
+    # On CPUs scores are computed whole, above the diagonal too: 4·T²·H·E a layer.
+    attention = 4 * length**2 * shape.heads * shape.head_dim * shape.layers * rows
+    passes = 3 if remat == "none" else 4
+    # The head is computed again in any case.
+    expected = passes * (2 * trunk * rows * length + attention) + 4 * 2 * head * rows * length
+    assert costs.flops == pytest.approx(expected, rel=0.1)
+    assumed = Assumptions(40, 1, 12, 24)
+    needed = needed_flops(run, program, assumed)
+    # Needed: no remat, the head not twice, and half of the scores.
+    expected = 3 * (2 * (trunk + head) * rows * length + attention / 2)
+    assert needed == pytest.approx(expected, rel=0.02)
+
+
+def test_an_update_holds_the_logits_of_a_chunk_and_no_more():
+    """The invariant behind learner.chunk_tokens, read from the compiled update itself."""
+    config = tiny_config()
+    # No other axis is as long as the vocabulary or the width.
+    config.model.vocab_size, config.learner.chunk_tokens = 1000, 48
+    run = make_run(config, jax.devices()[:1])
+    program = next(p for p in run.programs if p.name == "policy accumulate 128/64")
+    buffers = read_buffers(compile_program(program).buffers)
+    largest = largest_with_vocabulary(buffers, 1000, run.decoder.width, 1)
+    # 4 rows of 64 tokens in 6 chunks of at most 11 a row.
+    assert 4 * 1000 * 40 <= largest.bytes <= chunk_bytes(run) == 4 * 1000 * 52
+    assert chunk_bytes(run) < 4 * 1000 * 4 * 64
+
+
+def test_calls_of_a_step(run):
+    """8 episodes of 40 + 2·12 + 24 tokens on 8 slots; mini-batches of 4 rows, one micro-batch."""
+    assumed = Assumptions(40, 1, 12, 24, occupancy=0.5)
+    calls = calls_of(run, assumed)
+    assert calls["decode 8"] == 8 * 24 / (8 * 0.5)
+    # A prompt of 40 is 32 and the rest; an observation of 24 takes 32.
+    assert calls["extend 8×32"] == 2 and calls["extend 8×16"] == 1
+    assert calls["score 128/32"] == 2
+    assert calls["policy accumulate 128/32"] == calls["critic accumulate 128/32"] == 2
+    assert calls["policy apply"] == calls["critic zeros"] == 2
+    assert calls["reshard"] == 1
+
+
+def test_assumptions_that_cannot_be():
+    run = make_run(tiny_config(), jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"rollout\.max_context_tokens=128"):
+        Assumptions.of(run, prompt_tokens=500)
+    with pytest.raises(ValueError, match="--occupancy"):
+        Assumptions.of(run, prompt_tokens=20, occupancy=0.0)
+
+
+def test_time_is_that_of_the_slowest_part():
+    chip = CHIPS["v5e"]
+    costs = Costs(flops=197e12, bytes=819e9 / 2, cycles=1.5e9 / 4)
+    time = time_of(costs, chip)
+    assert (time.compute, time.memory, time.cycles) == pytest.approx((1, 0.5, 0.25))
+    assert time.seconds == pytest.approx(1) and time.limit == "compute"
+    # A ring sends both ways: 100 GB/s. What runs beside nothing comes on top.
+    costs.collectives["all-gather"] = 50e9
+    assert time_of(costs, chip).seconds == pytest.approx(1)
+    costs.blocking = 50e9
+    assert time_of(costs, chip).seconds == pytest.approx(1.5)
+
+
+def test_chips():
+    assert chip_of("v5e:8x8").flops == 197e12
+    # A core's four matrix units of 128 x 128, two FLOPs a multiply-add.
+    assert CHIPS["v5e"].clock * 4 * 128**2 * 2 == pytest.approx(197e12, rel=0.01)
+    assert CHIPS["v6e"].clock * 4 * 256**2 * 2 == pytest.approx(918e12, rel=0.01)
+    for name, message in (
+        ("v9:2x2", "one of v4, v5e"),
+        ("v5e", "v5e:8x8"),
+        ("v5e:2x2x4", "v5e:8x8"),
+        ("v5p:8x8", "v5p:2x2x4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chip_of(name)
