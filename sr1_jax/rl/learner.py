@@ -116,14 +116,15 @@ class Learner:
         self._temperature = temperature
         self._lora = policy.config.lora
         self._policy_graph, policy_params, frozen = nnx.split(policy, policy.trainable, ...)
-        put = placed if is_abstract(nnx.state(policy)) else place
-        self._policy_frozen = put(frozen, tree_shardings(frozen, mesh))
+        abstract = is_abstract(nnx.state(policy))
+        move = placed if abstract else jax.device_put
+        self._policy_frozen = move(frozen, tree_shardings(frozen, mesh))
         offload_optimizer = "optimizer" in config.offload
         self._policy_optimizer = make_optimizer(config.learning_rate, config.warmup_steps, config)
         self._critic_graph = self._critic_frozen = critic_state = None
         if critic is not None:
             self._critic_graph, critic_params, frozen = nnx.split(critic, critic.trainable, ...)
-            self._critic_frozen = put(frozen, tree_shardings(frozen, mesh))
+            self._critic_frozen = move(frozen, tree_shardings(frozen, mesh))
             self._critic_optimizer = make_optimizer(
                 config.critic_learning_rate, config.critic_warmup_steps, config
             )
@@ -136,7 +137,7 @@ class Learner:
                 policy_params, self._policy_optimizer, mesh, offload_optimizer=offload_optimizer
             ),
             critic=critic_state,
-            kl_coefficient=put(kl_coefficient, named(mesh)),
+            kl_coefficient=(placed if abstract else place)(kl_coefficient, named(mesh)),
         )
         self._reference_graph = self._policy_graph
         if self._lora is None:
