@@ -14,7 +14,7 @@ from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.chips import Chip, chip_of
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
 from sr1_jax.planning.costs import Costs, costs_of
-from sr1_jax.planning.run import ROLLOUT, Run, beside, chunk_bytes, make_run
+from sr1_jax.planning.run import ROLLOUT, Run, beside, chunk_bytes, device_bytes, make_run
 from sr1_jax.planning.step import (
     Assumptions,
     Time,
@@ -89,6 +89,11 @@ class Plan:
     def chips(self) -> int:
         return self.run.mesh.devices.size // self.chip.per_chip
 
+    @property
+    def resident(self) -> dict[str, int]:
+        """Bytes that a device holds between programs, by name; known before any is compiled."""
+        return {name: device_bytes(tree) for name, tree in self.run.resident.items()}
+
     def fits(self, row: Row) -> bool:
         """Whether a program leaves `SPARE` of the memory free, whatever else is there."""
         return not row.problem and row.total <= (1 - SPARE) * self.chip.memory
@@ -99,7 +104,7 @@ class Plan:
 
     @property
     def all_fit(self) -> bool:
-        return all(map(self.fits, self.rows))
+        return bool(self.rows) and all(map(self.fits, self.rows))
 
     @property
     def terms(self) -> dict[str, float]:
@@ -285,6 +290,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "mesh": dict(plan.run.mesh.shape),
         "chip": plan.chip._asdict(),
         "assumptions": dataclasses.asdict(plan.assumed),
+        "resident": plan.resident,
         "fits": plan.all_fit,
         "step_seconds": plan.step_seconds,
         "step_terms": plan.terms,

@@ -21,6 +21,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{_gib(plan.chip.memory)} GiB, {plan.chip.flops / 1e12:.0f} TFLOP/s bf16, "
         f"{plan.chip.bandwidth / 1e9:.0f} GB/s, a ring {plan.chip.ring / 1e9:.0f} GB/s"
     )
+    held = ", ".join(f"{name} {_gib(size)}" for name, size in plan.resident.items())
+    console.print(
+        f"Held on a device, GiB: {held}; at rollouts all {_gib(sum(plan.resident.values()))}"
+    )
     console.print(_memory_table(plan))
     console.print(_time_table(plan))
     _print_step(plan, console)

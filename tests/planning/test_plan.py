@@ -102,6 +102,7 @@ def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
     for part in ("decode 8", "policy apply", "15.75 GiB", "Everything fits", "all-gather 0.01 GB"):
         assert part in text
     entry = json.loads(json.dumps(as_json(found)))
+    assert sum(entry["resident"].values()) == sum(found.resident.values()) > 0
     assert entry["fits"] and entry["chips"] == 2 and entry["mesh"]["data"] == 2
     by_name = {row["program"]: row for row in entry["programs"]}
     assert by_name["decode 8"]["flops"] == 6 * 2 * 1024**3

@@ -148,6 +148,22 @@ def test_offloaded_state_is_not_on_the_chip():
     assert device_bytes(run.resident["policy"]) > 0
 
 
+def test_adapters_train_over_one_base():
+    """The base is there once: under the policy and the critic, and as the reference."""
+    config = tiny_config()
+    whole = make_run(config, jax.devices()[:1])
+    config.lora.rank = 2
+    run = make_run(config, jax.devices()[:1])
+    sizes = {name: device_bytes(tree) for name, tree in run.resident.items()}
+    assert sizes["reference"] == device_bytes(whole.resident["reference"])
+    assert sizes["policy"] < sizes["reference"] / 5 and sizes["critic"] < sizes["reference"] / 5
+    by_name = {program.name: program for program in run.programs}
+    for name in ("merge", "reshard", "policy apply", "critic zeros"):
+        assert by_name[name].lower().as_text()
+    assert "reference" not in beside(run, "policy accumulate 64/16")
+    assert "reference" in beside(run, "decode 8")
+
+
 @pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_flops_of_a_micro_batch_are_six_a_parameter_and_token(remat):
     """6·N·tokens and attention's share (Kaplan et al. 2020); 2·N more with rematerialisation."""
