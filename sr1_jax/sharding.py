@@ -155,8 +155,8 @@ def _tensor_on_hosts(grid: np.ndarray) -> np.ndarray:
     """The devices with each run along the last axis on one host, where that can be.
 
     A TPU host has a square of chips, and a run of four along a side of the slice would be on two
-    hosts. Hosts then follow each other back and forth through the slice, so that the next
-    one is a neighbour.
+    hosts. Hosts follow each other row by row: back and forth would make each a neighbour of the
+    next, but then the TPU compiler finds no routes for some collectives.
     """
     on_one = all(len({_host(d) for d in run}) == 1 for run in grid.reshape(-1, grid.shape[-1]))
     hosts: dict[int, list[Any]] = {}
@@ -164,17 +164,8 @@ def _tensor_on_hosts(grid: np.ndarray) -> np.ndarray:
         hosts.setdefault(_host(device), []).append(device)
     if on_one or any(len(local) % grid.shape[-1] for local in hosts.values()):
         return grid
-    corners = np.array([np.min([d.coords for d in local], axis=0) for local in hosts.values()])
-    places = [np.unique(corners[:, axis], return_inverse=True)[1] for axis in range(3)]
-    sides = [place.max() + 1 for place in places]
-
-    def along(host: int) -> tuple[int, int]:
-        x, y, z = (place[host] for place in places)
-        row = z * sides[1] + (sides[1] - 1 - y if z % 2 else y)
-        return row, (sides[0] - 1 - x if row % 2 else x)
-
-    chips = list(hosts.values())
-    order = [device for host in sorted(range(len(hosts)), key=along) for device in chips[host]]
+    rows = sorted(hosts.values(), key=lambda local: min(tuple(d.coords)[::-1] for d in local))
+    order = [device for local in rows for device in local]
     found = np.empty(len(order), object)
     found[:] = order
     return found.reshape(grid.shape)

@@ -1,7 +1,5 @@
 """The mesh, and the table that says which parameter is split over which of its axes."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -320,9 +318,9 @@ def test_tensor_stays_on_a_host(shape):
     assert grid.shape == shape and set(grid.flat) == set(chips)
     runs = grid.reshape(-1, shape[-1])
     assert all(len({chip.process_index for chip in run}) == 1 for run in runs)
-    # From one host to the next it is one step on the grid of hosts.
-    hosts = [np.array(run[0].coords) // 2 for run in runs]
-    assert all(np.abs(a - b).sum() <= 1 for a, b in itertools.pairwise(hosts))
+    # Row by row, as a compiler for TPUs can route it.
+    corners = [min(chip.coords[1::-1] for chip in run) for run in runs]
+    assert corners == sorted(corners)
 
 
 def test_tensor_larger_than_a_host_is_left_to_the_network():

@@ -94,8 +94,7 @@ def compile_program(program: Program) -> Compiled:
             with _quiet():
                 compiled = program.lower().compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+            # Of the others there is still something to say.
             return Compiled("", "", None, time.perf_counter() - began, _shortage(str(error)))
         # `as_text` of the compiled program cannot write down every asynchronous collective.
         text = _read(folder, "*after_codegen.txt") or _read(folder, "*after_optimizations.txt")
@@ -118,7 +117,7 @@ def _shortage(message: str) -> str:
     found = re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message)
     if found:
         return f"needs {found[1]}iB of {found[2]}iB by itself"
-    return message.splitlines()[0]
+    return f"does not compile: {message.splitlines()[0][:300]}"
 
 
 def _read(folder: str, pattern: str) -> str:

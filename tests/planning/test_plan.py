@@ -134,6 +134,18 @@ def test_the_usual_programs_are_those_called_and_the_largest(tiny_plan):
     assert len(names) == len(set(names))
 
 
+def test_what_the_compiler_refuses_is_a_row_of_the_plan():
+    class Refused:
+        def lower(self):
+            raise jax.errors.JaxRuntimeError(message)
+
+    message = "INTERNAL: no route\nsee elsewhere"
+    assert compiler.compile_program(Refused()).problem == "does not compile: INTERNAL: no route"
+    message = "RESOURCE_EXHAUSTED: temporaries (40.0G) exceeds available HBM (15.75G)."
+    found = compiler.compile_program(Refused())
+    assert found.memory is None and found.problem == "needs 40.0GiB of 15.75GiB by itself"
+
+
 @pytest.fixture
 def error_of(monkeypatch, capsys):
     """Function of arguments -> the one line that the program says on stderr as it fails."""
