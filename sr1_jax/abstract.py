@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.layout import Format
 
 
 class Program(NamedTuple):
@@ -46,12 +47,12 @@ def placed(tree: Any, shardings: Any) -> Any:
 
     Args:
         tree: anything with shape and dtype.
-        shardings: one for all leaves, or a tree of them.
+        shardings: one for all leaves, with a layout or without, or a tree of them.
     """
 
     def one(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    if isinstance(shardings, jax.sharding.Sharding):
+    if isinstance(shardings, (jax.sharding.Sharding, Format)):
         return jax.tree.map(lambda leaf: one(leaf, shardings), tree)
     return jax.tree.map(one, tree, shardings)

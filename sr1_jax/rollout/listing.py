@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, placed
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import KVCache, key_block, serve, serving_params
+from sr1_jax.models.serving import KVCache, cache_placement, key_block, serve, serving_params
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.tags import STOP_TAGS
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import fork_lengths
 from sr1_jax.rollout.lockstep import row_counts
-from sr1_jax.sharding import CACHE_AXES, RULES, named, serving_shardings, tree_shardings
+from sr1_jax.sharding import RULES, named, serving_shardings, tree_shardings
 
 
 def rollout_programs(
@@ -43,7 +43,8 @@ def rollout_programs(
     empty = functools.partial(
         KVCache.empty, policy.config, config.slots, config.max_context_tokens, key_block(mesh)
     )
-    cache = placed(jax.eval_shape(empty), named(mesh, *CACHE_AXES))
+    cache = jax.eval_shape(empty)
+    cache = KVCache(*map(placed, cache, cache_placement(mesh)))
     layout = {"graph": graph, "mesh": mesh, "weights": config.weights}
     static = {"decoder": policy.config}
     batch = named(mesh, "batch")
@@ -72,7 +73,7 @@ def rollout_programs(
                 (cache, ints(rows), ints(rows)),
                 {"length": length},
             )
-            for length in fork_lengths(config.max_context_tokens)
+            for length in fork_lengths(cache.positions)
         ]
     # The states of the automaton are those of the tags, whatever the tokenizer.
     automaton = build_automaton([b"<"], [], STOP_TAGS)
