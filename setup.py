@@ -39,6 +39,7 @@ setup(
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
     ],
     extras_require={
+        "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
