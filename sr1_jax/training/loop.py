@@ -66,7 +66,6 @@ def reinforce(
         trajectories=config.questions * config.samples,
         temperature=config.rollout.temperature,
     )
-    del critic  # the learner has its own copy; two would not fit where one just does
     engine = SplitEngine(
         policy,
         tokenizer,

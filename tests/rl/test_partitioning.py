@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.settings import default_config
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import Update, make_optimizer, place_model
@@ -28,11 +29,11 @@ def test_no_device_collects_activations_or_all_weights():
     optimizer = make_optimizer(1e-3, 0, default_config())
     state = place_model(params, optimizer, mesh)
 
-    def loss_fn(params, rows, most):
+    def loss_fn(params, rows, totals, most):
         with compute_on(mesh):
             model = nnx.merge(graph, params)
             logp_BT, _ = token_logp(model, rows["ids_BT"], rows.mask_BT, most=most)
-        return logp_BT.mean(), {}
+        return {"surrogate": logp_BT.sum() / totals.tokens}, {}
 
     class Rows(dict):
         mask_BT = property(lambda self: self["mask_BT"])
@@ -49,7 +50,7 @@ def test_no_device_collects_activations_or_all_weights():
     )
     update = Update(loss_fn, optimizer, state, mesh)
     program = update.accumulate.lower(
-        update.zeros(state.params), state.params, batch, np.arange(ROWS), 1.0, (),
+        update.zeros(state.params), state.params, batch, np.arange(ROWS), Totals(1.0, 1.0, 1.0), (),
         length=LENGTH, most=MOST,
     ).compile()  # fmt: skip
     sizes = {}
