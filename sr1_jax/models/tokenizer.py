@@ -68,7 +68,7 @@ class Tokenizer:
                     f"{self.vocab_size}."
                 )
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included."""
         return max(self._trusted.get_vocab(with_added_tokens=True).values()) + 1
@@ -111,6 +111,11 @@ class Tokenizer:
             if token_id not in self._special_ids:
                 table[token_id] = content.encode()
         return table
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Most bytes that a token adds to the text."""
+        return max(map(len, self.token_bytes))
 
     def token(self, token_id: int) -> str:
         """The token of an id, as tokenizer.json spells it."""

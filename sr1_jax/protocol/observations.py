@@ -60,8 +60,7 @@ def render_observation(
         )
     # No token is longer than this many bytes, so what lies beyond cannot fit: megabytes of
     # text are cut before they are tokenised.
-    longest = max(map(len, tokenizer.token_bytes))
-    body = tokenizer.encode(_render_passages(passages, room * longest))
+    body = tokenizer.encode(_render_passages(passages, room * tokenizer.longest_token))
     return head + _cut(body, room, tokenizer) + tail
 
 
