@@ -18,14 +18,9 @@ machine.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -33,6 +28,7 @@ import jax
 import numpy as np
 import tokenizers
 from flax import nnx
+from timing import Worker, alternate
 
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.retrieval.base import Passage
@@ -249,28 +245,6 @@ def transformers_side(config: DecoderConfig, engine: ScriptedEngine) -> Callable
     return run
 
 
-def alternate(sides: dict[str, Callable[[], int]], runs: int, unit: str, count: int) -> None:
-    """Runs the sides in turn, all of them compiled before."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    tokens = {}
-    for _ in range(runs):
-        for name, run in sides.items():
-            load, began = os.getloadavg()[0], time.perf_counter()
-            tokens[name] = run()
-            took = time.perf_counter() - began
-            seconds[name].append(took)
-            print(f"{name}: {took:.2f} s, load {load:.1f}", flush=True)
-    assert len(set(tokens.values())) == 1, tokens
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ours = next(iter(medians.values()))
-    for name, median in medians.items():
-        rate = tokens[name] / median
-        print(
-            f"{name}: median {median:.2f} s of {runs}, {count / median:.3f} {unit}/s, "
-            f"{rate:.0f} sampled tokens/s, {median / ours:.2f} times as long as ours"
-        )
-
-
 def turns(args) -> None:
     config = _shape(SMOLLM2, args)
     # Each side has buckets that suit what it prefills: questions and observations, or contexts.
@@ -285,7 +259,7 @@ def turns(args) -> None:
         sides["transformers generate"] = transformers_side(config, whole)
     for each in (engine, whole):
         each.warm_up()
-    alternate(sides, args.runs, "trajectories", args.episodes)
+    alternate(sides, args.runs, "sampled", trajectories=args.episodes)
     run_ours(engine)
     metrics = as_metrics(engine.stats)
     for key in ("occupancy", "busy_occupancy", "decoded_tokens", "prefilled_tokens",
@@ -337,28 +311,11 @@ def tunix(args) -> None:
     )  # fmt: skip
     engine.warm_up()
     shape = {name: getattr(config, name) for name in vars(QWEN2_SMALL)}
-    with tempfile.TemporaryDirectory() as folder:
-        request = Path(folder) / "request.json"
-        request.write_text(json.dumps({"shape": shape, "prompts": prompts, "new": args.new}))
-        worker = subprocess.Popen(
-            [args.python, Path(__file__).with_name("tunix_sampler.py"), request],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-        def theirs() -> int:
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            while not (line := worker.stdout.readline()).startswith("tokens "):
-                if not line:
-                    raise RuntimeError("benchmarks/tunix_sampler.py ended; see its error above.")
-            return int(line.split()[1])
-
-        try:
-            theirs()  # compiles
-            sides = {"ours": lambda: run_ours(engine), "tunix": theirs}
-            alternate(sides, args.runs, "sequences", args.batch)
-        finally:
-            worker.kill()
+    request = {"shape": shape, "prompts": prompts, "new": args.new}
+    with Worker(args.python, "tunix_sampler.py", request) as worker:
+        worker.ask()  # compiles
+        sides = {"ours": lambda: run_ours(engine), "tunix": lambda: worker.ask()["tokens"]}
+        alternate(sides, args.runs, "sampled", sequences=args.batch)
 
 
 def _ours(args) -> tuple[int, ...]:

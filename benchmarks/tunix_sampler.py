@@ -3,7 +3,7 @@
     python benchmarks/tunix_sampler.py REQUEST.json
 
 REQUEST holds the shape, the prompts as token ids and the number of new tokens. For each line
-read, one call of the sampler over all prompts, and a line "tokens N" with how many it sampled.
+read, one call of the sampler over all prompts, and an answer with the "tokens" it sampled.
 """
 
 import json
@@ -37,11 +37,9 @@ class Numbers:
         return 0
 
 
-def main(path):
-    with open(path) as file:
-        request = json.load(file)
-    shape, prompts, new = request["shape"], request["prompts"], request["new"]
-    config = qwen2.ModelConfig(
+def model_config(shape):
+    """Tunix's settings of a decoder of our shape."""
+    return qwen2.ModelConfig(
         num_layers=shape["layers"],
         vocab_size=shape["vocab_size"],
         embed_dim=shape["width"],
@@ -55,6 +53,18 @@ def main(path):
         dtype=jnp.float32,
         param_dtype=jnp.float32,
     )
+
+
+def answer(**values):
+    """Tells the other side."""
+    print("answer", json.dumps(values), flush=True)
+
+
+def main(path):
+    with open(path) as file:
+        request = json.load(file)
+    prompts, new = request["prompts"], request["new"]
+    config = model_config(request["shape"])
     cache = sampler_lib.CacheConfig(
         cache_size=len(prompts[0]) + new,
         num_layers=config.num_layers,
@@ -73,7 +83,8 @@ def main(path):
             top_p=1.0,
             seed=seed,
         )
-        print("tokens", sum(len(ids) for ids in out.tokens), flush=True)
+        answer(tokens=sum(len(ids) for ids in out.tokens))
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])
