@@ -30,8 +30,6 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 from rollout import QWEN2_SMALL, any_tokenizer
@@ -44,6 +42,7 @@ from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.micro_batches import plan_micro_batches
 from sr1_jax.rl.settings import default_config
+from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import make_mesh
 
 GROUP = 4  # samples a question
@@ -95,6 +94,19 @@ def make_batch(args, vocab_size: int) -> tuple[Batch, np.ndarray]:
     ), length_B
 
 
+def sampled_logp(policy: Decoder, batch: Batch, rows: int) -> np.ndarray:
+    """What the sampler would have stored with the batch, `rows` at a time."""
+    graph, params = nnx.split(policy)
+    length = batch.ids_BT.shape[1]
+
+    @jax.jit
+    def compute(params, ids_RT, mask_RT):
+        return token_logp(nnx.merge(graph, params), ids_RT, mask_RT, most=length)[0]
+
+    parts = np.split(np.arange(len(batch.ids_BT)), len(batch.ids_BT) // rows)
+    return np.concatenate([compute(params, batch.ids_BT[R], batch.mask_BT[R]) for R in parts])
+
+
 class Ours:
     """Our learner and its state.
 
@@ -109,9 +121,10 @@ class Ours:
             **vars(QWEN2_SMALL) | ({"layers": args.layers} if args.layers else {})
         )
         self.policy = shaken(Decoder(shape, rngs=nnx.Rngs(0)), 0, 0.02)
-        self.reference = shaken(self.policy, 1, 0.02)
+        self.reference = shaken(self.policy, 1, 0.003)
         self.critic = shaken(ValueModel(shape, rngs=nnx.Rngs(2)), 2, 0.02)
-        self.batch, length_B = make_batch(args, shape.vocab_size)
+        batch, length_B = make_batch(args, shape.vocab_size)
+        self.batch = batch._replace(logp_BT=sampled_logp(self.policy, batch, args.micro_batch))
         self.tokens = int(length_B.sum())
         longest = self.batch.mask_BT.shape[1]
         self.config = default_config()

@@ -22,6 +22,7 @@ import optax
 from flax import nnx
 from tunix.models.qwen2 import params as qwen2_params
 from tunix.rl import function_registry, rl_cluster
+from tunix.rl import utils as rl_utils
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 from tunix_sampler import Numbers, answer, model_config
@@ -34,11 +35,10 @@ def make_cluster(request):
     """Actor and reference on one device; nothing is ever sampled."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
     config = model_config(request["shape"])
-    with mesh:
-        actor, reference = (
-            qwen2_params.create_model_from_safe_tensors(request[role], config, mesh, jnp.float32)
-            for role in ("policy", "reference")
-        )
+    actor, reference = (
+        qwen2_params.create_model_from_safe_tensors(request[role], config, mesh, jnp.float32)
+        for role in ("policy", "reference")
+    )
     prompt, completion = len(request["prompts"][0]), len(request["completions"][0])
     roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT)
     return rl_cluster.RLCluster(
@@ -106,7 +106,7 @@ class Side:
             old_per_token_logps=None,  # with one iteration they are those of the update
         )
         return [
-            jax.tree.map(lambda x: x[start : start + size], example)
+            rl_utils.get_batch_slice(example, slice(start, start + size))
             for start in range(0, len(prompt), size)
         ]
 
