@@ -77,6 +77,7 @@ class Side:
             beta=request["kl_coefficient"],
             epsilon=request["clip"],
             kl_loss_mode="low_var_kl",
+            kl_clamp_value=10.0,  # as in ours
             loss_agg_mode="token-mean",
         )
         # It gives the trainer its loss.
