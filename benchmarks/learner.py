@@ -22,6 +22,7 @@ tokens are those that are not padding.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
@@ -117,9 +118,9 @@ class Ours:
     """
 
     def __init__(self, args, algorithm: str, **settings):
-        shape = DecoderConfig(
-            **vars(QWEN2_SMALL) | ({"layers": args.layers} if args.layers else {})
-        )
+        layers = args.layers or QWEN2_SMALL.layers
+        # Laid out one after the other, as in small policies of training runs, and as in Tunix.
+        shape = dataclasses.replace(QWEN2_SMALL, layers=layers, unroll=layers)
         self.policy = shaken(Decoder(shape, rngs=nnx.Rngs(0)), 0, 0.02)
         self.reference = shaken(self.policy, 1, 0.003)
         self.critic = shaken(ValueModel(shape, rngs=nnx.Rngs(2)), 2, 0.02)
