@@ -91,7 +91,8 @@ class SearchPool:
         """Starts what can be started and returns the answers that have come in.
 
         Args:
-            wait: most seconds to wait for the first answer.
+            wait: most seconds to wait for the first answer; nothing is waited for if nothing was
+                asked.
 
         Raises:
             RuntimeError: the retriever failed as often as the settings allow.
@@ -99,8 +100,10 @@ class SearchPool:
         until = time.monotonic() + wait
         while True:
             self._start()
+            if not self.pending:
+                return []
             found = self._collect(until)
-            if found or time.monotonic() >= until or not self.pending:
+            if found or time.monotonic() >= until:
                 return found
 
     def close(self) -> None:

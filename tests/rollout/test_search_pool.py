@@ -83,6 +83,13 @@ def test_no_more_threads_than_allowed():
     assert most == 3
 
 
+def test_poll_waits_for_nothing_that_was_not_asked():
+    pool = make_pool(echo)
+    began = time.monotonic()
+    assert pool.poll(30.0) == []
+    assert time.monotonic() - began < 10
+
+
 def test_poll_does_not_wait_unless_told():
     release = threading.Event()
     pool = make_pool(lambda q: release.wait(10) and echo(q))
