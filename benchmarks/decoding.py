@@ -77,10 +77,11 @@ def sampling_sides(args) -> dict[str, Callable]:
         logp_SV = jax.nn.log_softmax(logits_SV, axis=-1)
         return token_S, jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)
 
+    columns = logits.T.copy()
     ours = jax.jit(lambda x, keys: sample(x, keys, temperature=1.0, top_k=0, top_p=1.0))
     return {
         "jax.random.categorical": lambda: gumbel(logits, keys),
-        "inverse of the cumulative distribution": lambda: ours(logits, keys),
+        "inverse of the cumulative distribution": lambda: ours(columns, keys),
     }
 
 

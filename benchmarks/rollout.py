@@ -121,8 +121,9 @@ def workload(args, vocab_size: int):
 
 
 def scripted_engine(
-    args, config: DecoderConfig, *, slots: int, buckets: tuple[int, ...], retriever=None
-) -> ScriptedEngine:
+    args, config: DecoderConfig, *, slots: int, buckets: tuple[int, ...], retriever=None,
+    decode_sizes: int = 0,
+) -> ScriptedEngine:  # fmt: skip
     prompts, scripts, observation = workload(args, config.vocab_size)
     longest = max(
         len(prompt) + sum(script) + (len(script) - 1) * len(observation)
@@ -135,6 +136,7 @@ def scripted_engine(
         max_context_tokens=longest + 1,
         max_segment_tokens=max(map(max, scripts)),
         decode_steps=args.decode_steps,
+        decode_sizes=decode_sizes,
         extend_buckets=buckets,
         template="compact_search",
     )
@@ -249,8 +251,10 @@ def turns(args) -> None:
     config = _shape(SMOLLM2, args)
     # Each side has buckets that suit what it prefills: questions and observations, or contexts.
     engine = scripted_engine(args, config, slots=args.slots, buckets=_ours(args))
-    # The others have the whole batch in one piece.
-    whole = scripted_engine(args, config, slots=args.episodes, buckets=(32, 64, 128, 256))
+    # The others have the whole batch in one piece, and decode it to its slowest member.
+    whole = scripted_engine(
+        args, config, slots=args.episodes, buckets=(32, 64, 128, 256), decode_sizes=1
+    )
     sides = {
         "ours": lambda: run_ours(engine),
         "barrier, whole contexts again": lambda: run_barrier(whole),

@@ -119,9 +119,11 @@ def attend_with_one_query(
     q = jnp.broadcast_to(scaled_BKGE[:, :, None], (batch, kv_heads, blocks, group, size))
     scores_BKNGC = jnp.matmul(q, k_BKNEC, preferred_element_type=jnp.float32)
     visible_BX = jnp.arange(blocks * block)[None] <= position_B[:, None]
-    visible = visible_BX.reshape(batch, 1, blocks, 1, block)
-    # A finite number: a row that sees nothing is idle, and must not turn into NaN.
-    scores_BKNGC = jnp.where(visible, scores_BKNGC, -1e30)
+    # Added, not selected: XLA's CPU backend makes one loop of the product and what is added to it,
+    # and all layers add the same. A finite number, since a row that sees nothing is idle, and must
+    # not turn into NaN.
+    hidden_BX = jnp.where(visible_BX, 0.0, -1e30)
+    scores_BKNGC += hidden_BX.reshape(batch, 1, blocks, 1, block)
     weights_BKNGC = jnp.exp(scores_BKNGC - scores_BKNGC.max(axis=(2, 4), keepdims=True))
     sums_BKG1 = weights_BKNGC.sum(axis=(2, 4))[..., None]
     values = v_BKXE.reshape(batch, kv_heads, blocks, block, size)
@@ -137,14 +139,13 @@ def attend_over_cache(
     v_SKXE: Float[Array, "S K X E"],
     rows_B: Int[Array, " B"],
     positions_BT: Int[Array, "B T"],
-    *,
-    chunk: int = 128,
 ) -> Float[Array, "B K G T E"]:
     """Attention of many new tokens over the caches of some slots, which hold them already.
 
     Goes over the cache in chunks, with a running maximum and sum of the softmax (Milakov and
-    Gimelshein 2018), as far as any row has got: neither a copy of the rows nor all of the scores
-    ever exists.
+    Gimelshein 2018): neither a copy of the rows nor all of the scores ever exists. A CPU takes one
+    row after the other, each as far as it has got; others take all rows at once, as far as any has
+    got.
 
     Args:
         q_BKGTE: queries, any float dtype.
@@ -152,11 +153,35 @@ def attend_over_cache(
         rows_B: slot of each row.
         positions_BT: of the queries; those outside the cache are padding, and their result is
             of no use.
-        chunk: positions at a time, at least C.
 
     Returns:
         Weighted values in the dtype of the queries.
     """
+    mesh = current_mesh()
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if platform != "cpu":
+        return attend_in_chunks(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, chunk=128)
+    # About as many keys as queries: a CPU's fastest products.
+    chunk = 256 if q_BKGTE.shape[3] > 128 else 128
+
+    def one_row(row):
+        q_KGTE, slot, positions_T = row
+        arrays = q_KGTE[None], k_SKNEC, v_SKXE, slot[None], positions_T[None]
+        return attend_in_chunks(*arrays, chunk=chunk)[0]
+
+    return jax.lax.map(one_row, (q_BKGTE, rows_B, positions_BT))
+
+
+def attend_in_chunks(
+    q_BKGTE: Float[Array, "B K G T E"],
+    k_SKNEC: Float[Array, "S K N E C"],
+    v_SKXE: Float[Array, "S K X E"],
+    rows_B: Int[Array, " B"],
+    positions_BT: Int[Array, "B T"],
+    *,
+    chunk: int,
+) -> Float[Array, "B K G T E"]:
+    """`attend_over_cache` for all rows at once, `chunk` positions at a time (at least C)."""
     batch, kv_heads, group, length, size = q_BKGTE.shape
     block, positions = k_SKNEC.shape[-1], v_SKXE.shape[2]
     blocks = max(1, chunk // block)

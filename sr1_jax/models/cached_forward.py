@@ -78,11 +78,11 @@ def forward_cached(
 
 def next_token_logits(
     config: DecoderConfig, params: ServingParams, hidden_DB: Float[Array, "D B"]
-) -> Float[Array, "B V"]:
+) -> Float[Array, "V B"]:
     """float32 logits from hidden states before the final norm."""
     hidden_DB = _normalised(hidden_DB, params.norm_D, config.norm_eps)
     weight_VD = params.embed_VD if params.head_VD is None else params.head_VD
-    return _product(weight_VD, hidden_DB).T.astype(jnp.float32)
+    return _product(weight_VD, hidden_DB).astype(jnp.float32)
 
 
 def _project(config: DecoderConfig, layer: ServingLayer, x_DN, cos_E2N, sin_E2N):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -22,6 +22,19 @@ from sr1_jax.rollout.lockstep import SlotLayout
 def fork_lengths(positions: int) -> list[int]:
     """How many positions a call of `programs.fork` copies: a quarter of the cache, or all."""
     return sorted({-(-positions // 4), positions})
+
+
+class Dispatched(NamedTuple):
+    """A decode call that may still run.
+
+    Attributes:
+        decoded: what it does to its rows.
+        slot_of: the slot of each row; None: row r is slot r. Rows of padding name a slot past the
+            last.
+    """
+
+    decoded: programs.Decoded
+    slot_of: np.ndarray | None
 
 
 class DeviceSlots:
@@ -92,7 +105,8 @@ class DeviceSlots:
         if not rows:
             return
         began = time.perf_counter()
-        source_PR, target_PR = self._rows(rows)
+        target_PR = self._padding(self._layout.rows(rows))
+        source_PR = np.zeros_like(target_PR)
         for index, (source, target, length) in self._numbered(copies, key=1):
             source_PR[index] = source % self._layout.per_part
             target_PR[index] = target % self._layout.per_part
@@ -127,7 +141,8 @@ class DeviceSlots:
         self._account("extend_seconds", began)
 
     def _extend_once(self, ids_of: Mapping[int, Sequence[int]], rows: int, columns: int) -> None:
-        _, rows_PR = self._rows(rows)
+        calls = self._layout.calls(rows)
+        rows_PR = self._padding(sum(calls))
         ids_PRC = np.zeros((*rows_PR.shape, columns), np.int32)
         positions_PRC = np.full(ids_PRC.shape, self._positions, np.int32)
         for index, (slot, ids) in self._numbered(ids_of.items(), key=0):
@@ -139,26 +154,51 @@ class DeviceSlots:
             self.length_S[slot] = end
             self._stats["prefilled_tokens"] += len(ids)
         self._stats["extend_positions"] += ids_PRC.size
-        arrays = (rows_PR.ravel(), *(x.reshape(-1, columns) for x in (ids_PRC, positions_PRC)))
-        self._cache = programs.extend(
-            self._params,
-            self._cache,
-            *self._layout.place(arrays),
-            decoder=self._decoder,
-            mesh=self._mesh,
-        )
+        for end, size in zip(np.cumsum(calls), calls):
+            part = slice(end - size, end)
+            ids_RC, positions_RC = (
+                x[:, part].reshape(-1, columns) for x in (ids_PRC, positions_PRC)
+            )
+            self._cache = programs.extend(
+                self._params,
+                self._cache,
+                *self._layout.place((rows_PR[:, part].ravel(), ids_RC, positions_RC)),
+                decoder=self._decoder,
+                mesh=self._mesh,
+            )
 
-    def decode(self, left_S: np.ndarray, least_running: int) -> programs.Decoded:
+    def decode(self, left_S: np.ndarray, least_running: int) -> Dispatched:
         """Dispatches one call of the decode program; `read` fetches what it did."""
-        config = self._config
+        running, counts = np.flatnonzero(left_S), self._layout.decode_counts
+        most = self._most_in_a_part(running)
+        if len(counts) > 1:
+            (most,) = self._layout.most([most])
+        count = next(count for count in counts if count >= most)
+        return self._decode_rows(running, count, left_S, least_running)
+
+    def _decode_rows(
+        self, running: Sequence[int], count: int, left_S: np.ndarray, least_running: int
+    ) -> Dispatched:
+        """Decodes `count` rows of each part, those of the slots `running` among them."""
+        config, layout = self._config, self._layout
         slots = programs.Slots(
             self.pending_S, self.length_S, self.state_S, left_S.astype(np.int32), self.stream_S2
         )
+        rows_R = slot_of = None
+        if count < layout.per_part:
+            slot_of_PR = np.full((layout.parts, count), layout.slots)
+            for index, (slot,) in self._numbered(((slot,) for slot in running), key=0):
+                slot_of_PR[index] = slot
+            slot_of = slot_of_PR.ravel()
+            padding = slot_of == layout.slots
+            rows_R = np.where(padding, layout.per_part, slot_of % layout.per_part).astype(np.int32)
+            slots = jax.tree.map(lambda x: x[np.where(padding, 0, slot_of)], slots)
+            slots = slots._replace(left_S=np.where(padding, 0, slots.left_S).astype(np.int32))
         self._cache, decoded = programs.decode(
             self._params,
             self._cache,
             # Copies: the host goes on writing to its own.
-            self._layout.place(jax.tree.map(np.copy, slots)),
+            *layout.place((rows_R, jax.tree.map(np.copy, slots))),
             np.int32(least_running),
             self._next_state,
             self._seed_key,
@@ -170,11 +210,14 @@ class DeviceSlots:
             top_p=float(config.top_p),
             first_final=self._first_final,
         )
-        return decoded
+        return Dispatched(decoded, slot_of)
 
-    def read(self, decoded: programs.Decoded) -> programs.Decoded:
-        """Waits for a decode call and brings the slots up to date; returns NumPy arrays."""
-        decoded = programs.Decoded(*self._layout.read(tuple(decoded)))
+    def read(self, dispatched: Dispatched) -> programs.Decoded:
+        """Waits for a decode call and brings the slots up to date; returns NumPy arrays, a row a
+        slot."""
+        decoded = programs.Decoded(*self._layout.read(tuple(dispatched.decoded)))
+        if dispatched.slot_of is not None:
+            decoded = self._in_slots(decoded, dispatched.slot_of)
         self.state_S = np.array(decoded.state_S)
         for slot in np.flatnonzero(decoded.count_S):
             tokens_N = decoded.tokens_SN[slot, : decoded.count_S[slot]]
@@ -185,20 +228,39 @@ class DeviceSlots:
             self.pending_S[slot] = tokens_N[-1]
         return decoded
 
+    def _in_slots(self, decoded: programs.Decoded, slot_of: np.ndarray) -> programs.Decoded:
+        """What was decoded for some slots, with rows for all; nothing is new in the others."""
+        inside = slot_of < self._layout.slots
+
+        def spread(rows, start):
+            start[slot_of[inside]] = rows[inside]
+            return start
+
+        slots, steps = self._layout.slots, decoded.tokens_SN.shape[1]
+        return programs.Decoded(
+            spread(decoded.tokens_SN, np.zeros((slots, steps), np.int32)),
+            spread(decoded.logp_SN, np.zeros((slots, steps), np.float32)),
+            spread(decoded.count_S, np.zeros(slots, np.int32)),
+            spread(decoded.state_S, self.state_S.copy()),
+            decoded.steps_P,
+        )
+
     def warm_up(self) -> None:
         """Calls every program in every shape, to no effect: all rows are padding, all slots
         idle."""
         for rows in self._layout.row_counts:
             for length in fork_lengths(self._positions):
-                self._fork_rows(*self._rows(rows), length)
+                target_PR = self._padding(rows)
+                self._fork_rows(np.zeros_like(target_PR), target_PR, length)
             for columns in self._config.extend_buckets:
                 self._extend_once({}, rows, columns)
-        self.read(self.decode(np.zeros(self._layout.slots), 0))
+        idle_S = np.zeros(self._layout.slots)
+        for count in self._layout.decode_counts:
+            self.read(self._decode_rows([], count, idle_S, 0))
 
-    def _rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Two [parts, rows] arrays with at least `count` rows: zeros, and rows of padding."""
-        shape = (self._layout.parts, self._layout.rows(count))
-        return np.zeros(shape, np.int32), np.full(shape, self._layout.per_part, np.int32)
+    def _padding(self, rows: int) -> np.ndarray:
+        """int32 [parts, rows], all of them rows of padding."""
+        return np.full((self._layout.parts, rows), self._layout.per_part, np.int32)
 
     def _most_in_a_part(self, slots: Iterable[int]) -> int:
         parts = self._layout.part_of[list(slots)]

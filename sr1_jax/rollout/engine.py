@@ -72,7 +72,7 @@ class Engine:
         check_config(config)
         self._config = config
         self._mesh = make_mesh(1, 1, 1, jax.local_devices()[:1]) if mesh is None else mesh
-        self._layout = SlotLayout(self._mesh, config.slots)
+        self._layout = SlotLayout(self._mesh, config.slots, config.decode_sizes)
         self._decoder = model.config
         self._model_graph, self._params = nnx.split(model)
         self._tokenizer = tokenizer

@@ -92,7 +92,7 @@ def rollout_programs(
         Program(
             f"decode {config.slots}",
             programs.decode.for_mesh(mesh),
-            (served, cache, slots, least_running, next_state, key),
+            (served, cache, None, slots, least_running, next_state, key),
             static
             | sampling
             | {

@@ -27,12 +27,23 @@ def row_counts(per_part: int) -> list[int]:
     return sorted(set(counts))
 
 
+def decode_counts(per_part: int, sizes: int, mesh: Mesh) -> list[int]:
+    """Rows of a part that the decode program comes in for `rollout.decode_sizes`; increasing.
+
+    A CPU computes idle rows like others; a TPU takes as long for few rows as for many.
+    """
+    if sizes == 0:
+        sizes = 2 if mesh.devices.flat[0].platform == "cpu" and per_part >= 8 else 1
+    return sorted({per_part, -(-per_part // 4)}) if sizes == 2 else [per_part]
+
+
 class SlotLayout:
     """Where slots are.
 
     Args:
         mesh: of `sharding.make_mesh`.
         slots: of all processes together.
+        decode_sizes: see `rollout.default_config`.
 
     Attributes:
         parts: parts of the slots, one for each place on the batch axes, that this process holds.
@@ -40,12 +51,13 @@ class SlotLayout:
         slots: slots that this process holds.
         part_of: part of each of them.
         row_counts: sizes that programs over some rows of each part come in.
+        decode_counts: sizes that the decode program comes in.
 
     Raises:
         ValueError: slots do not divide over the parts, or a part spans two processes.
     """
 
-    def __init__(self, mesh: Mesh, slots: int):
+    def __init__(self, mesh: Mesh, slots: int, decode_sizes: int = 1):
         batch = [mesh.shape[axis] for axis in RULES["batch"]]
         devices = mesh.devices.reshape(int(np.prod(batch)), -1)
         self.per_part, rest = divmod(slots, len(devices))
@@ -62,6 +74,7 @@ class SlotLayout:
             )
         # Of how many rows the programs of a part may be: few, and with little padding.
         self.row_counts = row_counts(self.per_part)
+        self.decode_counts = decode_counts(self.per_part, decode_sizes, mesh)
         self._sharding = named(mesh, "batch")
         self._alone = len(set().union(*owners)) == 1
         self.parts = sum(owner == {jax.process_index()} for owner in owners)
@@ -71,6 +84,16 @@ class SlotLayout:
     def rows(self, count: int) -> int:
         """The smallest of `row_counts` that holds `count` rows."""
         return next(rows for rows in self.row_counts if rows >= count)
+
+    def calls(self, count: int) -> list[int]:
+        """Sizes of the calls that run a program over `count` rows of each part: one, or several
+        of them, largest first, where that computes fewer rows by an eighth or more."""
+        whole = self.rows(count)
+        if whole == self.row_counts[0]:
+            return [whole]
+        smaller = self.row_counts[self.row_counts.index(whole) - 1]
+        pieces = [smaller, *self.calls(count - smaller)]
+        return pieces if 8 * sum(pieces) <= 7 * whole else [whole]
 
     def place(self, tree: Any) -> Any:
         """Arrays of this process's parts as global ones, split along the first axis."""

@@ -176,6 +176,7 @@ def fork(
 def decode(
     params: ServingParams,
     cache: KVCache,
+    rows_R: jax.Array | None,
     slots: Slots,
     least_running: jax.Array,
     next_state: jax.Array,
@@ -198,7 +199,9 @@ def decode(
     Args:
         params: of the policy.
         cache: donated.
-        slots: see `Slots`.
+        rows_R: the slot of each row, within its part, where few slots run; a row of padding names
+            a slot past the last, and is idle. None: row r is slot r.
+        slots: see `Slots`, S = R.
         least_running: int32 scalar.
         next_state: int32 [states, V], the tag automaton.
         seed_key: random key of run and step.
@@ -210,7 +213,7 @@ def decode(
     """
     cache_end = cache.positions
 
-    def part(params, cache, slots, least_running, next_state, seed_key):
+    def part(params, cache, rows_R, slots, least_running, next_state, seed_key):
         shape_SN = (slots.pending_S.shape[0], steps)
 
         def running(slots: Slots):
@@ -227,12 +230,12 @@ def decode(
             run_S = running(slots)
             position_S = jnp.where(run_S, slots.length_S, cache_end)
             hidden_DS1, cache = forward_cached(
-                decoder, params, slots.pending_S[:, None], position_S[:, None], cache
+                decoder, params, slots.pending_S[:, None], position_S[:, None], cache, rows_R
             )
-            logits_SV = next_token_logits(decoder, params, hidden_DS1[..., 0])
+            logits_VS = next_token_logits(decoder, params, hidden_DS1[..., 0])
             keys_S = slot_keys(seed_key, slots.stream_S2, slots.length_S + 1)
             token_S, logp_S = sample(
-                logits_SV, keys_S, temperature=temperature, top_k=top_k, top_p=top_p
+                logits_VS, keys_S, temperature=temperature, top_k=top_k, top_p=top_p
             )
             advance_S = run_S.astype(jnp.int32)
             slots = slots._replace(
@@ -255,8 +258,8 @@ def decode(
             tokens_SN, logp_SN, count_S, after.state_S, jnp.asarray(count, jnp.int32)[None]
         )
 
-    run = _by_part(part, mesh, False, True, True, False, False, False)
-    return run(params, cache, slots, least_running, next_state, seed_key)
+    run = _by_part(part, mesh, False, True, True, True, False, False, False)
+    return run(params, cache, rows_R, slots, least_running, next_state, seed_key)
 
 
 def compilations() -> int:

@@ -43,7 +43,7 @@ def truncate_logits(
 
 
 def sample(
-    logits_SV: Float[Array, "S V"],
+    logits_VS: Float[Array, "V S"],
     keys_S: Key[Array, " S"],
     *,
     temperature: float,
@@ -53,7 +53,7 @@ def sample(
     """Next tokens and their behaviour log-probabilities.
 
     Args:
-        logits_SV: float32.
+        logits_VS: float32; in columns, as products with the weights leave them.
         keys_S: one random key a slot.
         temperature: 0 takes the most likely token.
         top_k: 0 for all tokens.
@@ -65,13 +65,13 @@ def sample(
         of the model at temperature 1.
     """
     if temperature == 0:
-        token_S = jnp.argmax(logits_SV, axis=-1)
-        logp_SV = jax.nn.log_softmax(logits_SV, axis=-1)
-        logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0]
+        token_S = jnp.argmax(logits_VS, axis=0)
+        logp_VS = jax.nn.log_softmax(logits_VS, axis=0)
+        logp_S = jnp.take_along_axis(logp_VS, token_S[None], axis=0)[0]
         return token_S.astype(jnp.int32), logp_S
-    logits_SV = truncate_logits(logits_SV / temperature, top_k=top_k, top_p=top_p)
-    logits_SV -= jnp.max(logits_SV, axis=-1, keepdims=True)
-    return _draw(jnp.exp(logits_SV), keys_S)
+    logits_VS = truncate_logits((logits_VS / temperature).T, top_k=top_k, top_p=top_p).T
+    weights_VS = jnp.exp(logits_VS - jnp.max(logits_VS, axis=0, keepdims=True))
+    return _draw(weights_VS.T, keys_S)
 
 
 def _draw(

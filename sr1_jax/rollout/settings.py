@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import ml_collections
 
 from sr1_jax.models.serving import WEIGHTS
@@ -23,6 +25,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.template = "search"  # a shipped prompt template, or the path of one
     config.chat = False  # True: the prompt as a user's message in the model's chat template
     config.decode_steps = 32  # tokens a slot in one call of the decode program
+    config.decode_sizes = 0  # 1: all slots decode; 2: or a quarter of them; 0: 2 on CPUs, else 1
     config.extend_buckets = (64, 256, 1024)  # lengths an extend call is padded to
     config.reward_metric = "em"  # em, f1 or substring
     config.format_weight = 0.0  # weight of the format reward (arXiv 2505.15117)
@@ -68,13 +71,14 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"{config.retriever_timeout_seconds}."
         )
     choices = {
+        "decode_sizes": (0, 1, 2),
         "retriever_failure": ("raise", "empty"),
         "long_prompts": ("raise", "skip"),
         "weights": WEIGHTS,
     }
     for key, allowed in choices.items():
         if config[key] not in allowed:
-            quoted = " or ".join(f'"{choice}"' for choice in allowed)
+            quoted = " or ".join(json.dumps(choice) for choice in allowed)
             raise ValueError(f"rollout.{key} must be {quoted}, not {config[key]!r}.")
     # Refuses unknown metrics and weights outside [0, 1].
     outcome_reward(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from sr1_jax.models import Decoder, DecoderConfig, ValueModel, parameter_count
 from sr1_jax.models.attention import (
     apply_rope,
+    attend_in_chunks,
     attend_over_cache,
     attend_with_one_query,
     attention,
@@ -88,7 +90,7 @@ def _in_blocks(k_SXKE, v_SXKE, block):
     return jnp.asarray(k_SNCKE.transpose(0, 3, 1, 4, 2)), jnp.asarray(v_SXKE.swapaxes(1, 2))
 
 
-@pytest.mark.parametrize("chunk", [3, 6, 256])
+@pytest.mark.parametrize("chunk", [None, 3, 6, 256])
 def test_attention_over_a_cache_equals_numpy_loop(chunk):
     """Queries anywhere in the caches of some slots, in any order."""
     rng = np.random.default_rng(0)
@@ -97,9 +99,8 @@ def test_attention_over_a_cache_equals_numpy_loop(chunk):
     positions, rows = np.array([[0, 1, 2, 3, 4], [7, 3, 0, 6, 5]]), np.array([3, 1])
     mask = np.arange(9) <= positions[..., None]
     q_BKGTE = q.reshape(2, 5, 2, 2, 6).transpose(0, 2, 3, 1, 4)
-    out = attend_over_cache(
-        q_BKGTE, *_in_blocks(k, v, 3), jnp.asarray(rows), jnp.asarray(positions), chunk=chunk
-    )
+    attend = functools.partial(attend_in_chunks, chunk=chunk) if chunk else attend_over_cache
+    out = attend(q_BKGTE, *_in_blocks(k, v, 3), jnp.asarray(rows), jnp.asarray(positions))
     out = np.asarray(out).transpose(0, 3, 1, 2, 4).reshape(q.shape)
     np.testing.assert_allclose(out, _numpy_attention(q, k[rows], v[rows], mask), atol=1e-5)
 

@@ -177,7 +177,7 @@ def test_padding_and_cache(transformers, backend, tmp_path, family, rope):
     @jax.jit
     def piece(cache, ids, positions):
         hidden_DBT, cache = forward_cached(config, params, ids, positions, cache)
-        return next_token_logits(config, params, hidden_DBT.reshape(config.width, -1)), cache
+        return next_token_logits(config, params, hidden_DBT.reshape(config.width, -1)).T, cache
 
     cached = np.zeros((3, longest, 311), np.float32)
     pieces = [(0, 50), (50, 51), (51, 52), (52, 300), *((i, i + 1) for i in range(300, 310)),

@@ -60,7 +60,7 @@ def extend(model, params, cache, ids, positions, rows=None):
     def run(params, cache, ids, positions, rows):
         hidden_DBT, cache = forward_cached(config, params, ids, positions, cache, rows)
         flat = hidden_DBT.reshape(hidden_DBT.shape[0], -1)
-        return next_token_logits(config, params, flat).reshape(*ids.shape, -1), cache
+        return next_token_logits(config, params, flat).T.reshape(*ids.shape, -1), cache
 
     rows = None if rows is None else jnp.array(rows)
     logits, cache = run(params, cache, jnp.array(ids), jnp.array(positions), rows)

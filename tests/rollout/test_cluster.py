@@ -1,12 +1,13 @@
 """Two processes with a retriever each roll out in lockstep, and give what one process gives."""
 
+import jax
 import numpy as np
 import pytest
 
 from sr1_jax.data.questions import as_question
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout.engine import as_metrics
-from sr1_jax.rollout.lockstep import SlotLayout
+from sr1_jax.rollout.lockstep import SlotLayout, decode_counts
 from sr1_jax.rollout.split_engine import in_order, share_of, total_stats
 from sr1_jax.sharding import make_mesh
 
@@ -88,6 +89,20 @@ def test_layout_of_slots():
     assert {s.data.shape for s in placed.addressable_shards} == {(3, 2)}
     np.testing.assert_array_equal(layout.read((placed,))[0], x_S)
     assert layout.most([3, 1]).tolist() == layout.total([3, 1]).tolist() == [3, 1]
+
+
+def test_sizes_of_calls():
+    one_device = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    layout = SlotLayout(one_device, 32)
+    assert layout.row_counts == [2, 4, 8, 16, 32]
+    calls = {n: layout.calls(n) for n in (1, 2, 3, 4, 5, 6, 7, 9, 13, 17, 25, 29, 32)}
+    assert calls == {
+        1: [2], 2: [2], 3: [4], 4: [4], 5: [4, 2], 6: [4, 2], 7: [8], 9: [8, 2], 13: [8, 4, 2],
+        17: [16, 2], 25: [16, 8, 2], 29: [32], 32: [32],
+    }  # fmt: skip
+    # A CPU has a smaller decode program too, unless slots are few or it is told not to.
+    for per_part, sizes, want in [(32, 0, [8, 32]), (7, 0, [7]), (7, 2, [2, 7]), (32, 1, [32])]:
+        assert decode_counts(per_part, sizes, one_device) == want
 
 
 def test_slots_that_do_not_divide():

@@ -13,7 +13,7 @@ from flax import nnx
 from sr1_jax.protocol.observations import CORRECTION, render_observation
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rewards import exact_match
-from sr1_jax.rollout import Engine
+from sr1_jax.rollout import Engine, programs
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
 
@@ -156,6 +156,26 @@ def test_slots_and_order_do_not_matter(base_run, make_engine, questions, assert_
     # Nor does who else is there.
     alone = engine.run(questions[5:6], seed=1)
     assert_same(alone, [t for t in base_run if (t.question_id, t.sample) == ("q5", 0)])
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_few_rows_decode_what_all_would(
+    base_run, tiny_decoder, small_tokenizer, fake_retriever, make_config, questions, assert_same,
+    monkeypatch, mesh,
+):  # fmt: skip
+    rows = []
+    decode = programs.decode
+
+    def spy(params, cache, rows_R, *arguments, **settings):
+        rows.append(None if rows_R is None else len(rows_R))
+        return decode(params, cache, rows_R, *arguments, **settings)
+
+    monkeypatch.setattr(programs, "decode", spy)
+    config = make_config(slots=16, decode_sizes=2)
+    mesh = make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
+    engine = Engine(tiny_decoder, small_tokenizer, fake_retriever(), config, mesh=mesh)
+    assert_same(engine.run(questions, seed=1, samples=3), base_run)
+    assert set(rows) == {None, 4}
 
 
 def test_number_of_devices_does_not_matter(

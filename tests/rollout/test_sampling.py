@@ -65,8 +65,8 @@ LOGITS = np.array([1.5, 0.2, -0.4, 0.9, -2.0, 0.5], np.float32)
 def test_frequencies_and_log_probabilities(temperature, top_k, top_p):
     draws = 20_000
     keys = jax.random.split(jax.random.key(0), draws)
-    logits_SV = jnp.broadcast_to(jnp.asarray(LOGITS), (draws, len(LOGITS)))
-    token, logp = sample(logits_SV, keys, temperature=temperature, top_k=top_k, top_p=top_p)
+    logits_VS = jnp.broadcast_to(LOGITS[:, None], (len(LOGITS), draws))
+    token, logp = sample(logits_VS, keys, temperature=temperature, top_k=top_k, top_p=top_p)
     token, logp = np.asarray(token), np.asarray(logp)
     assert token.dtype == np.int32 and logp.dtype == np.float32
 
@@ -89,8 +89,8 @@ def test_frequencies_in_a_large_vocabulary():
     logits_V[rng.random(vocabulary) < 0.3] = -np.inf
     logits_V[256:512] -= 3.0
     keys = jax.random.split(jax.random.key(1), draws)
-    logits_SV = jnp.broadcast_to(jnp.asarray(logits_V), (draws, vocabulary))
-    token, logp = sample(logits_SV, keys, temperature=1.0, top_k=0, top_p=1.0)
+    logits_VS = jnp.broadcast_to(logits_V[:, None], (vocabulary, draws))
+    token, logp = sample(logits_VS, keys, temperature=1.0, top_k=0, top_p=1.0)
     want_V = log_softmax(logits_V.astype(np.float64))
     np.testing.assert_allclose(logp, want_V[np.asarray(token)], atol=1e-5)
     count_V = np.bincount(token, minlength=vocabulary)
@@ -119,7 +119,7 @@ def test_greedy_takes_the_most_likely_at_the_model_s_own_probability():
     rng = np.random.default_rng(0)
     logits_SV = rng.normal(size=(8, 11)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 8)
-    token, logp = sample(jnp.asarray(logits_SV), keys, temperature=0, top_k=2, top_p=0.5)
+    token, logp = sample(jnp.asarray(logits_SV.T), keys, temperature=0, top_k=2, top_p=0.5)
     np.testing.assert_array_equal(token, logits_SV.argmax(axis=1))
     want = [log_softmax(row.astype(np.float64)).max() for row in logits_SV]
     np.testing.assert_allclose(logp, want, atol=1e-5)
@@ -128,7 +128,7 @@ def test_greedy_takes_the_most_likely_at_the_model_s_own_probability():
 def test_extreme_logits_stay_finite():
     logits = jnp.array([[1e4, -1e4, 0.0], [-1e30, 0.0, -1e30]])
     keys = jax.random.split(jax.random.key(0), 2)
-    token, logp = sample(logits, keys, temperature=1.0, top_k=2, top_p=0.9)
+    token, logp = sample(logits.T, keys, temperature=1.0, top_k=2, top_p=0.9)
     np.testing.assert_array_equal(token, [0, 1])
     np.testing.assert_array_equal(logp, [0.0, 0.0])
 
