@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
-import tokenizers
+from byte_tokenizer import EOS_ID, byte_backend
 from flax import nnx
 from timing import Worker, alternate
 
@@ -96,12 +96,7 @@ class SlowRetriever:
 
 def any_tokenizer() -> Tokenizer:
     """Bytes: nothing is encoded but tags, and nothing that is sampled ends a segment."""
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    vocabulary = {char: number for number, char in enumerate(sorted(alphabet))} | {"<eos>": 256}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    return Tokenizer(backend, eos_ids=[256], pad_id=0)
+    return Tokenizer(byte_backend(), eos_ids=[EOS_ID], pad_id=0)
 
 
 def workload(args, vocab_size: int):

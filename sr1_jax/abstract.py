@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 from jax.experimental.layout import Format
 
 
@@ -40,6 +41,12 @@ class Program(NamedTuple):
 def is_abstract(tree: Any) -> bool:
     """Whether a tree holds shapes instead of arrays."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def without_arrays(model: nnx.Module) -> nnx.Module:
+    """The module with shapes for parameters: it says how to compute, and holds no memory."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.eval_shape(lambda: state))
 
 
 def placed(tree: Any, shardings: Any) -> Any:

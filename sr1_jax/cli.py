@@ -25,14 +25,20 @@ def parse(
     argv: Sequence[str],
     required: Sequence[str],
     *,
+    usage: str,
     positional: bool = False,
 ) -> list[str]:
     """Parses `argv`; returns what is no flag, which must be nothing unless `positional`.
+
+    Asked for help (--help, -help, -h) it prints `usage` and the flags, and exits with code 0.
 
     Raises:
         ValueError: an unknown flag or key, a value of the wrong type, a required flag missing, an
             argument that is no flag.
     """
+    if wants_help(argv):
+        print(f"{usage}\n{values.get_help()}")
+        sys.exit(0)
     try:
         rest = values(list(argv), known_only=False)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
@@ -43,6 +49,10 @@ def parse(
     if rest and not positional:
         raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=value.")
     return rest
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    return not {"--help", "-help", "-h"}.isdisjoint(argv[1:])
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

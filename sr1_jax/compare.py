@@ -20,6 +20,7 @@ from rich.table import Table
 
 from sr1_jax import cli
 from sr1_jax.evaluation.scores import standard_error
+from sr1_jax.paths import local_path
 
 _ABLATIONS = ("no_mask",)
 _COLUMNS = (
@@ -34,7 +35,9 @@ _COLUMNS = (
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("output", "", "Also write the table as Markdown.", flag_values=values)
-    folders = [Path(name) for name in cli.parse(values, argv, required=(), positional=True)]
+    names = cli.parse(values, argv, required=(), usage=__doc__, positional=True)
+    folders = [local_path(name, "workdir") for name in names]
+    output = local_path(values.output, "--output") if values.output else None
     if len(folders) < 2:
         raise ValueError("Name at least two workdirs of finished runs.")
     rows = [(folder.name, read_result(folder)) for folder in folders]
@@ -50,10 +53,10 @@ def main(argv: Sequence[str]) -> None:
     rich.print(table)
     verdict = gain(rows)
     print(verdict)
-    if values.output:
+    if output:
         lines = [titles, ["---"] * len(titles), *cells]
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        Path(values.output).write_text(f"{text}\n\n{verdict}\n")
+        output.write_text(f"{text}\n\n{verdict}\n")
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.questions import read_questions
 from sr1_jax.evaluation.scores import hops_of, score, standard_error
+from sr1_jax.paths import local_path
 from sr1_jax.rollout import SplitEngine, Trajectory
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
@@ -49,13 +50,13 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("base", False, "The base policy, whatever was trained since.", **define)
     flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
     cluster.define_flags(values)
-    cli.parse(values, argv, required=("config", "workdir", "questions"))
+    cli.parse(values, argv, required=("config", "workdir", "questions"), usage=__doc__)
     cluster.join_by_flags(values)
     evaluate(
         values.config,
-        Path(values.workdir),
-        Path(values.questions),
-        Path(values.corpus) if values.corpus else None,
+        local_path(values.workdir, "--workdir"),
+        local_path(values.questions, "--questions"),
+        local_path(values.corpus, "--corpus") if values.corpus else None,
         values.method,
         limit=values.limit,
         base=values.base,

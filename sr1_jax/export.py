@@ -9,12 +9,12 @@ safetensors, config, tokenizer and generation config; transformers and vLLM load
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from sr1_jax import cli
 from sr1_jax.models.export import check_free, save_pretrained
+from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
 
@@ -28,11 +28,13 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", None, "Folder to write; must not exist.", flag_values=values)
     flags.DEFINE_bool("base", False, "The policy before training.", flag_values=values)
     flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", flag_values=values)
-    cli.parse(values, argv, required=("config", "workdir", "output"))
-    config, output = values.config, Path(values.output)
+    cli.parse(values, argv, required=("config", "workdir", "output"), usage=__doc__)
+    config = values.config
+    output = local_path(values.output, "--output")
+    workdir = local_path(values.workdir, "--workdir")
     check_free(output)  # before anything is loaded
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    policy, tokenizer, what = trained_policy(config, Path(values.workdir), mesh, base=values.base)
+    policy, tokenizer, what = trained_policy(config, workdir, mesh, base=values.base)
     save_pretrained(policy, tokenizer, output, dtype=values.dtype)
     print(f"Wrote the policy ({what}) to {output}.")
 

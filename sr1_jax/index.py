@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from sr1_jax.cli import wants_help
 from sr1_jax.retrieval import BM25Retriever
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program; returns its exit code, 2 after an error told on stderr."""
     options = _define_flags()
-    if {"--help", "-h", "-help"} & set(argv[1:]):
+    if wants_help(argv):
         print(f"{__doc__}\n{options.get_help()}")
         return 0
     try:

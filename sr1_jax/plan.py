@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 # Before anything imports JAX: the compiler is for TPUs, the host needs none.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,6 +23,7 @@ import rich.console
 from absl import flags
 
 from sr1_jax import cli
+from sr1_jax.paths import local_path
 from sr1_jax.planning.chips import chip_of
 from sr1_jax.planning.plan import Plan, as_json, make_plan
 from sr1_jax.planning.tables import print_plan, print_sweep
@@ -44,8 +44,9 @@ def main(argv: Sequence[str]) -> None:
     for name in _ASSUMED:
         flags.DEFINE_integer(name, None, f"Assumed {name.replace('_', ' ')}.", **define)
     flags.DEFINE_float("occupancy", None, "Assumed share of busy decode slots.", **define)
-    cli.parse(values, argv, required=("config",))
+    cli.parse(values, argv, required=("config",), usage=__doc__)
     topologies = [*([values.topology] if values.topology else []), *values.sweep]
+    file = local_path(values.json, "--json") if values.json else None
     if not topologies:
         raise ValueError("--topology is missing, e.g. --topology=v5e:8x8 (or --sweep=…).")
     for topology in topologies:
@@ -57,9 +58,9 @@ def main(argv: Sequence[str]) -> None:
         plan = _with_progress(values, topology, assumed)
         plans.append(plan)
         print_plan(plan, console)
-        if values.json:
+        if file:
             # After each: a sweep takes an hour, and what is there stays.
-            Path(values.json).write_text(json.dumps([as_json(p) for p in plans], indent=1) + "\n")
+            file.write_text(json.dumps([as_json(p) for p in plans], indent=1) + "\n")
     if len(plans) > 1:
         print_sweep(plans, console)
 

@@ -23,14 +23,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax import cli, cluster
+from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
 from sr1_jax.cluster import is_first
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.models import Decoder, Tokenizer
+from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.evaluator import Evaluator
-from sr1_jax.training.loop import reinforce
+from sr1_jax.training.loop import make_learner, reinforce
 from sr1_jax.training.policies import check_base, starting_policy
 from sr1_jax.training.settings import check_config, check_mesh
 from sr1_jax.training.task import Task, prepare_task
@@ -45,9 +47,9 @@ def main(argv: Sequence[str]) -> None:
     cli.config_flag(values)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     cluster.define_flags(values)
-    cli.parse(values, argv, required=("config", "workdir"))
+    cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
     cluster.join_by_flags(values)
-    train(values.config, Path(values.workdir))
+    train(values.config, local_path(values.workdir, "--workdir"))
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -70,6 +72,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     task = prepare_task(config, source)
     policy, tokenizer, result = base_policy(config, task, source, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
+    # From here on `params` alone holds the arrays, so that they are freed when it lets go of them.
+    params, policy = nnx.state(policy), without_arrays(policy)
 
     def evaluator_of(retriever) -> Evaluator:
         return Evaluator(policy, tokenizer, retriever, config, config.method, mesh=mesh)
@@ -77,19 +81,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     evaluator = evaluator_of(task.retriever)
     name, dev = next(iter(task.dev.items()), ("", []))
     dev = dev[: config.evaluation.final_questions]
-    params = nnx.state(policy)
     result |= {"method": config.method, "dev": name, "dev_questions": len(dev)}
     if dev:
         result["before"], shown = evaluator.run(params, dev)
     if config.warm_start.phases and config.base.workdir:
         # Supervised fine-tuning from another run's base: the SFT baseline.
         params, result["supervised"] = WarmStart(config, task).train(
-            policy, tokenizer, mesh, evaluator, dev
+            nnx.merge(nnx.graphdef(policy), params), tokenizer, mesh, evaluator, dev
         )
-        policy = nnx.merge(nnx.graphdef(policy), params)
     result["seconds_before_rl"] = time.perf_counter() - began
     if config.steps:
-        params = reinforce(config, workdir, task, policy, tokenizer, mesh, evaluator)
+        model = nnx.merge(nnx.graphdef(policy), params)
+        learner = make_learner(config, model, tokenizer, mesh)
+        del model, params  # the learner has copies
+        params = reinforce(config, workdir, task, learner, policy, tokenizer, mesh, evaluator)
         if is_first():
             draw_curves(workdir)
     result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]

@@ -1,9 +1,11 @@
 """The programs that train and evaluate: bad input in one line, and one whole run."""
 
+import gc
 import importlib.util
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +16,10 @@ import pytest
 import small_checkpoints
 from flax import nnx
 
-from sr1_jax import cli, evaluate, export, train
+from sr1_jax import cli, compare, evaluate, export, plan, train
 from sr1_jax.models import load_pretrained
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.policies import starting_policy, trained_policy
 
 CONFIG = Path(__file__).parent / "training" / "tiny_config.py"
 FILES = [
@@ -118,6 +120,38 @@ def test_training_refuses(run, tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("program", "arguments", "name"),
+    [
+        (train, [f"--config={CONFIG}", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run"),
+        (train, start("--config.base.workdir=gs://b/run"), "base.workdir=gs://b/run"),
+        (train, start("--config.checkpoint.folder=s3://b/run"), "checkpoint.folder=s3://b/run"),
+        (evaluate, start("--questions=gs://b/dev.jsonl"), "--questions=gs://b/dev.jsonl"),
+        (export, start("--output=gs://bucket/model"), "--output=gs://bucket/model"),
+        (compare, ["gs://bucket/a", "runs/b"], "workdir=gs://bucket/a"),
+        (plan, [f"--config={CONFIG}", "--topology=v5e:1x1", "--json=gs://b/p"], "--json=gs://b/p"),
+    ],
+)
+def test_buckets_are_to_be_mounted(run, tmp_path, monkeypatch, program, arguments, name):
+    monkeypatch.chdir(tmp_path)
+    error = run(program, *arguments)
+    assert error.startswith(f"{name}: only paths of the file system are read and written. Mount")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("program", [train, evaluate, export, compare, plan])
+def test_help(monkeypatch, capsys, program, flag):
+    monkeypatch.setattr(sys, "argv", ["program", flag])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(program.main)
+    assert exit_info.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f"python -m {program.__name__}" in printed.out
+    assert ("--output" if program in (compare, export) else "--config") in printed.out
+
+
+@pytest.mark.parametrize(
     ("questions", "corpus", "message"),
     [
         (None, PASSAGE, "{tmp}/questions.jsonl: no such file"),
@@ -134,6 +168,33 @@ def test_training_refuses_files(run, tmp_path, checkpoint, questions, corpus, me
         if text is not None:
             (tmp_path / f"{name}.jsonl").write_text(text)
     assert message.format(tmp=tmp_path) in run(train, *start(*FILES))
+
+
+def test_the_policy_that_was_loaded_is_not_kept_beside_the_learner(
+    tmp_path, monkeypatch, checkpoint
+):
+    (tmp_path / "questions.jsonl").write_text(QUESTION)
+    (tmp_path / "corpus.jsonl").write_text(PASSAGE)
+    loaded = []
+
+    def load(*arguments):
+        policy, tokenizer = starting_policy(*arguments)
+        loaded.extend(weakref.ref(x) for x in jax.tree.leaves(nnx.state(policy)))
+        return policy, tokenizer
+
+    def stop(*arguments):
+        gc.collect()
+        assert len(loaded) > 10
+        assert [array for array in loaded if array() is not None] == []
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(train, "starting_policy", load)
+    monkeypatch.setattr(train, "reinforce", stop)
+    arguments = ["--config.mesh.data=4", "--config.mesh.tensor=2"]
+    argv = [argument.format(tmp=tmp_path) for argument in start(*FILES, *arguments)]
+    monkeypatch.setattr(sys, "argv", ["train", *argv])
+    with pytest.raises(ValueError, match="far enough"):
+        train.main(sys.argv)
 
 
 @pytest.mark.parametrize(

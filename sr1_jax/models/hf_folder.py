@@ -44,7 +44,7 @@ def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         config=config,
         tokenizer=_read_tokenizer(folder, raw),
         shapes=tensors.shapes,
-        read=tensors.read,
+        read_into=tensors.read_into,
     )
 
 
@@ -194,11 +194,11 @@ class _SafetensorsFiles:
                 "download it again."
             ) from error
 
-    def read(self, name: str, first: int, last: int) -> np.ndarray:
+    def read_into(self, name: str, first: int, out: np.ndarray) -> None:
         """Rows of a tensor. Read, not mapped: mapped pages would count as memory of ours."""
         start, dtype = self._place_of[name]
-        rows = np.empty((last - first, *self.shapes[name][1:]), dtype)
-        row_bytes = rows.nbytes // max(1, last - first)
+        rows = out if out.dtype == dtype else np.empty(out.shape, dtype)
+        row_bytes = rows.nbytes // max(1, len(rows))
         buffer = memoryview(rows.reshape(-1).view(np.uint8))
         with open(self._file_of[name], "rb", buffering=0) as file:
             file.seek(start + first * row_bytes)
@@ -206,7 +206,8 @@ class _SafetensorsFiles:
                 if not (count := file.readinto(buffer)):
                     raise ValueError(f"{file.name}: ends in the middle of {name}.")
                 buffer = buffer[count:]
-        return rows
+        if rows is not out:
+            out[...] = rows
 
 
 def _read_tokenizer(folder: Path, raw_config: dict[str, Any]) -> Tokenizer:

@@ -20,8 +20,10 @@ from sr1_jax.models.families import EMBEDDING, HEAD, Family, Shape, Weight
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
 
-# Rows are read so many bytes at a time: they stay in a core's cache while they are transposed.
-_BLOCK_BYTES = 1 << 20
+# Rows are read so many bytes at a time: they stay in a core's share of the cache while they are
+# transposed. But at least so many rows: as columns they are copied in runs of that length.
+_BLOCK_BYTES = 1 << 21
+_BLOCK_ROWS = 256
 
 # Tables of rotary frequencies that old files carry; they follow from rope_theta.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -39,8 +41,9 @@ class Checkpoint:
         config: of the decoder to build.
         tokenizer: its tokenizer.
         shapes: of every tensor in it, by name, in row-major order.
-        read: (name, first, last) -> those rows of the tensor, in any float dtype; called from
-            several threads at once.
+        read_into: (name, first, out) fills `out`, whole rows of any float dtype one after the
+            other in memory, with the rows of the tensor from `first` on; called from several
+            threads at once.
     """
 
     path: str
@@ -50,7 +53,7 @@ class Checkpoint:
     config: DecoderConfig
     tokenizer: Tokenizer
     shapes: Mapping[str, Shape]
-    read: Callable[[str, int, int], np.ndarray]
+    read_into: Callable[[str, int, np.ndarray], None]
 
 
 def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
@@ -135,11 +138,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if missing := expected.keys() - found.keys():
         raise ValueError(f"{checkpoint.path}: tensors are missing: {_listed(missing)}.")
     if checkpoint.config.tied_embeddings and head in found:
-        rows = found[embedding][0]
-        if found[head][0] != rows or not all(
-            np.array_equal(*(checkpoint.read(name, *block) for name in (head, embedding)))
-            for block in _blocks(0, rows, 1024)
-        ):
+        if not _are_equal(checkpoint, head, embedding):
             raise ValueError(
                 f"{checkpoint.path}: {head} differs from {embedding}, but the config says "
                 "tie_word_embeddings. Set tie_word_embeddings to false if the head is its own."
@@ -157,12 +156,26 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             )
 
 
+def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two tensors hold the same numbers."""
+    shape = checkpoint.shapes[one]
+    if checkpoint.shapes[other] != shape:
+        return False
+    for first, last in _blocks(0, shape[0], 1024):
+        pair = np.empty((2, last - first, *shape[1:]), np.float32)
+        for name, rows in zip((one, other), pair):
+            checkpoint.read_into(name, first, rows)
+        if not np.array_equal(*pair):
+            return False
+    return True
+
+
 def _read_parameter(
     checkpoint: Checkpoint, weight: Weight, variable, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
     """The tensors of one row of the table, written row by row to where this process holds them.
 
-    Beyond the result, a block of rows for each thread is in memory.
+    Beyond the result, two blocks of rows for each thread are in memory.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape, dtype = variable.shape, np.dtype(variable.dtype)
@@ -175,14 +188,16 @@ def _read_parameter(
         bounds: _aligned([stop - start for start, stop in bounds], dtype)
         for bounds in dict.fromkeys(parts.values())
     }
-    layers, transposed = "{}" in weight.hf, weight.layout.transposed
+    layers = "{}" in weight.hf
     each = _parameter_shape(weight, shape)
+    size, *row = weight.layout.stored_shape(each)
     targets = []
     for bounds, buffer in buffers.items():
-        # The layer axis is never split. As integers, since NumPy copies those at full speed.
-        stack = (buffer if layers else buffer[None]).view(f"u{dtype.itemsize}")
+        # The layer axis is never split.
+        stack = buffer if layers else buffer[None]
         inner = weight.layout.to_stored_bounds(bounds[1:] if layers else bounds, each)
         targets.append((inner, [weight.layout.to_stored(one) for one in stack]))
+    transpose = _transposition() if weight.layout.transposed else None
 
     def copy(layer: int, name: str, first: int, last: int) -> None:
         rows = None
@@ -190,17 +205,20 @@ def _read_parameter(
             start, stop = max(first, outer[0]), min(last, outer[1])
             if start >= stop:
                 continue
+            target = views[layer][start - outer[0] : stop - outer[0]]
+            if transpose is None and inner == [(0, length) for length in row]:
+                checkpoint.read_into(name, start, target)
+                continue
             if rows is None:
-                rows = checkpoint.read(name, first, last)
-                rows = _spread(rows, dtype) if transposed else rows.astype(dtype, copy=False)
+                rows = np.empty((last - first, *row), dtype)
+                checkpoint.read_into(name, first, rows)
+                # As integers, since NumPy copies those at full speed.
                 rows = rows.view(f"u{dtype.itemsize}")
+                rows = rows if transpose is None else transpose(rows)
             columns = tuple(slice(*bound) for bound in inner)
-            views[layer][start - outer[0] : stop - outer[0]] = rows[
-                (slice(start - first, stop - first), *columns)
-            ]
+            target.view(rows.dtype)[...] = rows[(slice(start - first, stop - first), *columns)]
 
-    size, *row = weight.layout.stored_shape(each)
-    count = max(64, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize))
+    count = max(_BLOCK_ROWS, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize) // 64 * 64)
     names = _tensor_names(checkpoint, weight)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         tasks = [
@@ -214,13 +232,17 @@ def _read_parameter(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _spread(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The rows, an odd number of cache lines apart: then a column is spread over all sets of a
-    cache, instead of a few that cannot hold it while it is read."""
-    lines = -(-rows.shape[1] * dtype.itemsize // 64) | 1
-    spread = np.empty((len(rows), lines * 64 // dtype.itemsize), dtype)[:, : rows.shape[1]]
-    spread[...] = rows
-    return spread
+def _transposition() -> Callable[[np.ndarray], np.ndarray]:
+    """A function that gives a matrix of integers back, the same, but laid out by columns.
+
+    Putting a transposed view on a CPU device makes XLA copy it, in tiles that fit its registers:
+    several times as fast as NumPy, which copies number by number.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        return np.asfortranarray
+    return lambda rows: np.asarray(jax.device_put(rows.T, cpu)).T
 
 
 def _blocks(first: int, last: int, size: int) -> Iterable[tuple[int, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -263,12 +263,14 @@ class Engine:
         )
 
 
-def sum_stats(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Totals of several runs of one engine; the cache is the same for all."""
-    totals: collections.Counter[str] = collections.Counter()
-    for stats in runs:
-        totals.update(stats)
-    return dict(totals) | {"cache_gib": runs[-1]["cache_gib"]}
+def sum_stats(
+    runs: Sequence[Mapping[str, float]], largest: Collection[str] = ("cache_gib",)
+) -> dict[str, float]:
+    """Stats of several runs of one engine in one: the largest value of some keys, by default of
+    what is the same for all runs, the sum of all others."""
+    keys = dict.fromkeys(key for stats in runs for key in stats)
+    values = {key: [stats.get(key, 0.0) for stats in runs] for key in keys}
+    return {key: (max if key in largest else sum)(found) for key, found in values.items()}
 
 
 def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:

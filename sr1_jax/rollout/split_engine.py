@@ -12,7 +12,7 @@ from flax import nnx
 
 from sr1_jax.agreement import gather
 from sr1_jax.data.questions import Question, as_question
-from sr1_jax.rollout.engine import Engine
+from sr1_jax.rollout.engine import Engine, sum_stats
 from sr1_jax.rollout.trajectory import Trajectory
 
 # The only seconds that add up: those of all threads in searches. Of others the longest counts.
@@ -70,9 +70,6 @@ def in_order(
 
 def total_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Stats of all processes: counts are added up, of seconds the longest count."""
-    total: dict[str, float] = collections.defaultdict(float)
-    for key in dict.fromkeys(key for one in stats for key in one):
-        values = [one.get(key, 0.0) for one in stats]
-        longest = key in _COMMON or (key.endswith("seconds") and key != _SUMMED_SECONDS)
-        total[key] = max(values) if longest else sum(values)
-    return total
+    keys = {key for one in stats for key in one}
+    seconds = {key for key in keys if key.endswith("seconds")} - {_SUMMED_SECONDS}
+    return sum_stats(stats, largest=seconds.union(_COMMON))

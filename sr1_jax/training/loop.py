@@ -40,16 +40,41 @@ from sr1_jax.training.trajectory_log import write_trajectories
 _FREE_ON_RESUME = ("steps", "checkpoint", "evaluation", "mesh")
 
 
+def make_learner(
+    config: ml_collections.ConfigDict, policy: Decoder, tokenizer: Tokenizer, mesh: Mesh
+) -> Learner:
+    """The learner of a run. But for the frozen base of adapters it has copies of its own of what
+    it needs of `policy`, which may be freed."""
+    return Learner(
+        *models_to_train(config, policy, tokenizer, mesh),
+        config.learner,
+        mesh,
+        trajectories=config.questions * config.samples,
+        temperature=config.rollout.temperature,
+    )
+
+
 def reinforce(
     config: ml_collections.ConfigDict,
     workdir: Path,
     task: Task,
+    learner: Learner,
     policy: Decoder,
     tokenizer: Tokenizer,
     mesh: Mesh,
     evaluator: Evaluator,
 ) -> Any:
-    """Trains `policy` for config.steps steps, from the newest checkpoint if there is one.
+    """Trains for config.steps steps, from the newest checkpoint if there is one.
+
+    Args:
+        config: of the run.
+        workdir: for metrics, trajectories and, by default, checkpoints.
+        task: questions and retriever.
+        learner: of `make_learner`.
+        policy: its shape suffices, see `abstract.without_arrays`.
+        tokenizer: of the policy.
+        mesh: of the learner.
+        evaluator: called every config.evaluation.every steps.
 
     Returns:
         The trained parameters.
@@ -59,13 +84,6 @@ def reinforce(
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
         InterruptedError: SIGTERM came; the state after the step that was under way is saved.
     """
-    learner = Learner(
-        *models_to_train(config, policy, tokenizer, mesh),
-        config.learner,
-        mesh,
-        trajectories=config.questions * config.samples,
-        temperature=config.rollout.temperature,
-    )
     engine = SplitEngine(
         policy,
         tokenizer,

@@ -10,11 +10,16 @@ from jax.sharding import Mesh
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
+from sr1_jax.paths import local_path
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
 
 METHODS = ("search", "direct", "rag")
+_PATHS = (
+    "base.path", "base.workdir", "critic.path", "data.questions", "data.dev", "data.corpus",
+    "checkpoint.folder",
+)  # fmt: skip
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -129,6 +134,9 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
             raise ValueError(f"{key} must be at least 1, not {config[key]}.")
     if config.steps < 0:
         raise ValueError(f"steps must not be negative, not {config.steps}.")
+    for key in _PATHS:
+        section, name = key.split(".")
+        local_path(config[section][name], key)  # refuses the address of a bucket
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")
     if config.base.remat not in (*REMAT_POLICIES, True, False):

@@ -62,10 +62,10 @@ def print_trajectories(
 ) -> None:
     """Prints trajectories; the policy's own tokens are bold, all others dim and barred."""
     for trajectory in trajectories:
-        verdict = "right" if trajectory.reward > 0 else "wrong"
         golden = " or ".join(trajectory.golden_answers)
+        heading = f"reward {trajectory.reward:g}: {trajectory.answer!r}, expected {golden!r}"
         # As Text: in a plain string brackets would be read as markup.
-        console.rule(Text(f"{verdict}: {trajectory.answer!r}, expected {golden!r}"))
+        console.rule(Text(heading))
         for mask, text in spans(trajectory, tokenizer):
             if mask:
                 console.print(Text(text, style="bold green"))

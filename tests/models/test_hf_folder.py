@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
 
-from sr1_jax.models import load_pretrained
+from sr1_jax.models import load_pretrained, weights
 from sr1_jax.sharding import make_mesh, tree_shardings
 
 TEXT = "Who wrote Hamlet in 1601?"
@@ -37,6 +37,24 @@ def test_a_folder_is_read_straight_into_the_mesh(write_folder, shape):
     assert jax.tree.map(lambda x: x.sharding, params) == where
     held = model.trunk.layers.ff.up.kernel[...].addressable_shards[0].data
     assert held.shape == (2, 16 // shape[1], 12 // shape[2])
+
+
+@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "accelerator alone"])
+def test_tensors_of_several_blocks(write_folder, monkeypatch, cpu):
+    """Also where there is no CPU device to transpose for NumPy."""
+
+    def local_devices(*, backend=None):
+        if backend == "cpu" and not cpu:
+            raise RuntimeError("Unknown backend cpu")
+        return devices
+
+    devices = jax.local_devices()
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    monkeypatch.setattr(weights, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(weights, "_BLOCK_ROWS", 5)
+    folder, _, tensors = write_folder(model_type="qwen2")
+    for mesh in (None, make_mesh(2, 2, 2)):
+        check_values(load_pretrained(folder, mesh=mesh)[0], tensors)
 
 
 def test_a_folder_that_the_mesh_does_not_divide(write_folder):

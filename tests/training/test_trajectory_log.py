@@ -121,13 +121,13 @@ def printed(trajectories, tokenizer, **console):
 
 
 def test_print_tells_own_words_from_others(spoken, small_tokenizer):
-    right = spoken(answer="Bob", golden_answers=("Bob", "Al"), reward=1.0)
+    right = spoken(answer="Bob", golden_answers=("Bob", "Al"), reward=0.8)
     wrong = spoken(PARTS[:1], answer=None, golden_answers=("Al",))
     lines = [line.strip() for line in printed([right, wrong], small_tokenizer).splitlines()]
-    assert "right: 'Bob', expected 'Bob or Al'" in lines[0]
+    assert "reward 0.8: 'Bob', expected 'Bob or Al'" in lines[0]
     want = ["│ Who?", "<search>é</search>", "│ seen 日本", "<answer>Bob</answer>"]
     assert lines[1:5] == want
-    assert "wrong: None, expected 'Al'" in lines[5]
+    assert "reward 0: None, expected 'Al'" in lines[5]
     styled = printed([right], small_tokenizer, force_terminal=True, color_system="standard")
     assert "\x1b[1;32m<search>é</search>" in styled and "\x1b[2m│ seen" in styled
 
@@ -136,5 +136,5 @@ def test_print_tells_own_words_from_others(spoken, small_tokenizer):
 def test_print_takes_no_answer_for_markup(spoken, small_tokenizer, answer):
     t = spoken([(0, "[/i] :boom:"), (1, answer)], answer=answer, golden_answers=("[/u]",))
     lines = printed([t], small_tokenizer).splitlines()
-    assert f"wrong: {answer!r}, expected '[/u]'" in lines[0]
+    assert f"reward 0: {answer!r}, expected '[/u]'" in lines[0]
     assert [line.strip() for line in lines[1:]] == ["│ [/i] :boom:", answer]

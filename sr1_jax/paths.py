@@ -1,0 +1,26 @@
+"""Paths that a user gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def local_path(text: str, name: str) -> Path:
+    """The path of a file or folder.
+
+    Args:
+        text: what was given.
+        name: of the flag or key, for the message.
+
+    Raises:
+        ValueError: it is the address of a bucket or the like: pathlib would make a local folder
+            called `gs:` of it.
+    """
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text):
+        raise ValueError(
+            f"{name}={text}: only paths of the file system are read and written. Mount the bucket, "
+            "as WORKDIR_ACCESS=mount of tpu_scripts does with gcsfuse (docs/clusters.md), and give "
+            "the path below the mount."
+        )
+    return Path(text)
