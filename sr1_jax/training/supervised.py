@@ -75,9 +75,6 @@ def supervised_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Endless shuffled batches (ids_BT, mask_BT), each of examples that fit one length bucket.
 
-    What does not fill a batch of its bucket in one epoch comes first in the next, so that all are
-    seen equally often.
-
     Raises:
         ValueError: an example is longer than the last bucket, or no bucket fills a batch.
     """
@@ -93,15 +90,12 @@ def supervised_batches(
     if max(map(len, by_bucket.values())) < batch:
         raise ValueError(f"{len(examples)} traces do not fill one batch of {batch}.")
     rng = np.random.default_rng(seed)
-    waiting: dict[int, list[Example]] = {size: [] for size in buckets}
     while True:
         batches = []
         for size, members in by_bucket.items():
-            queue = waiting[size] + [members[i] for i in rng.permutation(len(members))]
-            while len(queue) >= batch:
-                batches.append((size, queue[:batch]))
-                queue = queue[batch:]
-            waiting[size] = queue
+            order = rng.permutation(len(members))
+            for start in range(0, len(members) - batch + 1, batch):
+                batches.append((size, [members[i] for i in order[start : start + batch]]))
         for index in rng.permutation(len(batches)):
             size, rows = batches[index]
             ids_BT = np.full((batch, size), pad_id, np.int32)

@@ -118,22 +118,6 @@ def test_an_epoch_has_every_example_once(examples):
     assert orders[0] != orders[1]
 
 
-def test_what_an_epoch_leaves_over_comes_first_in_the_next(examples):
-    """In batches of six, three epochs are ten batches of short ones and five of long ones."""
-    batches = run_of(examples, 45, batch=6)
-    for start in (0, 15, 30):
-        part = batches[start : start + 15]
-        counts = Counter(int(ids_T[0]) for ids_BT, _ in part for ids_T in ids_BT)
-        assert counts == dict.fromkeys(range(100, 130), 3)
-
-
-def test_a_bucket_that_fills_no_batch_in_an_epoch_is_seen_as_often(examples):
-    few = [*examples[:20], *examples[20:22]]  # two long ones, batches of five
-    counts = Counter(int(n) for ids_BT, _ in run_of(few, 44) for n in ids_BT[:, 0])
-    assert counts.keys() == set(range(100, 122))
-    assert max(counts.values()) - min(counts.values()) <= 1 + 5 // 2
-
-
 def test_the_seed_decides_the_order(examples):
     def order(seed):
         return [ids_BT[:, 0].tolist() for ids_BT, _ in run_of(examples, 6, seed=seed)]
