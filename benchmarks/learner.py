@@ -2,6 +2,7 @@
 
     python benchmarks/learner.py tunix --python=FILE [--batch=search]
     python benchmarks/learner.py torch [--batch=search]
+    python benchmarks/learner.py buckets --batch=search
 
     tunix   GRPO by Tunix's learner, in an environment of its own. Each step of both: log-probs of
             the reference, group-relative advantages, gradients of the clipped loss with a
@@ -10,6 +11,7 @@
     torch   PPO in plain PyTorch (`torch_ppo`), in float32. Each step of both: log-probs of the
             old policy and of the reference, values, advantages, gradients of policy and critic,
             clipping, AdamW.
+    buckets GRPO by our learner with packed rows, and by our learner with length buckets.
 
 Nothing is sampled. A "fixed" batch is 32 sequences of 128 + 128 tokens; a "search" batch has
 turns of log-normal lengths and observations between them, which are not trained on: ours and
@@ -40,8 +42,8 @@ from sr1_jax.models import Decoder, DecoderConfig, ValueModel
 from sr1_jax.models.decoder import Trunk, parameter_count
 from sr1_jax.models.export import save_pretrained
 from sr1_jax.rl.batch import Batch
+from sr1_jax.rl.cuts import cut
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rl.micro_batches import plan_micro_batches
 from sr1_jax.rl.settings import default_config
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import make_mesh
@@ -158,9 +160,7 @@ class Ours:
 
     def plan(self, mask_BT: np.ndarray, rows: np.ndarray):
         """Micro-batches as our learner cuts them."""
-        return plan_micro_batches(
-            mask_BT, rows, size=self.config.micro_batch, buckets=self.config.length_buckets
-        )
+        return cut(mask_BT, rows, self.config)
 
     def step(self) -> dict[str, float]:
         # Always the same shuffle: after one step all lengths of micro-batches are compiled.
@@ -246,6 +246,18 @@ def torch(args) -> None:
     timed(args, ours, "torch", lambda: step() and ours.tokens)
 
 
+def buckets(args) -> None:
+    """GRPO in packed rows and in length buckets, as many rows a micro-batch."""
+    packed, plain = (
+        Ours(args, "grpo", kl_in="loss", kl_kind="k3", packing=packing) for packing in (True, False)
+    )
+    metrics, theirs = packed.step(), plain.step()
+    keys = ("policy/loss", "policy/gradient_norm", "kl")
+    check(metrics, {key: theirs[key] for key in keys})
+    print(f"padding: packed {metrics['padding_share']:.1%}, buckets {theirs['padding_share']:.1%}")
+    timed(args, packed, "buckets", lambda: plain.step() and plain.tokens)
+
+
 def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:
     """Alternates; both sides have done a step before, so all is compiled."""
     sides = {"ours": lambda: ours.step() and ours.tokens, name: theirs}
@@ -254,7 +266,7 @@ def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("against", choices=("tunix", "torch"))
+    parser.add_argument("against", choices=("tunix", "torch", "buckets"))
     parser.add_argument("--batch", choices=("fixed", "search"), default="fixed")
     parser.add_argument("--python", help="interpreter of an environment with google-tunix")
     parser.add_argument(
@@ -272,7 +284,7 @@ def main() -> None:
     if args.against == "tunix" and not args.python:
         parser.error("tunix needs --python, an interpreter of an environment with google-tunix.")
     print(f"jax {jax.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    {"tunix": tunix, "torch": torch}[args.against](args)
+    {"tunix": tunix, "torch": torch, "buckets": buckets}[args.against](args)
 
 
 if __name__ == "__main__":
