@@ -249,6 +249,13 @@ def test_packed_rows_are_listed_and_called():
     assert saved == pytest.approx(3 * pairs, rel=1e-6)
 
 
+def test_a_cache_is_as_full_as_when_tokens_are_sampled():
+    """Positions of all sampled tokens of an episode, one after the other."""
+    assumed = Assumptions(40, 2, 12, 24)
+    at = [40 + segment * (12 + 24) + token for segment in range(3) for token in range(12)]
+    assert assumed.filled == pytest.approx(np.mean(at) + 0.5)
+
+
 def test_assumptions_that_cannot_be():
     run = make_run(tiny_config(), jax.devices()[:1])
     with pytest.raises(ValueError, match=r"rollout\.max_context_tokens=128"):
