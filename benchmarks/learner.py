@@ -40,8 +40,8 @@ from sr1_jax.models import Decoder, DecoderConfig, ValueModel
 from sr1_jax.models.decoder import Trunk, parameter_count
 from sr1_jax.models.export import save_pretrained
 from sr1_jax.rl.batch import Batch
+from sr1_jax.rl.cuts import cut
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rl.micro_batches import plan_micro_batches
 from sr1_jax.rl.settings import default_config
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import make_mesh
@@ -158,9 +158,7 @@ class Ours:
 
     def plan(self, mask_BT: np.ndarray, rows: np.ndarray):
         """Micro-batches as our learner cuts them."""
-        return plan_micro_batches(
-            mask_BT, rows, size=self.config.micro_batch, buckets=self.config.length_buckets
-        )
+        return cut(mask_BT, rows, self.config)
 
     def step(self) -> dict[str, float]:
         # Always the same shuffle: after one step all lengths of micro-batches are compiled.

@@ -27,6 +27,7 @@ def attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BXKE: Float[Array, "B X K E"],
     v_BXKE: Float[Array, "B X K E"],
+    segment_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Scaled dot-product attention with grouped key/value heads (Vaswani et al. 2017, eq. 1).
 
@@ -34,36 +35,48 @@ def attention(
         q_BTHE: queries, any float dtype.
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
+        segment_BT: of packed rows, the sequence of each token (`segments`): none sees another's.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
     mesh = current_mesh()
+    packed = () if segment_BT is None else (segment_BT,)
     if mesh is None:
         plain = jax.default_backend() == "cpu"
         attend = causal_by_matmul if plain else _library_attention
-        return attend(q_BTHE, k_BXKE, v_BXKE)
+        return attend(q_BTHE, k_BXKE, v_BXKE, *packed)
     attend = _BY_PLATFORM.get(mesh.devices.flat[0].platform, _library_attention)
     queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
     return jax.shard_map(
         attend,
         mesh=mesh,
-        in_specs=(queries, keys, keys),
+        in_specs=(queries, keys, keys, *(spec(("batch", None)) for _ in packed)),
         out_specs=queries,
         check_vma=False,  # a Pallas kernel does not say over which axes its outputs vary
-    )(q_BTHE, k_BXKE, v_BXKE)
+    )(q_BTHE, k_BXKE, v_BXKE, *packed)
 
 
-def _library_attention(q_BTHE, k_BTKE, v_BTKE):
-    return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, is_causal=True)
+def _same_segment(segment_BT):
+    """Which token may see which, as far as their sequences go: [B, 1, T, T]."""
+    return (segment_BT[:, :, None] == segment_BT[:, None, :])[:, None]
+
+
+def _library_attention(q_BTHE, k_BTKE, v_BTKE, segment_BT=None):
+    mask = None if segment_BT is None else _same_segment(segment_BT)
+    return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask, is_causal=True)
 
 
 def causal_by_matmul(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
+    segment_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
-    """Causal attention as two batched matrix products, one matrix a key/value head."""
+    """Causal attention as two batched matrix products, one matrix a key/value head.
+
+    Arguments as of `attention`.
+    """
     batch, length, heads, size = q_BTHE.shape
     kv_heads = k_BTKE.shape[2]
     group = heads // kv_heads
@@ -71,10 +84,12 @@ def causal_by_matmul(
     q = (q_BTHE * size**-0.5).transpose(0, 2, 1, 3).reshape(matrices, group * length, size)
     k = k_BTKE.transpose(0, 2, 3, 1).reshape(matrices, size, length)
     v = v_BTKE.transpose(0, 2, 1, 3).reshape(matrices, length, size)
-    visible_TT = jnp.tril(jnp.ones((length, length), bool))
+    visible_B1TT = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    if segment_BT is not None:
+        visible_B1TT &= _same_segment(segment_BT)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(matrices, group, length, length)
-    scores = jnp.where(visible_TT, scores, -jnp.inf)
+    scores = scores.reshape(batch, heads, length, length)
+    scores = jnp.where(visible_B1TT, scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     # Divided after the second product: E numbers a query instead of T.
     sums = weights.sum(axis=-1)[..., None]
@@ -83,8 +98,8 @@ def causal_by_matmul(
         v,
         preferred_element_type=jnp.float32,
     )
-    out = mixed.reshape(matrices, group, length, size) / sums
-    return out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
+    out = mixed.reshape(batch, heads, length, size) / sums
+    return out.transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
 
 
 _BY_PLATFORM = {"tpu": splash_attention, "cpu": causal_by_matmul}

@@ -6,7 +6,7 @@ al. 2023). Layers are stacked along a leading axis L and scanned, so compile tim
 with depth.
 
 Sequences are padded on the right: with causal attention, padding never reaches a real token,
-so no call needs a padding mask.
+so no call needs a padding mask. Rows that hold several sequences come with `Segments`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
 from sr1_jax.models.lora import LoraConfig, LoraLinear
 from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
+from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import constrain, current_mesh, gather_layer, look_up, reshard
 
 
@@ -208,9 +209,18 @@ class Trunk(nnx.Module):
         self.layers = stacked_blocks(rngs)
         self.norm = _norm(config, rngs, config.width)
 
-    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Hidden states of whole sequences; positions count from 0, padding is on the right."""
+    def __call__(
+        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of whole sequences; positions count from 0, padding is on the right.
+
+        With `segments` a row holds several sequences, each of which is as if it were alone.
+        """
         positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
+        attend = attention
+        if segments is not None:
+            positions_BT = segments.position_BT
+            attend = functools.partial(attention, segment_BT=segments.id_BT)
         cos, sin = rope_angles(
             positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
         )
@@ -218,7 +228,7 @@ class Trunk(nnx.Module):
 
         def layer(x_BTD, params):
             block = nnx.merge(block_def, gather_layer(params, self.config.dtype))
-            return block(x_BTD, cos, sin, attention), None
+            return block(x_BTD, cos, sin, attend), None
 
         layer = rematerialised(layer, self.config.remat)
         x_BTD, _ = jax.lax.scan(layer, self._embed(ids_BT), stack, unroll=self.config.unroll)
@@ -259,9 +269,11 @@ class Decoder(nnx.Module):
             return self.trunk.embed.attend(hidden_BTD)
         return self.head(hidden_BTD)
 
-    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Logits at every position of right-padded sequences."""
-        return self.logits(self.trunk(ids_BT))
+    def __call__(
+        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+    ) -> Float[Array, "B T V"]:
+        """Logits at every position of right-padded sequences, or of packed rows."""
+        return self.logits(self.trunk(ids_BT, segments))
 
 
 class ValueModel(nnx.Module):
@@ -288,9 +300,11 @@ class ValueModel(nnx.Module):
             return nnx.Param
         return nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == "head")
 
-    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        """Value, float32, of the state after each token."""
-        return self.head(self.trunk(ids_BT))[..., 0]
+    def __call__(
+        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+    ) -> Float[Array, "B T"]:
+        """Value, float32, of the state after each token; of packed rows, within its sequence."""
+        return self.head(self.trunk(ids_BT, segments))[..., 0]
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # What `jax.checkpoint` policies call the outputs and the log-sums that the backward pass needs.
 CHECKPOINT_NAME = "attention"
@@ -34,6 +34,7 @@ def splash_attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
+    segment_BT: Int[Array, "B T"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T H E"]:
@@ -43,6 +44,7 @@ def splash_attention(
         q_BTHE: queries, any float dtype.
         k_BTKE: keys; H must be a multiple of K.
         v_BTKE: values.
+        segment_BT: of packed rows, the sequence of each token, not negative; none sees another's.
         interpret: runs the kernel step by step on any platform, for tests.
 
     Returns:
@@ -73,5 +75,10 @@ def splash_attention(
     )
     # The kernel does not scale; in float32 the product rounds once.
     q_BTHE = (q_BTHE.astype(jnp.float32) * size**-0.5).astype(q_BTHE.dtype)
-    out_BHTE = jax.vmap(kernel)(by_head(q_BTHE), by_head(k_BTKE), by_head(v_BTKE))
+    heads_first = (by_head(q_BTHE), by_head(k_BTKE), by_head(v_BTKE))
+    if segment_BT is None:
+        out_BHTE = jax.vmap(kernel)(*heads_first)
+    else:
+        ids_BT = jnp.pad(segment_BT, ((0, 0), (0, padded - length)), constant_values=-1)
+        out_BHTE = jax.vmap(kernel)(*heads_first, pallas.SegmentIds(q=ids_BT, kv=ids_BT))
     return out_BHTE[:, :, :length].transpose(0, 2, 1, 3)

@@ -29,17 +29,14 @@ from jax.sharding import Mesh
 from sr1_jax.abstract import Program, is_abstract, placed
 from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.lora import merge_adapters, without_adapters
+from sr1_jax.models.segments import Segments
 from sr1_jax.rl.aggregation import Totals, count_totals, token_weights, weighted_sum
 from sr1_jax.rl.batch import Batch
+from sr1_jax.rl.cuts import cut, kinds_of_micro_batches
 from sr1_jax.rl.kl_control import adaptive_kl_coefficient
 from sr1_jax.rl.losses import displacement_penalty, kl_estimate, policy_loss, value_loss
 from sr1_jax.rl.masked import masked_mean
-from sr1_jax.rl.micro_batches import (
-    MicroBatch,
-    padding_share,
-    plan_micro_batches,
-    trained_bounds,
-)
+from sr1_jax.rl.micro_batches import MicroBatch, padding_share
 from sr1_jax.rl.prepare import Prepared, Scores, prepare
 from sr1_jax.rl.settings import check_config, needs_critic
 from sr1_jax.rl.token_logp import token_logp
@@ -50,6 +47,7 @@ from sr1_jax.rl.update import (
     make_optimizer,
     on_chip,
     place_model,
+    put_rows,
     take_rows,
 )
 from sr1_jax.sharding import compute_on, named, place, tree_shardings
@@ -190,18 +188,20 @@ class Learner:
             ValueError: a trajectory is longer than the last of learner.length_buckets.
         """
         everything = np.arange(len(batch.reward_B))
-        plan = self._plan(batch.mask_BT, everything)
         on_mesh = place(batch, named(self._mesh, "batch"))
-        scores = self._scores(state, on_mesh, plan)
+        scores = self._scores(state, on_mesh, cut(batch.mask_BT, everything, self._config))
         prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
+        plans: list[MicroBatch] = []
         policy, critic = state.policy, state.critic
         for _ in range(self._config.epochs):
             order = rng.permutation(everything)
             for rows in np.split(order, self._config.minibatches):
                 totals = self._totals(prepared, rows)
-                minibatch = (prepared, self._plan(batch.mask_BT, rows), totals)
+                plan = cut(batch.mask_BT, rows, self._config)
+                plans += plan
+                minibatch = (prepared, plan, totals)
                 policy, logged = self._update_policy(
                     policy, *minibatch, state.kl_coefficient, self._policy_frozen
                 )
@@ -216,7 +216,7 @@ class Learner:
         # the difference is numerics: the sampler/trainer mismatch.
         means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
         means |= {key: float(value) for key, value in metrics.items()}
-        means["padding_share"] = padding_share(batch.mask_BT, plan)
+        means["padding_share"] = padding_share(batch.mask_BT, plans)
         means["kl_coefficient"] = float(coefficient)
         return LearnerState(policy, critic, self._next_kl_coefficient(state, means)), means
 
@@ -246,21 +246,18 @@ class Learner:
     def programs(self) -> list[Program]:
         """Every program that a step may call, with shapes for arguments; computes nothing.
 
-        Of micro-batches there is one for each of learner.length_buckets and each bound on the
-        trained tokens of a row.
+        Of micro-batches there is one for each of learner.length_buckets, or, with packing, of
+        learner.row_lengths, and each bound on the trained tokens of a row.
         """
         config, mesh, state = self._config, self._mesh, self.initial_state
         shape_BT = (self._trajectories, config.length_buckets[-1])
         reals_BT, ids_BT = (jax.ShapeDtypeStruct(shape_BT, x) for x in (jnp.float32, jnp.int32))
         of_rows = (jax.ShapeDtypeStruct(shape_BT[:1], x) for x in (jnp.float32, jnp.int32))
-        rows = named(mesh, "batch")
-        batch = placed(Batch(ids_BT, reals_BT, reals_BT, *of_rows), rows)
-        scores = placed(Scores(*[reals_BT] * len(Scores._fields)), rows)
-        prepared = placed(Prepared(ids_BT, *[reals_BT] * (len(Prepared._fields) - 1)), rows)
-        rows_R = jax.ShapeDtypeStruct((config.micro_batch,), jnp.int32)
-        cuts = [
-            (length, most) for length in config.length_buckets for most in trained_bounds(length)
-        ]
+        by_row = named(mesh, "batch")
+        batch = placed(Batch(ids_BT, reals_BT, reals_BT, *of_rows), by_row)
+        scores = placed(Scores(*[reals_BT] * len(Scores._fields)), by_row)
+        prepared = placed(Prepared(ids_BT, *[reals_BT] * (len(Prepared._fields) - 1)), by_row)
+        kinds = kinds_of_micro_batches(config)
         critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
         reference = on_chip(self.reference) if config.kl_in != "none" else None
         models = ((state.policy.params, self._policy_frozen), critic, reference)
@@ -268,11 +265,11 @@ class Learner:
             Program(
                 f"score {length}/{most}",
                 self._score,
-                (scores, batch, *models, rows_R),
+                (scores, batch, *models, rows),
                 {"length": length, "most": most},
                 config.micro_batch * length,
             )
-            for length, most in cuts
+            for rows, length, most in kinds
         ]
         found.append(Program("prepare", self._prepare, (batch, scores, state.kl_coefficient)))
         minibatch_R = (self._trajectories // config.minibatches,)
@@ -285,14 +282,13 @@ class Learner:
             "policy",
             state.policy,
             prepared,
-            rows_R,
-            cuts,
+            kinds,
             state.kl_coefficient,
             self._policy_frozen,
         )
         if state.critic is not None:
             found += self._update_critic.programs(
-                "critic", state.critic, prepared, rows_R, cuts, self._critic_frozen
+                "critic", state.critic, prepared, kinds, self._critic_frozen
             )
         if self._lora is not None:
             adapted = (state.policy.params, self._policy_frozen)
@@ -310,53 +306,48 @@ class Learner:
         critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
         # On the devices for as long as this takes.
         reference = on_chip(self.reference) if self._config.kl_in != "none" else None
-        for rows_R, length, most in plan:
+        for rows, length, most in plan:
             scores = self._score(
                 scores,
                 batch,
                 (state.policy.params, self._policy_frozen),
                 critic,
                 reference,
-                rows_R,
+                rows,
                 length=length,
                 most=most,
             )
         return scores
 
-    def _plan(self, mask_BT: np.ndarray, rows: np.ndarray) -> list[MicroBatch]:
-        config = self._config
-        return plan_micro_batches(
-            mask_BT, rows, size=config.micro_batch, buckets=config.length_buckets
-        )
-
     # Everything below is traced.
 
     def _score_fn(
-        self, scores: Scores, batch: Batch, policy, critic, reference, rows_R, *, length, most
+        self, scores: Scores, batch: Batch, policy, critic, reference, rows, *, length, most
     ) -> Scores:
         """`scores` with those of a micro-batch filled in."""
         config = self._config
-        ids_RT, mask_RT = take_rows((batch.ids_BT, batch.mask_BT), rows_R, length, self._mesh)
+        taken, segments = take_rows((batch.ids_BT, batch.mask_BT), rows, length, self._mesh)
         found = {}
         if config.old_logp == "trainer":
             model = nnx.merge(self._policy_graph, *policy)
-            found["logp_BT"] = self._token_logp(model, ids_RT, mask_RT, most)[0]
+            found["logp_BT"] = self._token_logp(model, *taken, most, segments)[0]
         if config.kl_in != "none":
             model = nnx.merge(self._reference_graph, reference)
-            found["ref_logp_BT"] = self._token_logp(model, ids_RT, mask_RT, most)[0]
+            found["ref_logp_BT"] = self._token_logp(model, *taken, most, segments)[0]
         if critic is not None:
-            found["values_BT"] = self._values(*critic, ids_RT)
-        filled = {
-            name: getattr(scores, name).at[rows_R, :length].set(x) for name, x in found.items()
-        }
-        return scores._replace(**filled)
+            found["values_BT"] = self._values(*critic, taken[0], segments)
+        return scores._replace(
+            **{name: put_rows(getattr(scores, name), rows, x) for name, x in found.items()}
+        )
 
-    def _values(self, params, frozen, ids_BT):
+    def _values(self, params, frozen, ids_BT, segments: Segments | None):
         with compute_on(self._mesh):
-            values_BT = nnx.merge(self._critic_graph, params, frozen)(ids_BT)
-        return jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
+            values_BT = nnx.merge(self._critic_graph, params, frozen)(ids_BT, segments)
+        before_BT = jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
+        # Not what the row's last sequence was worth at its end.
+        return before_BT if segments is None else before_BT * (segments.position_BT > 0)
 
-    def _token_logp(self, model: Decoder, ids_BT, mask_BT, most: int):
+    def _token_logp(self, model: Decoder, ids_BT, mask_BT, most: int, segments: Segments | None):
         with compute_on(self._mesh):
             return token_logp(
                 model,
@@ -365,18 +356,23 @@ class Learner:
                 most=most,
                 temperature=self._temperature,
                 chunk_tokens=self._config.chunk_tokens,
+                segments=segments,
             )
 
-    def _policy_loss(self, params, b: Prepared, totals: Totals, most: int, kl_coefficient, frozen):
+    def _policy_loss(
+        self, params, b: Prepared, totals: Totals, most: int, segments, kl_coefficient, frozen
+    ):
         config = self._config
         model = nnx.merge(self._policy_graph, params, frozen)
-        logp_BT, entropy_BT = self._token_logp(model, b.ids_BT, b.mask_BT, most)
+        logp_BT, entropy_BT = self._token_logp(model, b.ids_BT, b.mask_BT, most, segments)
+        segment_BT = None if segments is None else segments.id_BT
         weights_BT = token_weights(
             b.mask_BT,
             config.loss_aggregation,
             tokens=totals.tokens,
             sequences=totals.sequences,
             constant=config.loss_constant,
+            segment_BT=segment_BT,
         )
         surrogate, means = policy_loss(
             logp_BT,
@@ -387,6 +383,7 @@ class Learner:
             ratio=config.ratio,
             dual_clip=config.dual_clip,
             weights_BT=weights_BT,
+            segment_BT=segment_BT,
         )
         means |= {
             "entropy": masked_mean(entropy_BT, b.mask_BT),
@@ -406,10 +403,10 @@ class Learner:
             terms["displacement_loss"] = config.displacement_coefficient * lost
         return terms, means
 
-    def _critic_loss(self, params, b: Prepared, totals: Totals, most: int, frozen):
+    def _critic_loss(self, params, b: Prepared, totals: Totals, most: int, segments, frozen):
         del most  # every token passes the value head
         loss, means = value_loss(
-            self._values(params, frozen, b.ids_BT),
+            self._values(params, frozen, b.ids_BT, segments),
             b.old_values_BT,
             b.returns_BT,
             b.mask_BT,

@@ -9,9 +9,9 @@ from numbers import Real
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from sr1_jax.rl.aggregation import weighted_sum
+from sr1_jax.rl.aggregation import sequence_sums, weighted_sum
 from sr1_jax.rl.masked import masked_input, masked_mean, require_same_shape
 
 KL_KINDS = ("k1", "abs", "k2", "k3")
@@ -52,6 +52,7 @@ def policy_loss(
     ratio: str = "token",
     dual_clip: float | None = None,
     weights_BT: Float[Array, "B T"] | None = None,
+    segment_BT: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """PPO's clipped surrogate, negated, averaged over the valid tokens.
 
@@ -75,6 +76,8 @@ def policy_loss(
         dual_clip: c > 1; where A < 0 the surrogate is at least c A, so that a token that has
             become far likelier cannot dominate (arXiv 1912.09729). None: no bound.
         weights_BT: weight of each token in place of the mean, as of `aggregation.token_weights`.
+        segment_BT: of packed rows, the sequence of each token (`aggregation.sequence_sums`); for
+            the ratio of sequences.
 
     Returns:
         loss (scalar), and the metrics, no gradient through them:
@@ -96,7 +99,7 @@ def policy_loss(
     advantages_BT = jax.lax.stop_gradient(masked_input(advantages_BT, mask_BT))
 
     log_ratio_BT = logp_BT - old_logp_BT
-    ratio_BT = _ratio(log_ratio_BT, mask_BT, ratio)
+    ratio_BT = _ratio(log_ratio_BT, mask_BT, ratio, segment_BT)
     # Spelled out by the sign of A, because min() splits the gradient between its branches at a tie.
     bound_BT = jnp.where(advantages_BT > 0, 1.0 + high, 1.0 - low)
     clipped_BT = jnp.where(
@@ -121,14 +124,14 @@ def policy_loss(
     return loss, jax.lax.stop_gradient(metrics)
 
 
-def _ratio(log_ratio_BT, mask_BT, kind: str):
+def _ratio(log_ratio_BT, mask_BT, kind: str, segment_BT):
     """The importance ratio of each token, or of its sequence."""
     if kind not in RATIOS:
         raise ValueError(f"unknown ratio {kind!r}; choose one of {list(RATIOS)}")
     if kind == "sequence":
-        count_B1 = jnp.count_nonzero(jnp.asarray(mask_BT), axis=1, keepdims=True)
-        mean_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / jnp.maximum(count_B1, 1)
-        log_ratio_BT = jnp.broadcast_to(mean_B1, log_ratio_BT.shape)
+        valid_BT = (jnp.asarray(mask_BT) != 0).astype(jnp.float32)
+        sums, counts = (sequence_sums(x_BT, segment_BT) for x_BT in (log_ratio_BT, valid_BT))
+        log_ratio_BT = jnp.broadcast_to(sums / jnp.maximum(counts, 1), log_ratio_BT.shape)
     return jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
 
 

@@ -37,8 +37,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.offload = ()
     config.epochs = 1
     config.minibatches = 2  # optimizer steps an epoch
-    # Trajectories a forward pass. Rows of like length share one: the fewer, the less padding.
+    # Rows a forward pass. A row is a trajectory; those of like length share a pass, and the fewer
+    # they are, the less padding. With packing a row holds several.
     config.micro_batch = 16
+    config.packing = False
+    # Tokens of packed rows; (): learner.length_buckets, and four lengths up to 5/4 of the last.
+    config.row_lengths = ()
     config.clip = 0.2
     config.clip_high = config_dict.placeholder(float)  # upper clip; None: as clip
     config.dual_clip = config_dict.placeholder(float)  # bound where advantages are negative
@@ -71,6 +75,18 @@ def default_config() -> ml_collections.ConfigDict:
 def needs_critic(config: ml_collections.ConfigDict) -> bool:
     """Whether the algorithm learns a value model."""
     return config.algorithm == "ppo"
+
+
+def row_lengths(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Lengths that a packed row may have, increasing.
+
+    Few of the longest trajectories leave room for another, if rows are no longer than they are:
+    hence the usual ones go beyond them.
+    """
+    if config.row_lengths:
+        return tuple(config.row_lengths)
+    last = config.length_buckets[-1]
+    return (*config.length_buckets, *(last + -(-last * part // 16) for part in range(1, 5)))
 
 
 def check_config(config: ml_collections.ConfigDict, trajectories: int) -> None:
@@ -117,7 +133,12 @@ def _check_sizes(config: ml_collections.ConfigDict, trajectories: int) -> None:
             f"{trajectories} trajectories a step do not divide into learner.minibatches="
             f"{config.minibatches}."
         )
-    if minibatch % config.micro_batch:
+    if config.packing and minibatch < config.micro_batch:
+        raise ValueError(
+            f"learner.micro_batch={config.micro_batch} packed rows are more than the {minibatch} "
+            "trajectories of a mini-batch: some would always be empty."
+        )
+    if not config.packing and minibatch % config.micro_batch:
         raise ValueError(
             f"A mini-batch of {minibatch} trajectories does not divide into micro-batches of "
             f"learner.micro_batch={config.micro_batch}."
@@ -131,6 +152,14 @@ def _check_sizes(config: ml_collections.ConfigDict, trajectories: int) -> None:
     buckets = tuple(config.length_buckets)
     if not buckets or list(buckets) != sorted(set(buckets)):
         raise ValueError(f"learner.length_buckets must be increasing lengths, not {buckets}.")
+    lengths = row_lengths(config)
+    if list(lengths) != sorted(set(lengths)):
+        raise ValueError(f"learner.row_lengths must be increasing lengths, not {lengths}.")
+    if lengths[-1] < buckets[-1]:
+        raise ValueError(
+            f"learner.row_lengths={lengths} end before the last of learner.length_buckets, "
+            f"{buckets[-1]}: a trajectory of that length would fit no packed row."
+        )
 
 
 def _check_loss(config: ml_collections.ConfigDict) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 
 
@@ -20,6 +21,7 @@ def token_logp(
     most: int,
     temperature: float = 1.0,
     chunk_tokens: int = 4096,
+    segments: Segments | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each masked-in token given those before it, and the entropy it was
     drawn with.
@@ -32,19 +34,23 @@ def token_logp(
     Args:
         model: the policy.
         ids_BT: right-padded sequences.
-        mask_BT: nonzero on the tokens wanted; the first token of a row has no log-probability.
+        mask_BT: nonzero on the tokens wanted; the first token of a sequence has no
+            log-probability.
         most: static bound on the tokens wanted in a row; those past it come back as 0.
         temperature: of sampling; logits are divided by it, here as there. 0 stands for greedy
             decoding and counts as 1.
         chunk_tokens: tokens a chunk on each part of the batch (`sharding.compute_on`).
+        segments: of packed rows.
 
     Returns:
         logp_BT and entropy_BT (nats), float32; 0 where mask_BT is 0 and at the first token.
     """
     batch, length = ids_BT.shape
     most = min(most, length - 1)
-    hidden_BTD = model.trunk(ids_BT)
+    hidden_BTD = model.trunk(ids_BT, segments)
     wanted_BT = (mask_BT != 0).at[:, 0].set(False)
+    if segments is not None:
+        wanted_BT &= segments.position_BT > 0
     # Stable: wanted tokens come first, in their order.
     index_BM = jnp.argsort(~wanted_BT, axis=1, stable=True)[:, :most]
     kept_BM = jnp.take_along_axis(wanted_BT, index_BM, axis=1)

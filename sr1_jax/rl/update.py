@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, is_abstract, placed
+from sr1_jax.models.segments import Segments
 from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
 from sr1_jax.sharding import named, tree_shardings
@@ -137,13 +138,39 @@ def place_model(
     return ModelState(params, jax.jit(optimizer.init, out_shardings=where)(params))
 
 
-def take_rows(batch: Any, rows_R: jax.Array, length: int, mesh: Mesh) -> Any:
-    """The first `length` tokens of some rows of each [B, T] array, split over the devices."""
+def take_rows(
+    batch: Any, rows: jax.Array | Segments, length: int, mesh: Mesh
+) -> tuple[Any, Segments | None]:
+    """A micro-batch of each [B, T] array, split over the devices.
+
+    Args:
+        batch: tree of arrays.
+        rows: of `MicroBatch`: rows of the batch, or for each token where it is taken from.
+        length: tokens of a row.
+        mesh: of `sharding.make_mesh`.
+
+    Returns:
+        The first `length` tokens of the rows, and None; or packed rows, 0 where nothing is, and
+        their segments.
+    """
+
+    def split(x_RT):
+        return jax.lax.with_sharding_constraint(x_RT, named(mesh, "batch"))
+
+    if not isinstance(rows, Segments):
+        return jax.tree.map(lambda x_BT: split(x_BT[rows, :length]), batch), None
 
     def take(x_BT):
-        return jax.lax.with_sharding_constraint(x_BT[rows_R, :length], named(mesh, "batch"))
+        return split(x_BT.at[rows.id_BT, rows.position_BT].get(mode="fill", fill_value=0))
 
-    return jax.tree.map(take, batch)
+    return jax.tree.map(take, batch), jax.tree.map(split, rows)
+
+
+def put_rows(x_BT: jax.Array, rows: jax.Array | Segments, x_RT: jax.Array) -> jax.Array:
+    """`x_BT` with the values of a micro-batch where `take_rows` would take them from."""
+    if isinstance(rows, Segments):
+        return x_BT.at[rows.id_BT, rows.position_BT].set(x_RT, mode="drop")
+    return x_BT.at[rows, : x_RT.shape[1]].set(x_RT)
 
 
 def add_gradients(
@@ -183,8 +210,9 @@ class Update:
     moves between steps.
 
     Args:
-        loss_fn: (params, rows of a batch, totals, most, *context) -> (terms, means) as of
-            `add_gradients`, where `most` bounds the trained tokens of a row.
+        loss_fn: (params, rows of a batch, totals, most, segments, *context) -> (terms, means) as
+            of `add_gradients`, where `most` bounds the trained tokens of a row, and packed rows
+            have segments.
         optimizer: of the model.
         state: of the model; only its shapes and shardings are looked at.
         mesh: of `sharding.make_mesh`.
@@ -199,12 +227,15 @@ class Update:
     ):
         shardings = jax.tree.map(lambda x: x.sharding, state)
 
-        def accumulate(grads, params, batch, rows_R, totals, context, *, length, most):
+        def accumulate(grads, params, batch, rows, totals, context, *, length, most):
+            taken, segments = take_rows(batch, rows, length, mesh)
             return add_gradients(
-                lambda params, rows, totals: loss_fn(params, rows, totals, most, *context),
+                lambda params, taken, totals: loss_fn(
+                    params, taken, totals, most, segments, *context
+                ),
                 params,
                 grads,
-                take_rows(batch, rows_R, length, mesh),
+                taken,
                 totals,
             )
 
@@ -241,8 +272,7 @@ class Update:
         name: str,
         state: ModelState,
         batch: Any,
-        rows_R: Any,
-        cuts: Sequence[tuple[int, int]],
+        kinds: Sequence[MicroBatch],
         *context,
     ) -> list[Program]:
         """Every program that a call may run; computes nothing.
@@ -250,8 +280,7 @@ class Update:
         Args:
             name: of the model.
             state, batch, context: as of a call; arrays or shapes.
-            rows_R: rows of a micro-batch.
-            cuts: length and bound on the trained tokens of a row, of each micro-batch there may be.
+            kinds: one micro-batch of each kind that there may be.
         """
         where = jax.tree.map(lambda x: x.sharding, state.params)
         grads = placed(jax.eval_shape(self.zeros, state.params), where)
@@ -261,11 +290,11 @@ class Update:
             Program(
                 f"{name} accumulate {length}/{most}",
                 self.accumulate,
-                (grads, state.params, batch, rows_R, totals, context),
+                (grads, state.params, batch, rows, totals, context),
                 {"length": length, "most": most},
-                rows_R.shape[0] * length,
+                jax.tree.leaves(rows)[0].shape[0] * length,
             )
-            for length, most in cuts
+            for rows, length, most in kinds
         ]
         return [
             Program(f"{name} zeros", self.zeros, (state.params,)),
@@ -281,7 +310,7 @@ class Update:
         Args:
             state: donated; use the returned one.
             batch: tree of [B, T] arrays with `mask_BT`.
-            plan: of `plan_micro_batches`.
+            plan: of `plan_micro_batches` or `plan_packed`.
             totals: counts over all of it.
             context: handed on to the loss.
 
@@ -289,9 +318,9 @@ class Update:
             The new state and the metrics: the loss, its terms, and means over the tokens.
         """
         grads, shares = self.zeros(state.params), []
-        for rows_R, length, most in plan:
+        for rows, length, most in plan:
             grads, metrics = self.accumulate(
-                grads, state.params, batch, rows_R, totals, context, length=length, most=most
+                grads, state.params, batch, rows, totals, context, length=length, most=most
             )
             shares.append(metrics)
         metrics = jax.tree.map(lambda *x: sum(x), *shares)

@@ -437,7 +437,7 @@ def test_taking_rows_moves_no_more_than_them():
     """Rows that lie on other devices, or hosts, cost a micro-batch of traffic, not a batch."""
     mesh = make_mesh(8, 1, 1)
     batch, rows_R = np.random.default_rng(0).normal(size=(64, 128)), np.arange(60, 28, -2)
-    take = jax.jit(lambda x_BT, rows_R: take_rows(x_BT, rows_R, 96, mesh))
+    take = jax.jit(lambda x_BT, rows_R: take_rows(x_BT, rows_R, 96, mesh)[0])
     placed = place(batch.astype(np.float32), named(mesh, "batch"))
     np.testing.assert_array_equal(take(placed, rows_R), batch.astype(np.float32)[rows_R, :96])
     program = take.lower(placed, rows_R).compile().as_text()

@@ -16,12 +16,12 @@ def plan(rows=range(6), size=2, buckets=(4, 6, 16)):
 
 
 def test_rows_of_like_length_share_a_micro_batch():
-    assert [(b.rows_R.tolist(), b.length) for b in plan()] == [
+    assert [(b.rows.tolist(), b.length) for b in plan()] == [
         ([3, 0], 12),
         ([4, 5], 6),
         ([1, 2], 4),
     ]
-    assert [b.rows_R.tolist() for b in plan([5, 1, 4], size=3)] == [[4, 5, 1]]
+    assert [b.rows.tolist() for b in plan([5, 1, 4], size=3)] == [[4, 5, 1]]
 
 
 def test_the_bound_on_trained_tokens_holds_and_has_few_values():
@@ -38,14 +38,14 @@ def test_the_bound_on_trained_tokens_holds_and_has_few_values():
 
 
 def test_rows_without_a_trained_token_are_left_out():
-    assert [b.rows_R.tolist() for b in plan([2, 0], size=1)] == [[0]]
-    assert [b.rows_R.tolist() for b in plan([2], size=1)] == [[2]]
+    assert [b.rows.tolist() for b in plan([2, 0], size=1)] == [[0]]
+    assert [b.rows.tolist() for b in plan([2], size=1)] == [[2]]
 
 
 def test_equal_lengths_keep_their_order():
     mask_BT = np.ones((4, 3))
     (first, second) = plan_micro_batches(mask_BT, np.array([2, 0, 3, 1]), size=2, buckets=(3,))
-    assert (first.rows_R.tolist(), second.rows_R.tolist()) == ([2, 0], [3, 1])
+    assert (first.rows.tolist(), second.rows.tolist()) == ([2, 0], [3, 1])
 
 
 def test_padding_share():

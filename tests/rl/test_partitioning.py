@@ -29,7 +29,7 @@ def test_no_device_collects_activations_or_all_weights():
     optimizer = make_optimizer(1e-3, 0, default_config())
     state = place_model(params, optimizer, mesh)
 
-    def loss_fn(params, rows, totals, most):
+    def loss_fn(params, rows, totals, most, segments):
         with compute_on(mesh):
             model = nnx.merge(graph, params)
             logp_BT, _ = token_logp(model, rows["ids_BT"], rows.mask_BT, most=most)
