@@ -153,7 +153,7 @@ def _check_sizes(config: ml_collections.ConfigDict, trajectories: int) -> None:
     if not buckets or list(buckets) != sorted(set(buckets)):
         raise ValueError(f"learner.length_buckets must be increasing lengths, not {buckets}.")
     lengths = row_lengths(config)
-    if list(lengths) != sorted(set(lengths)):
+    if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise ValueError(f"learner.row_lengths must be increasing lengths, not {lengths}.")
     if lengths[-1] < buckets[-1]:
         raise ValueError(

@@ -10,6 +10,7 @@ import pytest
 
 from sr1_jax.models import attention as module
 from sr1_jax.models.attention import (
+    _library_attention,
     attention,
     causal_by_matmul,
 )
@@ -27,6 +28,20 @@ def grouped(batch, length, heads, kv_heads, size):
     return draw((batch, length, heads, size), kv, kv)
 
 
+def with_gradients(attend, inputs, weight):
+    """Values, and gradients of their weighted sum."""
+
+    def loss(*inputs):
+        out = attend(*inputs)
+        return jnp.sum(out * weight), out
+
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+    return [out, *grads]
+
+
+INTERPRETED = functools.partial(splash_attention, interpret=True)
+
+
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "size", "shape"),
     [
@@ -36,26 +51,44 @@ def grouped(batch, length, heads, kv_heads, size):
     ],
 )
 def test_splash_equals_plain_attention(monkeypatch, length, heads, kv_heads, size, shape):
-    """Values and gradients, in the kernel's interpreter."""
     inputs = grouped(2, length, heads, kv_heads, size)
     (weight,) = draw(inputs[0].shape)
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-
-    def run(attend):
-        def loss(*inputs):
-            out = attend(*inputs)
-            return jnp.sum(out * weight), out
-
-        grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
-        return [out, *grads]
-
-    monkeypatch.setitem(
-        module._BY_PLATFORM, "cpu", functools.partial(splash_attention, interpret=True)
-    )
+    monkeypatch.setitem(module._BY_PLATFORM, "cpu", INTERPRETED)
     with compute_on(mesh):
-        got = run(attention)
-    for a, b in zip(got, run(causal_by_matmul), strict=True):
+        got = with_gradients(attention, inputs, weight)
+    for a, b in zip(got, with_gradients(causal_by_matmul, inputs, weight), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("attend", "shape"),
+    [
+        (causal_by_matmul, (1, 1, 1)),
+        (_library_attention, (1, 2, 1)),
+        (INTERPRETED, (2, 1, 2)),
+    ],
+    ids=["plain", "library", "splash"],
+)
+def test_a_packed_sequence_attends_as_if_it_were_alone(monkeypatch, attend, shape):
+    """Values and gradients; the lengths are those of sequences in two rows, and of padding."""
+    rows = ([60, 1, 71, 18], [149, 1])
+    inputs = grouped(2, 150, 4, 2, 64)
+    (weight,) = draw(inputs[0].shape)
+    segment_BT = np.stack([np.repeat(np.arange(len(sizes)), sizes) for sizes in rows])
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    monkeypatch.setitem(module._BY_PLATFORM, "cpu", attend)
+    with compute_on(mesh):
+        got = with_gradients(
+            lambda *inputs: attention(*inputs, jnp.asarray(segment_BT, "int32")), inputs, weight
+        )
+    for row, sizes in enumerate(rows):
+        stops = np.cumsum(sizes)
+        for start, stop in zip(stops - sizes, stops):
+            alone = [x[row : row + 1, start:stop] for x in (*inputs, weight)]
+            want = with_gradients(causal_by_matmul, alone[:3], alone[3])
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_allclose(a[row : row + 1, start:stop], b, atol=2e-5)
 
 
 def test_blocks_hold_the_sequence_with_little_padding():

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr1_jax.rl.aggregation import AGGREGATIONS, count_totals, token_weights, weighted_sum
+from sr1_jax.rl.aggregation import (
+    AGGREGATIONS,
+    count_totals,
+    sequence_sums,
+    token_weights,
+    weighted_sum,
+)
 
 
 def random_rows(seed, rows=6, tokens=7):
@@ -98,3 +104,29 @@ def test_a_nan_at_a_valid_token_is_not_hidden():
 def test_errors(aggregation, constant, message):
     with pytest.raises(ValueError, match=message):
         token_weights(jnp.ones((1, 1)), aggregation, tokens=1, sequences=1, constant=constant)
+
+
+def test_sums_of_sequences_that_share_a_row():
+    x_BT = jnp.asarray([[1.0, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32]])
+    segment_BT = jnp.asarray([[7, 7, 3, 3, 3, 9], [5, 5, 5, 5, 5, 5]])
+    np.testing.assert_array_equal(
+        sequence_sums(x_BT, segment_BT), [[3, 3, 28, 28, 28, 32], [63] * 6]
+    )
+    np.testing.assert_array_equal(sequence_sums(x_BT), [[63], [63]])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_weights_of_packed_rows(aggregation):
+    """The second and the third sequence, and the first, in rows of 12 tokens."""
+    mask_BT = np.zeros((3, 5), np.float32)
+    mask_BT[0, 1:], mask_BT[1, [2, 4]], mask_BT[2, 3] = 1, 1, 1
+    settings = dict(tokens=7.0, sequences=3.0, constant=11)
+    plain_BT = np.asarray(token_weights(mask_BT, aggregation, **settings))
+
+    def packed(x_BT):
+        blank = np.zeros(7)
+        return np.stack([np.r_[x_BT[1], x_BT[2], blank[:2]], np.r_[x_BT[0], blank]])
+
+    segment_BT = jnp.asarray([[1] * 5 + [2] * 5 + [3] * 2, [0] * 5 + [3] * 7])
+    got = token_weights(packed(mask_BT), aggregation, **settings, segment_BT=segment_BT)
+    np.testing.assert_allclose(got, packed(plain_BT), rtol=1e-6)

@@ -202,6 +202,9 @@ BAD = [
     ("learner.kl_target", 0.0, "learner.kl_target must be above 0 or None, not 0.0"),
     ("learner.length_buckets", (), "learner.length_buckets must be increasing lengths"),
     ("learner.length_buckets", (8000, 4096), r"must be increasing lengths, not \(8000, 4096\)"),
+    ("learner.row_lengths", (8000, 4096), r"learner.row_lengths must be increasing lengths, not"),
+    ("learner.row_lengths", (0, 4096), r"learner.row_lengths must be increasing lengths, not"),
+    ("learner.row_lengths", (1024, 4000), r"=\(1024, 4000\) end before .*_buckets, 4096"),
 ]
 
 
@@ -212,6 +215,15 @@ def test_bad_setting(key, value, message):
     with pytest.raises(ValueError, match=message) as error:
         check_config(config)
     assert "\n" not in str(error.value)
+
+
+def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
+    config = good_config()
+    config.learner.packing, config.learner.micro_batch = True, 96
+    check_config(config)
+    config.learner.micro_batch = 288
+    with pytest.raises(ValueError, match="micro_batch=288 packed rows are more than the 256 traj"):
+        check_config(config)
 
 
 @pytest.mark.parametrize(
