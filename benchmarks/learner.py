@@ -2,6 +2,7 @@
 
     python benchmarks/learner.py tunix --python=FILE [--batch=search]
     python benchmarks/learner.py torch [--batch=search]
+    python benchmarks/learner.py buckets --batch=search
 
     tunix   GRPO by Tunix's learner, in an environment of its own. Each step of both: log-probs of
             the reference, group-relative advantages, gradients of the clipped loss with a
@@ -10,6 +11,7 @@
     torch   PPO in plain PyTorch (`torch_ppo`), in float32. Each step of both: log-probs of the
             old policy and of the reference, values, advantages, gradients of policy and critic,
             clipping, AdamW.
+    buckets GRPO by our learner with packed rows, and by our learner with length buckets.
 
 Nothing is sampled. A "fixed" batch is 32 sequences of 128 + 128 tokens; a "search" batch has
 turns of log-normal lengths and observations between them, which are not trained on: ours and
@@ -244,6 +246,18 @@ def torch(args) -> None:
     timed(args, ours, "torch", lambda: step() and ours.tokens)
 
 
+def buckets(args) -> None:
+    """GRPO in packed rows and in length buckets, as many rows a micro-batch."""
+    packed, plain = (
+        Ours(args, "grpo", kl_in="loss", kl_kind="k3", packing=packing) for packing in (True, False)
+    )
+    metrics, theirs = packed.step(), plain.step()
+    keys = ("policy/loss", "policy/gradient_norm", "kl")
+    check(metrics, {key: theirs[key] for key in keys})
+    print(f"padding: packed {metrics['padding_share']:.1%}, buckets {theirs['padding_share']:.1%}")
+    timed(args, packed, "buckets", lambda: plain.step() and plain.tokens)
+
+
 def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:
     """Alternates; both sides have done a step before, so all is compiled."""
     sides = {"ours": lambda: ours.step() and ours.tokens, name: theirs}
@@ -252,7 +266,7 @@ def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("against", choices=("tunix", "torch"))
+    parser.add_argument("against", choices=("tunix", "torch", "buckets"))
     parser.add_argument("--batch", choices=("fixed", "search"), default="fixed")
     parser.add_argument("--python", help="interpreter of an environment with google-tunix")
     parser.add_argument(
@@ -270,7 +284,7 @@ def main() -> None:
     if args.against == "tunix" and not args.python:
         parser.error("tunix needs --python, an interpreter of an environment with google-tunix.")
     print(f"jax {jax.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    {"tunix": tunix, "torch": torch}[args.against](args)
+    {"tunix": tunix, "torch": torch, "buckets": buckets}[args.against](args)
 
 
 if __name__ == "__main__":

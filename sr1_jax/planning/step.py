@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from sr1_jax.abstract import Program
 from sr1_jax.planning.chips import Chip
 from sr1_jax.planning.costs import Costs
 from sr1_jax.planning.run import Run, device_bytes
-from sr1_jax.rl.micro_batches import bucket, trained_bounds
+from sr1_jax.rl.micro_batches import bucket, trained_bound
+from sr1_jax.rl.settings import row_lengths
 from sr1_jax.sharding import batch_parts
 
 
@@ -80,8 +82,7 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
         calls["merge"] = 1.0
     if config.samples > 1:
         calls[f"fork {slots}×{config.rollout.max_context_tokens}"] = episodes / slots
-    cut = usual_cut(run, assumed)
-    passes = episodes / config.learner.micro_batch
+    cut, passes = usual_cut(run, assumed)
     learns = config.learner.kl_in != "none" or config.learner.algorithm == "ppo"
     calls[f"score {cut}"] = passes if learns or config.learner.old_logp == "trainer" else 0.0
     for model in ("policy", "critic") if config.learner.algorithm == "ppo" else ("policy",):
@@ -91,11 +92,24 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
     return calls
 
 
-def usual_cut(run: Run, assumed: Assumptions) -> str:
-    """Length and bound on trained tokens of the micro-batch that an average episode is in."""
-    length = bucket(assumed.length, run.config.learner.length_buckets)
-    most = next(bound for bound in trained_bounds(length) if bound >= assumed.sampled)
-    return f"{length}/{most}"
+def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
+    """Length and bound on trained tokens of the micro-batch that an average episode is in, and
+    how many of them all episodes are. Packed rows are as full as their number allows."""
+    config, learner = run.config, run.config.learner
+    episodes = config.questions * config.samples
+    if not learner.packing:
+        length = bucket(assumed.length, learner.length_buckets)
+        most = trained_bound(assumed.sampled, length)
+        return f"{length}/{most}", episodes / learner.micro_batch
+    tokens = episodes / learner.minibatches * assumed.length
+
+    def micro_batches(length: int) -> int:
+        return math.ceil(tokens / (learner.micro_batch * length))
+
+    holding = [length for length in row_lengths(learner) if length >= assumed.length]
+    length = min(holding, key=lambda length: length * micro_batches(length))
+    most = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
+    return f"{length}/{most}", learner.minibatches * micro_batches(length)
 
 
 def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
@@ -122,7 +136,8 @@ def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
         return (layers + head + pair * program.tokens * seen) / devices
     rows = config.learner.micro_batch
     length, most = program.settings["length"], program.settings["most"]
-    trunk = layers + pair * rows * length * length / 2
+    seen = (assumed.length if config.learner.packing else length) / 2
+    trunk = layers + pair * rows * length * seen
     head *= rows * most
     if kind == "score":
         learner = config.learner

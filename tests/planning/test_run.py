@@ -219,6 +219,35 @@ def test_calls_of_a_step(run):
     assert calls["reshard"] == 1
 
 
+def test_packed_rows_are_listed_and_called():
+    """Mini-batches of 4 episodes of 88 tokens: two rows of 176 hold them, and 24 · 176 / 88 trained
+    tokens, more than a quarter."""
+    config = tiny_config()
+    config.learner.packing, config.learner.micro_batch = True, 2
+    config.learner.row_lengths = (128, 176)
+    run = make_run(config, jax.devices()[:1])
+    accumulate = {p.name: p for p in run.programs if p.name.startswith("policy accumulate")}
+    assert list(accumulate) == [
+        f"policy accumulate {cut}" for cut in ("128/32", "128/64", "128/128", "176/44", "176/88",
+                                               "176/176")
+    ]  # fmt: skip
+    program = accumulate["policy accumulate 176/88"]
+    assert program.tokens == 2 * 176
+    assert {x.shape for x in program.arguments[3]} == {(2, 176)}
+    assert "tensor<2x176xi32>" in program.lower().as_text()
+    assumed = Assumptions(40, 1, 12, 24)
+    calls = calls_of(run, assumed)
+    assert calls["score 176/88"] == calls["policy accumulate 176/88"] == 2
+    # Attention sees no more than the episode.
+    config.learner.packing, config.learner.length_buckets = False, (128, 176)
+    alone = make_run(config, jax.devices()[:1])
+    program_alone = next(p for p in alone.programs if p.name == program.name)
+    shape = run.decoder
+    pairs = 2 * 176 * (176 - 88) / 2 * 4 * shape.layers * shape.heads * shape.head_dim
+    saved = needed_flops(alone, program_alone, assumed) - needed_flops(run, program, assumed)
+    assert saved == pytest.approx(3 * pairs, rel=1e-6)
+
+
 def test_assumptions_that_cannot_be():
     run = make_run(tiny_config(), jax.devices()[:1])
     with pytest.raises(ValueError, match=r"rollout\.max_context_tokens=128"):

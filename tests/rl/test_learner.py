@@ -5,15 +5,17 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import Oracle, first_adam_step
 from trees import adam, assert_trees_close, changed, first_gradient
 
+from sr1_jax.models.segments import Segments
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner, Scores
 from sr1_jax.rl.settings import default_config
-from sr1_jax.rl.update import take_rows
+from sr1_jax.rl.update import put_rows, take_rows
 from sr1_jax.sharding import make_mesh, named, place
 
 LENGTH = 24
@@ -433,17 +435,38 @@ def test_data_parallel_devices_share_the_work(learner_run, batch):
     assert flops((8, 1, 1)) < flops((1, 1, 1)) / 6
 
 
-def test_taking_rows_moves_no_more_than_them():
-    """Rows that lie on other devices, or hosts, cost a micro-batch of traffic, not a batch."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_taking_rows_moves_no_more_than_them(packed):
+    """Rows that lie on other devices, or hosts, cost a micro-batch of traffic, not a batch; and
+    where they are put back, no more."""
     mesh = make_mesh(8, 1, 1)
-    batch, rows_R = np.random.default_rng(0).normal(size=(64, 128)), np.arange(60, 28, -2)
-    take = jax.jit(lambda x_BT, rows_R: take_rows(x_BT, rows_R, 96, mesh)[0])
-    placed = place(batch.astype(np.float32), named(mesh, "batch"))
-    np.testing.assert_array_equal(take(placed, rows_R), batch.astype(np.float32)[rows_R, :96])
-    program = take.lower(placed, rows_R).compile().as_text()
+    batch, rows = np.random.default_rng(0).normal(size=(64, 128)), np.arange(60, 28, -2)
+    batch, at = batch.astype(np.float32), (rows[:, None], np.arange(96)[None])
+    if packed:
+        # Half of a row is one trajectory's, then another's; the last tokens are padding.
+        half_RT = np.arange(96)[None] // 48
+        at = (rows[:, None] - half_RT, np.arange(96)[None] - 48 * half_RT)
+        id_RT = np.where(np.arange(96)[None] < 90, at[0], len(batch))
+        rows = Segments(*(x.astype(np.int32) for x in np.broadcast_arrays(id_RT, at[1])))
+
+    @jax.jit
+    def take(x_BT, rows):
+        taken_RT = take_rows(x_BT, rows, 96, mesh)[0]
+        back_BT = put_rows(jnp.zeros_like(x_BT), rows, taken_RT)
+        return taken_RT, jax.lax.with_sharding_constraint(back_BT, named(mesh, "batch"))
+
+    placed = place(batch, named(mesh, "batch"))
+    taken_RT, back_BT = take(placed, rows)
+    want_RT = batch[at] if not packed else np.where(np.arange(96)[None] < 90, batch[at], 0)
+    np.testing.assert_array_equal(taken_RT, want_RT)
+    want_BT = np.zeros_like(batch)
+    want_BT[at] = want_RT
+    np.testing.assert_array_equal(back_BT, want_BT)
+    program = take.lower(placed, rows).compile().as_text()
     moved = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", program)
     sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in moved]
-    assert 16 * 96 in sizes and max(sizes) <= 16 * 96
+    # Packed, the two numbers that say where a token comes from travel, too.
+    assert 16 * 96 in sizes and max(sizes) <= 16 * 96 * (1 + packed)
 
 
 # Errors

@@ -69,8 +69,11 @@ def test_two_processes_with_a_device_each(run_together):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True], ids=["buckets", "packed"])
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=str)
-def test_two_processes_with_four_devices_each(run_together, mesh):
-    """Two batches of two optimizer steps each; on one device in twice as many micro-batches."""
+def test_two_processes_with_four_devices_each(run_together, mesh, packing):
+    """Two batches of two optimizer steps each; on one device in twice as many micro-batches, none
+    of them packed."""
     steps = dict(minibatches=2, length_buckets=(11, 17, LENGTH))
-    run_together(mesh, 4, steps | dict(micro_batch=8), steps | dict(micro_batch=4), count=2)
+    together = dict(micro_batch=8, packing=packing)
+    run_together(mesh, 4, steps | together, steps | dict(micro_batch=4), count=2)
