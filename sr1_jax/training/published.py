@@ -21,7 +21,7 @@ class Size(NamedTuple):
         preset: name of `models.shapes.SHAPES`.
         tensor: devices that share each head and each feed-forward layer; the key/value heads
             have to divide over them. Rollouts split weights over this axis alone.
-        micro_batch: trajectories a forward pass of training, over all devices.
+        micro_batch: rows a forward pass of training, over all devices.
         slots: episodes in flight, over all devices.
     """
 

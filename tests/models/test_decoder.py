@@ -19,6 +19,7 @@ from sr1_jax.models.attention import (
     attention,
     rope_angles,
 )
+from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import compute_on, make_mesh
 
 CONFIG = DecoderConfig(
@@ -182,6 +183,25 @@ def test_padding_on_the_right_changes_no_real_token(model):
         _logits(model, padded)[0, :5], _logits(model, ids[:1, :5])[0], atol=1e-5
     )
     np.testing.assert_allclose(_logits(model, padded)[1], _logits(model, ids)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["logits", "values"])
+def test_packed_sequences_are_as_if_each_were_alone(model, kind):
+    """Positions start again; what a row holds beside a sequence, padding too, is not seen."""
+    if kind == "values":
+        model = nnx.eval_shape(lambda: ValueModel(CONFIG, rngs=nnx.Rngs(0)))
+        nnx.update(model, jax.tree.map(lambda x: 0.3 * x, _noise(nnx.state(model))))
+    lengths, ids = (4, 1, 6, 3), _ids(0, 1, 14)
+    segments = Segments(
+        jnp.asarray(np.repeat([5, 0, 2, 9], lengths)[None], "int32"),
+        jnp.asarray(np.concatenate([np.arange(n) for n in lengths])[None], "int32"),
+    )
+    packed = nnx.jit(lambda model: model(ids, segments))(model)
+    for stop, length in zip(np.cumsum(lengths), lengths):
+        own = slice(stop - length, stop)
+        alone = model(ids[:, own])
+        assert np.abs(alone).max() > 0.1
+        np.testing.assert_allclose(packed[:, own], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots", "attention"])

@@ -239,7 +239,8 @@ def test_packed_rows_are_listed_and_called():
     calls = calls_of(run, assumed)
     assert calls["score 176/88"] == calls["policy accumulate 176/88"] == 2
     # Attention sees no more than the episode.
-    config.learner.packing, config.learner.length_buckets = False, (128, 176)
+    config = tiny_config()
+    config.learner.length_buckets, config.learner.micro_batch = (128, 176), 2
     alone = make_run(config, jax.devices()[:1])
     program_alone = next(p for p in alone.programs if p.name == program.name)
     shape = run.decoder

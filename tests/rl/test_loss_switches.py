@@ -80,17 +80,41 @@ def sequences():
     return logp, old, advantages[:, 0], mask
 
 
-def sequence_loss(logp, old, advantages_B, mask, clip=(0.1, 0.2)):
+def sequence_loss(logp, old, advantages_B, mask, clip=(0.1, 0.2), per_row=1):
+    """Of sequences as rows, or with so many of them in a row."""
     mask = jnp.asarray(mask)
     advantages = jnp.broadcast_to(jnp.asarray(advantages_B)[:, None], mask.shape)
     totals = count_totals(mask, advantages)
-    weights = token_weights(mask, "sequence", tokens=totals.tokens, sequences=totals.sequences)
-    return policy_loss(logp, old, advantages, mask, clip=clip, ratio="sequence", weights_BT=weights)
+    segments = jnp.repeat(jnp.arange(len(mask)), mask.shape[1]) if per_row > 1 else None
+    logp, old, advantages, mask, segments = (
+        None if x is None else jnp.reshape(jnp.asarray(x), (len(advantages_B) // per_row, -1))
+        for x in (logp, old, advantages, mask, segments)
+    )
+    weights = token_weights(
+        mask,
+        "sequence",
+        tokens=totals.tokens,
+        sequences=totals.sequences,
+        segment_BT=segments,
+    )
+    return policy_loss(
+        logp,
+        old,
+        advantages,
+        mask,
+        clip=clip,
+        ratio="sequence",
+        weights_BT=weights,
+        segment_BT=segments,
+    )
 
 
-def test_sequence_ratio_is_gspo(sequences):
+@pytest.mark.parametrize("per_row", [1, 2, 6])
+def test_sequence_ratio_is_gspo(sequences, per_row):
     logp, old, advantages_B, mask = sequences
-    loss, metrics = sequence_loss(spoil(logp, mask), spoil(old, mask), advantages_B, mask)
+    loss, metrics = sequence_loss(
+        spoil(logp, mask), spoil(old, mask), advantages_B, mask, per_row=per_row
+    )
     assert loss == pytest.approx(gspo_loop(logp, old, advantages_B, mask, 0.1, 0.2), rel=1e-5)
     # All tokens of a sequence are clipped together.
     assert 0 < metrics["clip_fraction"] < 1
@@ -98,11 +122,14 @@ def test_sequence_ratio_is_gspo(sequences):
     assert metrics["approx_kl"] == pytest.approx(kl, rel=1e-4)
 
 
-def test_sequence_ratio_spreads_its_gradient_over_the_sequence(sequences):
+@pytest.mark.parametrize("per_row", [1, 3])
+def test_sequence_ratio_spreads_its_gradient_over_the_sequence(sequences, per_row):
     logp, old, advantages_B, mask = sequences
-    gradient = jax.grad(lambda x: sequence_loss(x, old, advantages_B, mask, clip=9.0)[0])(
-        jnp.asarray(logp, "float32")
-    )
+
+    def loss(x, clip=(0.1, 0.2)):
+        return sequence_loss(x, old, advantages_B, mask, clip=clip, per_row=per_row)[0]
+
+    gradient = jax.grad(lambda x: loss(x, clip=9.0))(jnp.asarray(logp, "float32"))
     count = (mask.any(axis=1)).sum()
     for row in range(len(mask)):
         kept = mask[row] == 1
@@ -111,7 +138,7 @@ def test_sequence_ratio_spreads_its_gradient_over_the_sequence(sequences):
             each = -ratio * advantages_B[row] / (count * kept.sum())
             np.testing.assert_allclose(gradient[row, kept], each, rtol=1e-4)
         np.testing.assert_array_equal(gradient[row, ~kept], 0.0)
-    assert_gradient(lambda x: sequence_loss(x, old, advantages_B, mask)[0], jnp.asarray(logp))
+    assert_gradient(loss, jnp.asarray(logp))
 
 
 def test_sequences_of_one_token_have_the_ratio_of_the_token():

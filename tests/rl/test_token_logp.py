@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sr1_jax.models.segments import Segments
 from sr1_jax.rl.token_logp import token_logp
 
 ROWS, LENGTH = 3, 11
@@ -105,6 +106,24 @@ def test_padding_does_not_matter(run, ids_BT, mask_BT):
     other_BT[:, 8:] = 23 - other_BT[:, 8:]
     short_BT = np.where(np.arange(LENGTH)[None] < 8, mask_BT, 0)
     np.testing.assert_array_equal(run(ids_BT, short_BT)[0], run(other_BT, short_BT)[0])
+
+
+def test_packed_rows_have_the_log_probs_of_their_sequences(run, ids_BT, mask_BT):
+    """One row of what were the third and the first; their first tokens have none."""
+    logp_BT, entropy_BT = run(ids_BT, mask_BT)
+
+    def packed(x_BT):
+        return np.concatenate([x_BT[2:], x_BT[:1], 0 * x_BT[:1, :2]], axis=1)
+
+    lengths = (LENGTH, LENGTH, 2)
+    segments = Segments(
+        np.repeat([2, 0, ROWS], lengths)[None].astype(np.int32),
+        np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32),
+    )
+    most = int(mask_BT.sum())
+    got = run(packed(ids_BT), packed(mask_BT), most=most, chunk_tokens=7, segments=segments)
+    for a, b in zip(got, (logp_BT, entropy_BT)):
+        np.testing.assert_allclose(a, packed(np.asarray(b)), atol=2e-6)
 
 
 def test_gradient_equals_that_of_the_full_log_softmax(rl_policy, ids_BT, mask_BT):
