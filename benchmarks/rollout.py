@@ -258,8 +258,8 @@ def turns(args) -> None:
         sides["transformers generate"] = transformers_side(config, whole)
     for each in (engine, whole):
         each.warm_up()
+    print("compiled", flush=True)
     alternate(sides, args.runs, "sampled", trajectories=args.episodes)
-    run_ours(engine)
     metrics = as_metrics(engine.stats)
     for key in ("occupancy", "busy_occupancy", "decoded_tokens", "prefilled_tokens",
                 "extend_positions", "forked_tokens", "decode_calls", "host_seconds",
