@@ -2,7 +2,8 @@
 
     pip install libtpu
     python -m sr1_jax.plan --config=configs/qwen2_5.py:size=7b,algo=ppo --topology=v5e:8x8 \
-        [--json=plan.json] [--sweep=v5e:4x4,v5e:8x8] [--every] [--config.key=value …]
+        [--json=plan.json] [--sweep=v5e:4x4,v5e:8x8] [--every] [--keep=DIR] \
+        [--config.key=value …]
 
 Compiles the programs of a step for the topology, with the settings of the config, and prints
 memory, predicted time and collectives of each, the step they make, and what to change where it
@@ -40,7 +41,12 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("json", "", "Also write everything to this file.", **define)
     flags.DEFINE_bool("every", False, "All length buckets and sizes, not only those of an "
                       "average step and the largest.", **define)  # fmt: skip
-    flags.DEFINE_string("only", "", "Programs whose name starts so, e.g. 'policy'.", **define)
+    flags.DEFINE_string(
+        "only", "", "Programs whose name starts so, e.g. 'policy,critic'.", **define
+    )
+    flags.DEFINE_string(
+        "keep", "", "Folder of compiled programs: none is compiled twice.", **define
+    )
     for name in _ASSUMED:
         flags.DEFINE_integer(name, None, f"Assumed {name.replace('_', ' ')}.", **define)
     flags.DEFINE_float("occupancy", None, "Assumed share of busy decode slots.", **define)
@@ -79,6 +85,7 @@ def _with_progress(values: flags.FlagValues, topology: str, assumed: dict) -> Pl
             topology,
             every=values.every,
             only=values.only,
+            keep=values.keep,
             progress=progress,
             **assumed,
         )

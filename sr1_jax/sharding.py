@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -194,6 +194,39 @@ def compute_on(mesh: Mesh) -> Iterator[None]:
 def current_mesh() -> Mesh | None:
     """The mesh of the innermost `compute_on`; None outside of any."""
     return _MESH.get()
+
+
+def current_platform() -> str:
+    """Platform of the current mesh's devices: "cpu", "tpu", …; "" without a mesh."""
+    mesh = current_mesh()
+    return "" if mesh is None else mesh.devices.flat[0].platform
+
+
+def for_own_heads(function: Callable, heads: tuple[int | None, ...], of_results: Any) -> Callable:
+    """`function` run by each device of `tensor` for its own heads.
+
+    To be called where the batch axes are split already, inside their `jax.shard_map`; without a
+    current mesh, `function` itself.
+
+    Args:
+        function: of arrays.
+        heads: the axis of heads of each argument; None: it has none.
+        of_results: the same of the results, a tree of axes.
+    """
+    mesh = current_mesh()
+    if mesh is None or (mesh.shape[RULES["heads"]] == 1 and current_platform() == "cpu"):
+        return function  # a Pallas kernel wants every axis split by hand, those of size 1 too
+
+    def split(axis: int | None) -> PartitionSpec:
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, RULES["heads"])
+
+    return jax.shard_map(
+        function,
+        in_specs=tuple(map(split, heads)),
+        out_specs=jax.tree.map(split, of_results),
+        axis_names={RULES["heads"]},
+        check_vma=False,
+    )
 
 
 def batch_parts(mesh: Mesh | None) -> int:

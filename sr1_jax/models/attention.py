@@ -8,19 +8,24 @@ Whole sequences attend through `attention`, which looks at the mesh the model is
                   `jax.nn.dot_product_attention` (`benchmarks/attention.py` measures both)
     else          `jax.nn.dot_product_attention`; also on a TPU where no mesh is named, since XLA
                   cannot split a Pallas kernel by itself
+
+One new token a slot attends to a KV cache through `one_query_attention`: on TPUs by the Pallas
+kernel paged attention (`decode_kernel`), which reads what is filled; else by plain products.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sr1_jax.models import decode_kernel
 from sr1_jax.models.splash import splash_attention
-from sr1_jax.sharding import current_mesh, spec
+from sr1_jax.sharding import current_mesh, current_platform, spec
 
 
 def attention(
@@ -90,6 +95,32 @@ def causal_by_matmul(
 _BY_PLATFORM = {"tpu": splash_attention, "cpu": causal_by_matmul}
 
 
+def one_query_attention(
+    q_BKGE: Float[Array, "B K G E"],
+    k_BKNEC: Float[Array, "B K N E C"],
+    v_BKXE: Float[Array, "B K X E"],
+    position_B: Int[Array, " B"],
+    *,
+    head_dim: int,
+) -> Float[Array, "B K G E"]:
+    """`attend_with_one_query`, or the kernel for it of the platform that is traced for.
+
+    On several devices to be called in a shard_map (`sharding.for_own_heads`).
+
+    Args:
+        q_BKGE, k_BKNEC, v_BKXE, position_B: see `attend_with_one_query`.
+        head_dim: numbers of a head, where several share E (`cache_rows`).
+    """
+    if current_platform() == "tpu" and decode_kernel.takes(k_BKNEC):
+        cores = getattr(current_mesh().devices.flat[0], "num_cores", 1)
+        return decode_kernel.attend_to_filled(
+            q_BKGE, k_BKNEC, v_BKXE, position_B, head_dim=head_dim, cores=cores
+        )
+    if head_dim != q_BKGE.shape[-1]:
+        q_BKGE *= (q_BKGE.shape[-1] / head_dim) ** 0.5
+    return attend_with_one_query(q_BKGE, k_BKNEC, v_BKXE, position_B)
+
+
 def attend_with_one_query(
     q_BKGE: Float[Array, "B K G E"],
     k_BKNEC: Float[Array, "B K N E C"],
@@ -139,6 +170,8 @@ def attend_over_cache(
     v_SKXE: Float[Array, "S K X E"],
     rows_B: Int[Array, " B"],
     positions_BT: Int[Array, "B T"],
+    *,
+    head_dim: int | None = None,
 ) -> Float[Array, "B K G T E"]:
     """Attention of many new tokens over the caches of some slots, which hold them already.
 
@@ -153,21 +186,21 @@ def attend_over_cache(
         rows_B: slot of each row.
         positions_BT: of the queries; those outside the cache are padding, and their result is
             of no use.
+        head_dim: numbers of a head, where several share E (`cache_rows`).
 
     Returns:
         Weighted values in the dtype of the queries.
     """
-    mesh = current_mesh()
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    if platform != "cpu":
-        return attend_in_chunks(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, chunk=128)
+    attend = functools.partial(attend_in_chunks, head_dim=head_dim or q_BKGTE.shape[-1])
+    if (current_platform() or jax.default_backend()) != "cpu":
+        return attend(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, chunk=128)
     # About as many keys as queries: a CPU's fastest products.
     chunk = 256 if q_BKGTE.shape[3] > 128 else 128
 
     def one_row(row):
         q_KGTE, slot, positions_T = row
         arrays = q_KGTE[None], k_SKNEC, v_SKXE, slot[None], positions_T[None]
-        return attend_in_chunks(*arrays, chunk=chunk)[0]
+        return attend(*arrays, chunk=chunk)[0]
 
     return jax.lax.map(one_row, (q_BKGTE, rows_B, positions_BT))
 
@@ -180,13 +213,14 @@ def attend_in_chunks(
     positions_BT: Int[Array, "B T"],
     *,
     chunk: int,
+    head_dim: int,
 ) -> Float[Array, "B K G T E"]:
     """`attend_over_cache` for all rows at once, `chunk` positions at a time (at least C)."""
     batch, kv_heads, group, length, size = q_BKGTE.shape
     block, positions = k_SKNEC.shape[-1], v_SKXE.shape[2]
     blocks = max(1, chunk // block)
     chunk = blocks * block
-    q = (q_BKGTE * size**-0.5).reshape(batch, kv_heads, group * length, size)
+    q = (q_BKGTE * head_dim**-0.5).reshape(batch, kv_heads, group * length, size)
     inside_BT = (positions_BT >= 0) & (positions_BT < positions)
     end = jnp.max(jnp.where(inside_BT, positions_BT + 1, 0))
     rows_B1 = rows_B[:, None]

@@ -6,17 +6,21 @@ B · T tokens.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import (
     attend_over_cache,
-    attend_with_one_query,
+    one_query_attention,
     rope_angles,
 )
+from sr1_jax.models.cache_rows import own_parts, spread_queries, to_rows
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.serving import Int8, KVCache, ServingLayer, ServingParams
+from sr1_jax.sharding import current_platform, for_own_heads
 
 
 def forward_cached(
@@ -50,23 +54,24 @@ def forward_cached(
     # As an index a negative position would count from the end.
     write_at_BT = jnp.where(positions_BT < 0, cache.positions, positions_BT)
     x_DN = params.embed_VD[ids_BT.reshape(-1)].astype(config.dtype).T
+    append = for_own_heads(
+        functools.partial(_append_and_attend, one_query=one_query),
+        heads=(1, 2, 2, 1, 1, None, None, None),
+        of_results=(1, 1, 1),
+    )
     k_cache, v_cache = [], []
     for layer, k_SKNEC, v_SKXE in zip(params.layers, *cache, strict=True):
         q_KGEN, k_KEN, v_KEN = _project(config, layer, x_DN, cos_E2N, sin_E2N)
         k_BTKE, v_BTKE = (
             x.reshape(*x.shape[:2], batch, length).transpose(2, 3, 0, 1) for x in (k_KEN, v_KEN)
         )
-        k_SKNEC, v_SKXE = _write(k_SKNEC, v_SKXE, k_BTKE, v_BTKE, rows_B, write_at_BT)
-        k_cache.append(k_SKNEC)
-        v_cache.append(v_SKXE)
         q_KGEBT = q_KGEN.reshape(*q_KGEN.shape[:3], batch, length)
         q_BKGTE = q_KGEBT.transpose(3, 0, 1, 4, 2)
-        if one_query:
-            mixed_BKGTE = attend_with_one_query(
-                q_BKGTE[:, :, :, 0], k_SKNEC, v_SKXE, positions_BT[:, 0]
-            )[:, :, :, None]
-        else:
-            mixed_BKGTE = attend_over_cache(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT)
+        mixed_BKGTE, k_SKNEC, v_SKXE = append(
+            q_BKGTE, k_BTKE, v_BTKE, k_SKNEC, v_SKXE, rows_B, write_at_BT, positions_BT
+        )
+        k_cache.append(k_SKNEC)
+        v_cache.append(v_SKXE)
         mixed_KGEN = mixed_BKGTE.transpose(1, 2, 4, 0, 3).reshape(q_KGEN.shape)
         x_DN += _product(layer.o_DKGE, mixed_KGEN)
         gate_FN, up_FN = _product(
@@ -126,9 +131,37 @@ def _rotated(x, cos_E2N, sin_E2N):
     return jnp.concatenate(turned, axis=-2).astype(x.dtype)
 
 
+def _append_and_attend(
+    q_BKGTE, k_BTKE, v_BTKE, k_SKNEC, v_SKXE, rows_B, write_at_BT, positions_BT, *, one_query
+):
+    """What new tokens see, and the cache with their keys and values; of some heads or all."""
+    heads, size = k_BTKE.shape[2:]
+    rows, width = v_SKXE.shape[1], v_SKXE.shape[3]
+    in_rows = width != size
+    if in_rows:
+        k_BTKE, v_BTKE = (to_rows(x, rows, width) for x in (k_BTKE, v_BTKE))
+        q_BKGTE = spread_queries(q_BKGTE, rows, width)
+    k_SKNEC, v_SKXE = _write(k_SKNEC, v_SKXE, k_BTKE, v_BTKE, rows_B, write_at_BT)
+    if one_query:
+        mixed_BKGE = one_query_attention(
+            q_BKGTE[:, :, :, 0], k_SKNEC, v_SKXE, positions_BT[:, 0], head_dim=size
+        )
+        mixed_BKGTE = mixed_BKGE[:, :, :, None]
+    else:
+        mixed_BKGTE = attend_over_cache(
+            q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, head_dim=size
+        )
+    if in_rows:
+        mixed_BKGTE = own_parts(mixed_BKGTE, heads, size)
+    return mixed_BKGTE, k_SKNEC, v_SKXE
+
+
 def _write(k_SKNEC, v_SKXE, k_BTKE, v_BTKE, rows_B, positions_BT):
     """Stores new keys and values; rows and positions outside the cache are dropped."""
-    rows_B1, block = rows_B[:, None], k_SKNEC.shape[-1]
-    at = (rows_B1, slice(None), positions_BT // block, slice(None), positions_BT % block)
-    k_SKNEC = k_SKNEC.at[at].set(k_BTKE, mode="drop")
-    return k_SKNEC, v_SKXE.at[rows_B1, :, positions_BT].set(v_BTKE, mode="drop")
+    rows, heads, at, block = rows_B[:, None], slice(None), positions_BT, k_SKNEC.shape[-1]
+    if current_platform() == "tpu":
+        # One head a write: what is written lies in one piece. For all heads of a token at once the
+        # compiler would lay them side by side, and copy the cache there and back in every step.
+        rows, heads, at = rows[..., None], jnp.arange(k_BTKE.shape[2]), at[..., None]
+    k_SKNEC = k_SKNEC.at[rows, heads, at // block, :, at % block].set(k_BTKE, mode="drop")
+    return k_SKNEC, v_SKXE.at[rows, heads, at].set(v_BTKE, mode="drop")

@@ -22,6 +22,7 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
+from sr1_jax.models.cache_rows import Rows, rows_of_heads
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.sharding import CACHE_AXES, named, serving_shardings
 
@@ -35,6 +36,9 @@ class KVCache(NamedTuple):
     Attributes:
         k_SKNEC: keys, in N blocks of C positions, positions last.
         v_SKXE: values.
+
+    On TPUs several small heads may share a row: K is then the rows of a position and E the numbers
+    of a row (`cache_rows`).
     """
 
     k_SKNEC: tuple[jax.Array, ...]
@@ -42,12 +46,18 @@ class KVCache(NamedTuple):
 
     @classmethod
     def empty(
-        cls, config: DecoderConfig, slots: int, positions: int, block: int = _CPU_BLOCK
+        cls,
+        config: DecoderConfig,
+        slots: int,
+        positions: int,
+        block: int = _CPU_BLOCK,
+        rows: Rows | None = None,
     ) -> KVCache:
-        """For at least `positions` positions: whole blocks."""
+        """For at least `positions` positions: whole blocks; without `rows`, a head a row."""
         blocks = -(-positions // block)
-        k_SKNEC = (slots, config.kv_heads, blocks, config.head_dim, block)
-        v_SKXE = (slots, config.kv_heads, blocks * block, config.head_dim)
+        together, width = rows or (1, config.head_dim)
+        k_SKNEC = (slots, config.kv_heads // together, blocks, width, block)
+        v_SKXE = (slots, config.kv_heads // together, blocks * block, width)
         return cls(
             tuple(jnp.zeros(k_SKNEC, config.dtype) for _ in range(config.layers)),
             tuple(jnp.zeros(v_SKXE, config.dtype) for _ in range(config.layers)),
@@ -66,9 +76,13 @@ class KVCache(NamedTuple):
         return self.k_SKNEC[0].shape[-1]
 
 
-def key_block(mesh: Mesh) -> int:
-    """Positions of a block of keys on the devices of a mesh."""
-    return _CPU_BLOCK if mesh.devices.flat[0].platform == "cpu" else _BLOCK
+def cache_shape(config: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
+    """`block` and `rows` of `KVCache.empty` for the devices of a mesh."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return {"block": _CPU_BLOCK, "rows": None}
+    # Heads of one device share a row, so that rows can be split over `tensor` as heads are.
+    heads = config.kv_heads // mesh.shape["tensor"]
+    return {"block": _BLOCK, "rows": rows_of_heads(heads, config.head_dim)}
 
 
 def cache_placement(mesh: Mesh) -> KVCache:
@@ -91,16 +105,23 @@ def empty_cache(config: DecoderConfig, slots: int, positions: int, mesh: Mesh) -
 @functools.cache
 def _empty_cache_program(config: DecoderConfig, slots: int, positions: int, mesh: Mesh):
     return jax.jit(
-        functools.partial(KVCache.empty, config, slots, positions, key_block(mesh)),
+        functools.partial(KVCache.empty, config, slots, positions, **cache_shape(config, mesh)),
         out_shardings=cache_placement(mesh),
     )
 
 
-def cache_bytes(config: DecoderConfig, slots: int, positions: int, block: int = _CPU_BLOCK) -> int:
+def cache_bytes(
+    config: DecoderConfig,
+    slots: int,
+    positions: int,
+    block: int = _CPU_BLOCK,
+    rows: Rows | None = None,
+) -> int:
     """2 · layers · slots · positions · kv_heads · head_dim · bytes of a number, with positions
-    rounded up to blocks."""
+    rounded up to blocks and heads to rows."""
     positions = -(-positions // block) * block
-    numbers = 2 * config.layers * slots * positions * config.kv_heads * config.head_dim
+    together, width = rows or (1, config.head_dim)
+    numbers = 2 * config.layers * slots * positions * (config.kv_heads // together) * width
     return numbers * jnp.dtype(config.dtype).itemsize
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 
 from sr1_jax.planning.convolutions import convolution_flops
 from sr1_jax.planning.hlo import Computation, Instruction, Module
-from sr1_jax.planning.kernels import kernel_flops
+from sr1_jax.planning.kernels import kernel_costs
 from sr1_jax.planning.loops import trip_count
 from sr1_jax.planning.traffic import main_memory_bytes
 
@@ -66,14 +66,19 @@ class Costs:
         self.unknown_kernels += other.unknown_kernels
 
 
-def costs_of(module: Module) -> Costs:
-    """Costs of one call of a compiled module on one device."""
-    return _Reader(module).computation(module.entry)
+def costs_of(module: Module, filled: float | None = None) -> Costs:
+    """Costs of one call of a compiled module on one device.
+
+    Args:
+        module: of `hlo.parse`.
+        filled: positions of a slot's cache that hold a token, on average; None: all.
+    """
+    return _Reader(module, filled).computation(module.entry)
 
 
 class _Reader:
-    def __init__(self, module: Module):
-        self._module = module
+    def __init__(self, module: Module, filled: float | None):
+        self._module, self._filled = module, filled
         self._known: dict[tuple[str, bool], Costs] = {}
 
     def computation(self, name: str, *, fused: bool = False) -> Costs:
@@ -89,6 +94,7 @@ class _Reader:
         self, computation: Computation, instruction: Instruction, costs: Costs, fused: bool
     ) -> None:
         opcode, called = instruction.opcode, dict(instruction.called)
+        kernel = kernel_costs(computation, instruction, self._filled)
         if opcode == "while":
             trips = trip_count(self._module, computation, instruction)
             costs.unknown_loops += trips is None
@@ -107,16 +113,17 @@ class _Reader:
         elif opcode == "convolution":
             costs.flops += convolution_flops(computation, instruction)
         elif opcode == "custom-call":
-            flops = kernel_flops(computation, instruction)
-            costs.unknown_kernels += flops is None
-            costs.flops += flops or 0
-            costs.uncounted_flops += flops or 0
+            costs.unknown_kernels += kernel.flops is None
+            costs.flops += kernel.flops or 0
+            costs.uncounted_flops += kernel.flops or 0
         elif "calls" in called:  # a fusion, or what runs beside others
             costs.add(self.computation(called["calls"], fused=True))
         _add_collective(computation, instruction, costs)
         if fused:
             return
-        moved = main_memory_bytes(self._module, computation, instruction)
+        moved = kernel.bytes
+        if moved is None:
+            moved = main_memory_bytes(self._module, computation, instruction)
         cycles = instruction.number("estimated_cycles")
         costs.bytes += moved
         if cycles is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -14,6 +15,7 @@ from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.chips import Chip, chip_of
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
 from sr1_jax.planning.costs import Costs, costs_of
+from sr1_jax.planning.kept import compile_kept
 from sr1_jax.planning.run import ROLLOUT, Run, beside, chunk_bytes, device_bytes, make_run
 from sr1_jax.planning.step import (
     Assumptions,
@@ -140,6 +142,7 @@ def make_plan(
     *,
     every: bool = False,
     only: str = "",
+    keep: str = "",
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     **assumed: float | None,
 ) -> Plan:
@@ -150,7 +153,8 @@ def make_plan(
         topology: such as "v5e:8x8".
         every: each program a step may call, instead of those an average step calls and the
             largest of each kind.
-        only: programs whose name starts so, of those.
+        only: programs whose name starts so, of those; several with commas.
+        keep: a folder from which compiled programs are taken, and where they are put; "": none.
         progress: called before each program with how many are done, how many there are, its name.
         assumed: see `Assumptions`; None for the usual.
 
@@ -163,11 +167,11 @@ def make_plan(
     assumptions = Assumptions.of(run, **assumed)
     calls = calls_of(run, assumptions)
     chosen = run.programs if every else usual_programs(run.programs, calls)
-    chosen = [program for program in chosen if program.name.startswith(only)]
+    chosen = [program for program in chosen if program.name.startswith(tuple(only.split(",")))]
     rows = []
     for number, program in enumerate(chosen):
         progress(number, len(chosen), program.name)
-        compiled = compile_program(program)
+        compiled = compile_kept(program, Path(keep)) if keep else compile_program(program)
         rows.append(make_row(run, program, compiled, chip, calls, assumptions))
     progress(len(chosen), len(chosen), "")
     return Plan(topology, run, chip, assumptions, rows)
@@ -198,7 +202,7 @@ def make_row(
     """What a compiled program costs, and what lies beside it."""
     costs = time = vocabulary = None
     if compiled.memory:
-        costs = costs_of(hlo.parse(compiled.text))
+        costs = costs_of(hlo.parse(compiled.text), assumed.filled)
         time = time_of(costs, chip)
         found = largest_with_vocabulary(
             read_buffers(compiled.buffers),

@@ -58,6 +58,12 @@ class Assumptions:
         return (self.searches + 1) * self.segment_tokens
 
     @property
+    def filled(self) -> float:
+        """Tokens in a slot's cache when one is sampled, on average over those of an episode."""
+        read = self.searches / 2 * (self.segment_tokens + self.observation_tokens)
+        return self.prompt_tokens + read + self.segment_tokens / 2
+
+    @property
     def length(self) -> int:
         """Tokens of a whole episode."""
         return self.prompt_tokens + self.sampled + self.searches * self.observation_tokens
@@ -117,7 +123,7 @@ def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
     pair = 4.0 * shape.layers * shape.heads * shape.head_dim
     devices = run.mesh.devices.size
     if kind in ("extend", "decode"):
-        seen = assumed.length / 2
+        seen = assumed.filled if kind == "decode" else assumed.length / 2
         head *= program.tokens if kind == "decode" else 0
         return (layers + head + pair * program.tokens * seen) / devices
     rows = config.learner.micro_batch
@@ -192,4 +198,4 @@ def decode_traffic(run: Run, assumed: Assumptions) -> tuple[float, float]:
         # Of the embedding only the rows of the tokens are read.
         weights -= device_bytes(table) * (1 - min(1.0, slots / rows))
     cache = device_bytes(run.resident["KV cache"])
-    return weights, cache * (assumed.length / 2) / run.config.rollout.max_context_tokens
+    return weights, cache * assumed.filled / run.config.rollout.max_context_tokens

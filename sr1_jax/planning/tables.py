@@ -154,7 +154,8 @@ def _print_findings(plan: Plan, console: Console) -> None:
     if plan.decode_overhead:
         console.print(
             f"A decode step moves {plan.decode_overhead:.2f} times the bytes of weights and live "
-            "cache."
+            f"cache: {plan.assumed.filled:.0f} of {plan.run.config.rollout.max_context_tokens} "
+            "positions a slot, as of the average episode."
         )
     for row in plan.rows:
         if not plan.fits(row):

@@ -39,7 +39,9 @@ def main_memory_bytes(module: Module, computation: Computation, instruction: Ins
         )
         return read + min(_written(module, fused), instruction.bytes_in())
     if opcode in _PARTS:
-        return 2 * instruction.bytes_in()
+        # Either end may lie in vector memory.
+        part = sum(shape.bytes for shape in instruction.shapes)
+        return (part if operands[0].bytes_in() else 0.0) + instruction.bytes_in()
     if opcode in ("dynamic-update-slice", "scatter"):
         # The rest of the buffer stays where it is.
         return 2 * operands[-1 if opcode == "scatter" else 1].bytes_in()

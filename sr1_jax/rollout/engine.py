@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import cache_bytes, key_block, serve
+from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import CORRECTION, merge_passages, render_observation
@@ -106,8 +106,8 @@ class Engine:
     def cache_bytes(self) -> int:
         """Memory of the KV cache on all devices together."""
         config = self._config
-        block = key_block(self._mesh)
-        return cache_bytes(self._decoder, config.slots, config.max_context_tokens, block)
+        shape = cache_shape(self._decoder, self._mesh)
+        return cache_bytes(self._decoder, config.slots, config.max_context_tokens, **shape)
 
     def run(
         self,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, placed
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import KVCache, cache_placement, key_block, serve, serving_params
+from sr1_jax.models.serving import KVCache, cache_placement, cache_shape, serve, serving_params
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.tags import STOP_TAGS
 from sr1_jax.rollout import programs
@@ -41,7 +41,11 @@ def rollout_programs(
     )
     served = placed(served, serving_shardings(served, mesh))
     empty = functools.partial(
-        KVCache.empty, policy.config, config.slots, config.max_context_tokens, key_block(mesh)
+        KVCache.empty,
+        policy.config,
+        config.slots,
+        config.max_context_tokens,
+        **cache_shape(policy.config, mesh),
     )
     cache = jax.eval_shape(empty)
     cache = KVCache(*map(placed, cache, cache_placement(mesh)))

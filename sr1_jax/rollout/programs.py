@@ -23,7 +23,7 @@ from sr1_jax.models.cached_forward import forward_cached, next_token_logits
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.serving import KVCache, ServingParams, cache_placement
 from sr1_jax.rollout.sampling import sample, slot_keys
-from sr1_jax.sharding import RULES
+from sr1_jax.sharding import RULES, compute_on
 
 _BATCH = RULES["batch"]
 _JITTED: list[Any] = []
@@ -67,9 +67,14 @@ class Decoded(NamedTuple):
 
 def _by_part(function: Callable, mesh: Mesh, *split: bool) -> Callable:
     """`function` run on each part of the slots; `split` says which arguments have parts."""
+
+    def on_mesh(*arguments):
+        with compute_on(mesh):
+            return function(*arguments)
+
     specs = tuple(PartitionSpec(_BATCH) if part else PartitionSpec() for part in split)
     return jax.shard_map(
-        function,
+        on_mesh,
         mesh=mesh,
         in_specs=specs,
         out_specs=PartitionSpec(_BATCH),

@@ -161,6 +161,43 @@ def test_program_of_the_tpu_compiler():
     assert 65e-6 < found.cycles / 1.5e9 < 300e-6
 
 
+PAGED = """HloModule decode
+
+ENTRY %main (lengths: s32[6], pages: s32[48], q: f32[6,7,1,128], k: bf16[1,48,128,128], v: bf16[1,48,128,128]) -> f32[6,7,1,128] {
+  %lengths = s32[6]{0} parameter(0)
+  %pages = s32[48]{0} parameter(1)
+  %q = f32[6,7,1,128]{3,2,1,0} parameter(2)
+  %k = bf16[1,48,128,128]{3,2,1,0} parameter(3)
+  %v = bf16[1,48,128,128]{3,2,1,0} parameter(4)
+  ROOT %paged_attention.1 = f32[6,7,1,128]{3,2,1,0} custom-call(%lengths, %pages, %q, %k, %v), custom_call_target="tpu_custom_call", metadata={op_name="jit(paged_attention)/pallas_call"}
+}
+"""  # noqa: E501
+
+
+def test_paged_attention_reads_what_is_filled_in_whole_blocks():
+    """Six slots of 1,024 positions, 300 of them filled: half a block of 512 more is read."""
+    small = 6 * 4 + 48 * 4 + 2 * 6 * 7 * 128 * 4  # lengths, page table, queries, outputs
+    for filled, read in ((300, 556), (None, 1024), (900, 1024)):
+        found = costs_of(parse(PAGED), filled)
+        assert found.bytes == pytest.approx(small + 2 * 6 * read * 128 * 2)
+        assert found.flops == found.uncounted_flops == 2 * 2 * 6 * 7 * 128 * read
+        assert found.unknown_kernels == 0
+
+
+SLICE = """HloModule part
+
+ENTRY %main (x: bf16[64,128]) -> bf16[16,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  ROOT %part = bf16[16,128]{1,0:S(1)} slice(%x), slice={[0:16], [0:128]}
+}
+"""
+
+
+def test_a_slice_into_vector_memory_is_read_once_and_not_written():
+    assert costs_of(parse(SLICE)).bytes == 16 * 128 * 2
+    assert costs_of(parse(SLICE.replace(":S(1)", ""))).bytes == 2 * 16 * 128 * 2
+
+
 def test_buffers_of_the_tpu_compiler():
     buffers = read_buffers((HERE / "scan_v5e_2x2.buffers.txt").read_text())
     assert {b.shape.dims for b in buffers if b.argument} >= {(6, 256, 1024), (1024, 1024)}

@@ -11,7 +11,8 @@ import pytest
 import rich.console
 
 from sr1_jax import cli, plan
-from sr1_jax.planning import compiler
+from sr1_jax.abstract import Program
+from sr1_jax.planning import compiler, kept
 from sr1_jax.planning import plan as planning
 from sr1_jax.planning.compiler import Compiled, Memory
 from sr1_jax.planning.plan import advice, as_json, make_plan
@@ -146,6 +147,29 @@ def test_what_the_compiler_refuses_is_a_row_of_the_plan():
     assert found.memory is None and found.problem == "needs 40.0GiB of 15.75GiB by itself"
 
 
+def test_kept_programs_are_not_compiled_again(tmp_path, monkeypatch):
+    calls = []
+
+    def compile_program(program):
+        calls.append(program.name)
+        memory = Memory(1, 2, 3, 1, 0) if program.name == "fits" else None
+        return Compiled("text", "buffers", memory, 0.5, "" if memory else "too large")
+
+    monkeypatch.setattr(kept, "compile_program", compile_program)
+    monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.1")
+    one, other = (
+        Program(name, jax.jit(function), (jax.ShapeDtypeStruct((3,), float),))
+        for name, function in (("fits", lambda x: x + 1), ("fails", lambda x: x + 2))
+    )
+    first = [kept.compile_kept(program, tmp_path / "kept") for program in (one, other)]
+    again = [kept.compile_kept(program, tmp_path / "kept") for program in (one, other)]
+    assert calls == ["fits", "fails"] and again == first and first[0].memory.total == 5
+    # Another compiler might say something else.
+    monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.2")
+    kept.compile_kept(one, tmp_path / "kept")
+    assert calls == ["fits", "fails", "fits"]
+
+
 @pytest.fixture
 def error_of(monkeypatch, capsys):
     """Function of arguments -> the one line that the program says on stderr as it fails."""
@@ -178,14 +202,17 @@ def test_errors(error_of, fake):
 
 def test_the_command_writes_json_and_shows_progress(fake, monkeypatch, capsys, tmp_path):
     path = tmp_path / "plan.json"
-    argv = ["plan", *TINY, "--sweep=v5e:1x1,v5e:1x2", f"--json={path}", "--only=policy"]
+    argv = ["plan", *TINY, "--sweep=v5e:1x1,v5e:1x2", f"--json={path}", "--only=policy,critic z"]
     monkeypatch.setattr(sys, "argv", argv)
     plan.main(argv)
     said = capsys.readouterr()
     assert "compiling policy apply" in said.err and "Topologies" in said.out
     plans = json.loads(path.read_text())
     assert [entry["topology"] for entry in plans] == ["v5e:1x1", "v5e:1x2"]
-    assert all(row["program"].startswith("policy") for e in plans for row in e["programs"])
+    for entry in plans:
+        names = [row["program"] for row in entry["programs"]]
+        assert "critic zeros" in names and "policy apply" in names
+        assert all(name.startswith("policy") for name in names if name != "critic zeros")
 
 
 def test_a_missing_compiler_is_named_with_how_to_get_it(error_of, monkeypatch):

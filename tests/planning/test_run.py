@@ -219,6 +219,13 @@ def test_calls_of_a_step(run):
     assert calls["reshard"] == 1
 
 
+def test_a_cache_is_as_full_as_when_tokens_are_sampled():
+    """Positions of all sampled tokens of an episode, one after the other."""
+    assumed = Assumptions(40, 2, 12, 24)
+    at = [40 + segment * (12 + 24) + token for segment in range(3) for token in range(12)]
+    assert assumed.filled == pytest.approx(np.mean(at) + 0.5)
+
+
 def test_assumptions_that_cannot_be():
     run = make_run(tiny_config(), jax.devices()[:1])
     with pytest.raises(ValueError, match=r"rollout\.max_context_tokens=128"):
