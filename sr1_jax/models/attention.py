@@ -191,7 +191,7 @@ def attend_over_cache(
     Returns:
         Weighted values in the dtype of the queries.
     """
-    attend = functools.partial(attend_in_chunks, head_dim=head_dim or q_BKGTE.shape[-1])
+    attend = functools.partial(attend_in_chunks, head_dim=head_dim)
     if (current_platform() or jax.default_backend()) != "cpu":
         return attend(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, chunk=128)
     # About as many keys as queries: a CPU's fastest products.
@@ -213,14 +213,14 @@ def attend_in_chunks(
     positions_BT: Int[Array, "B T"],
     *,
     chunk: int,
-    head_dim: int,
+    head_dim: int | None = None,
 ) -> Float[Array, "B K G T E"]:
     """`attend_over_cache` for all rows at once, `chunk` positions at a time (at least C)."""
     batch, kv_heads, group, length, size = q_BKGTE.shape
     block, positions = k_SKNEC.shape[-1], v_SKXE.shape[2]
     blocks = max(1, chunk // block)
     chunk = blocks * block
-    q = (q_BKGTE * head_dim**-0.5).reshape(batch, kv_heads, group * length, size)
+    q = (q_BKGTE * (head_dim or size) ** -0.5).reshape(batch, kv_heads, group * length, size)
     inside_BT = (positions_BT >= 0) & (positions_BT < positions)
     end = jnp.max(jnp.where(inside_BT, positions_BT + 1, 0))
     rows_B1 = rows_B[:, None]
