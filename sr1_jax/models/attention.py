@@ -16,6 +16,7 @@ kernel paged attention (`decode_kernel`), which reads what is filled; else by pl
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -205,19 +206,16 @@ def attend_over_cache(
     Returns:
         Weighted values in the dtype of the queries.
     """
-    mesh = current_mesh()
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    if platform != "cpu":
-        return attend_in_chunks(
-            q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, chunk=128, head_dim=head_dim
-        )
+    attend = functools.partial(attend_in_chunks, head_dim=head_dim)
+    if (current_platform() or jax.default_backend()) != "cpu":
+        return attend(q_BKGTE, k_SKNEC, v_SKXE, rows_B, positions_BT, chunk=128)
     # About as many keys as queries: a CPU's fastest products.
     chunk = 256 if q_BKGTE.shape[3] > 128 else 128
 
     def one_row(row):
         q_KGTE, slot, positions_T = row
         arrays = q_KGTE[None], k_SKNEC, v_SKXE, slot[None], positions_T[None]
-        return attend_in_chunks(*arrays, chunk=chunk, head_dim=head_dim)[0]
+        return attend(*arrays, chunk=chunk)[0]
 
     return jax.lax.map(one_row, (q_BKGTE, rows_B, positions_BT))
 

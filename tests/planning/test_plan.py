@@ -237,3 +237,26 @@ def test_the_tpu_compiler(tiny_config):
     update = next(r for r in found.rows if r.name.startswith("policy accumulate") and r.calls)
     assert update.costs.flops > 0 and update.costs.cycles > 0
     assert update.vocabulary is not None and not found.holds_too_many_logits(update)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [2, 4], ids=["a head a row", "two heads a row"])
+def test_the_tpu_compiler_copies_no_cache(tiny_config, heads):
+    """Decoding holds less beside the cache than the keys of one layer, and reads what is filled."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+    tiny_config.base.dtype = tiny_config.rollout.weights = "bfloat16"
+    tiny_config.model.update(width=256, heads=heads, kv_heads=heads, layers=2)
+    tiny_config.rollout.max_context_tokens = 2048
+    tiny_config.learner.length_buckets = (2048,)
+    found = make_plan(
+        tiny_config, "v5e:2x2", only="decode", prompt_tokens=40, segment_tokens=8,
+        observation_tokens=20,
+    )  # fmt: skip
+    (decode,) = found.rows
+    assert decode.memory.aliased >= found.resident["KV cache"]
+    one_layer = found.resident["KV cache"] / 2 / 2
+    assert decode.memory.temporaries < one_layer
+    assert decode.costs.unknown_kernels == 0
+    # 75 tokens and half a block of 512, of 2,048, and what is no cache.
+    rest = found.resident["rollout weights"] + 2**20
+    assert decode.costs.bytes < 0.25 * found.resident["KV cache"] + rest
