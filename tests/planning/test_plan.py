@@ -59,7 +59,7 @@ def tiny_config(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plan", *TINY[:4]])
     values = plan.flags.FlagValues()
     cli.config_flag(values)
-    cli.parse(values, sys.argv, required=("config",))
+    cli.parse(values, sys.argv, required=("config",), usage="plan")
     return values.config
 
 
