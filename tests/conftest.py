@@ -54,6 +54,18 @@ _CORPUS = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops compiled programs once there are many: each has memory maps of its own, of which Linux
+    lets a process have 65,530, and XLA ends the process when it gets no more."""
+    yield
+    maps = "/proc/self/maps"
+    if os.path.exists(maps):
+        with open(maps) as file:
+            if sum(1 for _ in file) > 25_000:
+                jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def small_tokenizer() -> Tokenizer:
     """A byte-level BPE of some 340 tokens, in which a tag is three: `</`, its name and `>`."""
