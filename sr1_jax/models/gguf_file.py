@@ -81,12 +81,12 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         scaling = _rope_scaling(path, _dequantised(path, factors), config)
         config = dataclasses.replace(config, rope_scaling=scaling)
 
-    def read_into(name: str, first: int, out: np.ndarray) -> None:
-        tensor, rows = tensors[name], slice(first, first + len(out))
+    def rows_of(name: str, first: int, last: int) -> np.ndarray:
+        tensor, rows = tensors[name], slice(first, last)
         heads = _interleaved_heads(architecture, name, config)
         if heads is not None:
             rows = _undo_interleaving(np.arange(_shape(tensor)[0]), heads)[rows]
-        out[...] = _dequantised(path, tensor, rows)
+        return _dequantised(path, tensor, rows)
 
     return Checkpoint(
         path=str(path),
@@ -96,7 +96,7 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         config=config,
         tokenizer=_read_tokenizer(metadata),
         shapes={name: _shape(tensor) for name, tensor in tensors.items()},
-        read_into=read_into,
+        rows=rows_of,
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,7 +47,7 @@ def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         config=config,
         tokenizer=_read_tokenizer(folder, raw),
         shapes=tensors.shapes,
-        read_into=tensors.read_into,
+        rows=tensors.rows,
     )
 
 
@@ -194,20 +197,21 @@ class _SafetensorsFiles:
                 "download it again."
             ) from error
 
-    def read_into(self, name: str, first: int, out: np.ndarray) -> None:
-        """Rows of a tensor. Read, not mapped: mapped pages would count as memory of ours."""
+    def rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows of a tensor, mapped from its file until the array is let go."""
         start, dtype = self._place_of[name]
-        rows = out if out.dtype == dtype else np.empty(out.shape, dtype)
-        row_bytes = rows.nbytes // max(1, len(rows))
-        buffer = memoryview(rows.reshape(-1).view(np.uint8))
-        with open(self._file_of[name], "rb", buffering=0) as file:
-            file.seek(start + first * row_bytes)
-            while buffer:
-                if not (count := file.readinto(buffer)):
-                    raise ValueError(f"{file.name}: ends in the middle of {name}.")
-                buffer = buffer[count:]
-        if rows is not out:
-            out[...] = rows
+        shape = (last - first, *self.shapes[name][1:])
+        start += first * math.prod(shape[1:]) * dtype.itemsize
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        size = math.prod(shape) * dtype.itemsize
+        with open(self._file_of[name], "rb") as file:
+            if os.fstat(file.fileno()).st_size < start + size:
+                raise ValueError(f"{file.name}: ends in the middle of {name}.")
+            mapped = mmap.mmap(
+                file.fileno(), skipped + size, access=mmap.ACCESS_READ, offset=start - skipped
+            )
+        mapped.madvise(mmap.MADV_WILLNEED)  # the disk reads ahead of the first touch
+        return np.frombuffer(mapped, dtype, math.prod(shape), skipped).reshape(shape)
 
 
 def _read_tokenizer(folder: Path, raw_config: dict[str, Any]) -> Tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import re
@@ -20,10 +21,10 @@ from sr1_jax.models.families import EMBEDDING, HEAD, Family, Shape, Weight
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
 
-# Rows are read so many bytes at a time: they stay in a core's share of the cache while they are
-# transposed. But at least so many rows: as columns they are copied in runs of that length.
-_BLOCK_BYTES = 1 << 21
-_BLOCK_ROWS = 256
+# What a thread has in hand of a file, beyond the result.
+_BLOCK_BYTES = 1 << 26
+# Columns are transposed so many at a time, which makes rows that are written in one run.
+_STRIPE_COLUMNS = 256
 
 # Tables of rotary frequencies that old files carry; they follow from rope_theta.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -41,9 +42,8 @@ class Checkpoint:
         config: of the decoder to build.
         tokenizer: its tokenizer.
         shapes: of every tensor in it, by name, in row-major order.
-        read_into: (name, first, out) fills `out`, whole rows of any float dtype one after the
-            other in memory, with the rows of the tensor from `first` on; called from several
-            threads at once.
+        rows: (name, first, last) gives these rows of the tensor in a float dtype, not to be
+            written to; called from several threads at once.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Checkpoint:
     config: DecoderConfig
     tokenizer: Tokenizer
     shapes: Mapping[str, Shape]
-    read_into: Callable[[str, int, np.ndarray], None]
+    rows: Callable[[str, int, int], np.ndarray]
 
 
 def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
@@ -162,10 +162,7 @@ def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
     if checkpoint.shapes[other] != shape:
         return False
     for first, last in _blocks(0, shape[0], 1024):
-        pair = np.empty((2, last - first, *shape[1:]), np.float32)
-        for name, rows in zip((one, other), pair):
-            checkpoint.read_into(name, first, rows)
-        if not np.array_equal(*pair):
+        if not np.array_equal(*(checkpoint.rows(name, first, last) for name in (one, other))):
             return False
     return True
 
@@ -173,9 +170,9 @@ def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
 def _read_parameter(
     checkpoint: Checkpoint, weight: Weight, variable, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
-    """The tensors of one row of the table, written row by row to where this process holds them.
+    """The tensors of one row of the table, written to where this process holds them.
 
-    Beyond the result, two blocks of rows for each thread are in memory.
+    Beyond the result, a block of rows for each thread is in memory.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape, dtype = variable.shape, np.dtype(variable.dtype)
@@ -200,25 +197,21 @@ def _read_parameter(
     transpose = _transposition() if weight.layout.transposed else None
 
     def copy(layer: int, name: str, first: int, last: int) -> None:
-        rows = None
+        rows = checkpoint.rows(name, first, last)
         for (outer, *inner), views in targets:
             start, stop = max(first, outer[0]), min(last, outer[1])
             if start >= stop:
                 continue
-            target = views[layer][start - outer[0] : stop - outer[0]]
-            if transpose is None and inner == [(0, length) for length in row]:
-                checkpoint.read_into(name, start, target)
-                continue
-            if rows is None:
-                rows = np.empty((last - first, *row), dtype)
-                checkpoint.read_into(name, first, rows)
-                # As integers, since NumPy copies those at full speed.
-                rows = rows.view(f"u{dtype.itemsize}")
-                rows = rows if transpose is None else transpose(rows)
             columns = tuple(slice(*bound) for bound in inner)
-            target.view(rows.dtype)[...] = rows[(slice(start - first, stop - first), *columns)]
+            source = rows[(slice(start - first, stop - first), *columns)]
+            target = views[layer][start - outer[0] : stop - outer[0]]
+            if transpose is None:
+                target[...] = source
+                continue
+            for stripe in itertools.starmap(slice, _blocks(0, source.shape[1], _STRIPE_COLUMNS)):
+                target[:, stripe] = transpose(source[:, stripe])
 
-    count = max(_BLOCK_ROWS, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize) // 64 * 64)
+    count = max(1, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize))
     names = _tensor_names(checkpoint, weight)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         tasks = [
@@ -233,7 +226,7 @@ def _read_parameter(
 
 
 def _transposition() -> Callable[[np.ndarray], np.ndarray]:
-    """A function that gives a matrix of integers back, the same, but laid out by columns.
+    """A function that gives a matrix back, the same, but laid out by columns.
 
     Putting a transposed view on a CPU device makes XLA copy it, in tiles that fit its registers:
     several times as fast as NumPy, which copies number by number.
@@ -242,7 +235,7 @@ def _transposition() -> Callable[[np.ndarray], np.ndarray]:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
         return np.asfortranarray
-    return lambda rows: np.asarray(jax.device_put(rows.T, cpu)).T
+    return lambda matrix: np.asarray(jax.device_put(matrix.T, cpu)).T
 
 
 def _blocks(first: int, last: int, size: int) -> Iterable[tuple[int, int]]:

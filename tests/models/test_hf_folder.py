@@ -1,6 +1,7 @@
 """Hugging Face folders: every value lands where it belongs, every bad file is refused by name."""
 
 import json
+import os
 
 import jax
 import ml_dtypes
@@ -11,6 +12,7 @@ from flax import nnx
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
 
 from sr1_jax.models import load_pretrained, weights
+from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.sharding import make_mesh, tree_shardings
 
 TEXT = "Who wrote Hamlet in 1601?"
@@ -50,8 +52,8 @@ def test_tensors_of_several_blocks(write_folder, monkeypatch, cpu):
 
     devices = jax.local_devices()
     monkeypatch.setattr(jax, "local_devices", local_devices)
-    monkeypatch.setattr(weights, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(weights, "_BLOCK_ROWS", 5)
+    monkeypatch.setattr(weights, "_BLOCK_BYTES", 300)
+    monkeypatch.setattr(weights, "_STRIPE_COLUMNS", 5)
     folder, _, tensors = write_folder(model_type="qwen2")
     for mesh in (None, make_mesh(2, 2, 2)):
         check_values(load_pretrained(folder, mesh=mesh)[0], tensors)
@@ -119,6 +121,15 @@ def test_a_tensor_in_two_files_is_refused(write_folder):
     safetensors.numpy.save_file(tensors, folder / "again.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors: .* is in again\.safetensors too"):
         load_pretrained(folder)
+
+
+def test_safetensors_cut_after_they_were_found_complete(write_folder):
+    folder, _, _ = write_folder()
+    checkpoint = read_checkpoint(folder)
+    (file,) = folder.glob("*.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"model\.safetensors: ends in the middle of model\."):
+        weights.build(checkpoint)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
