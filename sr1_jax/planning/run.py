@@ -61,7 +61,7 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
     SlotLayout(mesh, config.rollout.slots)  # refuses what hosts cannot share
     policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
     critic = None
-    if config.learner.algorithm != "grpo":
+    if learner_settings.needs_critic(config.learner):
         critic = nnx.eval_shape(lambda: ValueModel(shape, rngs=nnx.Rngs(0)))
     learner = Learner(
         policy,

@@ -10,7 +10,7 @@ from sr1_jax.planning.chips import Chip
 from sr1_jax.planning.costs import Costs
 from sr1_jax.planning.run import Run, device_bytes
 from sr1_jax.rl.micro_batches import bucket, trained_bound
-from sr1_jax.rl.settings import row_lengths
+from sr1_jax.rl.settings import needs_critic, row_lengths
 from sr1_jax.sharding import batch_parts
 
 
@@ -89,9 +89,10 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
     if config.samples > 1:
         calls[f"fork {slots}×{config.rollout.max_context_tokens}"] = episodes / slots
     cut, passes = usual_cut(run, assumed)
-    learns = config.learner.kl_in != "none" or config.learner.algorithm == "ppo"
+    critic = needs_critic(config.learner)
+    learns = config.learner.kl_in != "none" or critic
     calls[f"score {cut}"] = passes if learns or config.learner.old_logp == "trainer" else 0.0
-    for model in ("policy", "critic") if config.learner.algorithm == "ppo" else ("policy",):
+    for model in ("policy", "critic") if critic else ("policy",):
         updates = config.learner.epochs * config.learner.minibatches
         calls[f"{model} zeros"] = calls[f"{model} apply"] = updates
         calls[f"{model} accumulate {cut}"] = config.learner.epochs * passes
@@ -148,8 +149,7 @@ def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
     if kind == "score":
         learner = config.learner
         passes = (learner.old_logp == "trainer") + (learner.kl_in != "none")
-        critic = learner.algorithm == "ppo"
-        return (passes * (trunk + head) + critic * trunk) / devices
+        return (passes * (trunk + head) + needs_critic(learner) * trunk) / devices
     return 3 * (trunk + (head if kind == "policy" else 0.0)) / devices
 
 
