@@ -20,7 +20,6 @@ def local_path(text: str, name: str) -> Path:
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text):
         raise ValueError(
             f"{name}={text}: only paths of the file system are read and written. Mount the bucket, "
-            "as WORKDIR_ACCESS=mount of tpu_scripts does with gcsfuse (docs/clusters.md), and give "
-            "the path below the mount."
+            "as tpu_scripts do with gcsfuse (docs/clusters.md), and give the path below the mount."
         )
     return Path(text)

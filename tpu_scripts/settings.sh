@@ -22,7 +22,6 @@ KEYS=(
   'PYTHON_VERSION;3.12;^3\.[0-9]+$;a Python version such as 3.12'
   'CONFIG;required;^[^ -][^ ]*\.py(:[^ ]*)?$;a config file such as configs/demo.py'
   'WORKDIR;required;^(gs://[a-z0-9][a-z0-9._-]+/[^ ]+|/[^ ]+)$;gs://bucket/folder or an absolute path'
-  'WORKDIR_ACCESS;mount;^(mount|url)$;mount or url'
   'HF_TOKEN_FILE;;^.*$;a file that holds a Hugging Face token, or nothing'
   'POLL_SECONDS;30;^[0-9]+$;whole seconds'
   'READY_TIMEOUT_SECONDS;0;^[0-9]+$;whole seconds, 0 for no limit'
@@ -148,7 +147,7 @@ load_settings() {
   WORKERS=$((NODES * VMS))
   # What training gets as --workdir, and the bucket that must be mounted for it.
   BUCKET='' RUN_FOLDER=$WORKDIR
-  if [[ $WORKDIR == gs://* && $WORKDIR_ACCESS == mount ]]; then
+  if [[ $WORKDIR == gs://* ]]; then
     BUCKET=${WORKDIR#gs://} RUN_FOLDER=/mnt/${WORKDIR#gs://}
     BUCKET=${BUCKET%%/*}
   fi

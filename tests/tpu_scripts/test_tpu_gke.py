@@ -37,7 +37,7 @@ def as_executed(container):
 
 def test_a_single_slice(cloud):
     service, jobset = manifest(
-        cloud, ACCELERATOR_TYPE="v5litepod-16", MAX_RESTARTS="7", WORKDIR_ACCESS="url"
+        cloud, ACCELERATOR_TYPE="v5litepod-16", MAX_RESTARTS="7", WORKDIR="/shared/runs/a"
     )
     name = {"name": "run", "namespace": "default"}
     assert service["kind"] == "Service" and service["metadata"] == name
@@ -81,7 +81,7 @@ def test_a_single_slice(cloud):
     assert as_executed(container) == [
         *("bash", "-c", 'exec python "$@"', "train"),
         *("-m", "sr1_jax.train", "--distributed"),
-        *("--config=configs/demo.py", "--workdir=gs://bucket/runs/a"),
+        *("--config=configs/demo.py", "--workdir=/shared/runs/a"),
     ]
     assert not {"volumes", "serviceAccountName"} & set(pod(jobset))
     assert "volumeMounts" not in container
