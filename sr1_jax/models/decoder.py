@@ -17,11 +17,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
 from sr1_jax.models.lora import LoraConfig, LoraLinear
-from sr1_jax.models.remat import REMAT_POLICIES, rematerialised
+from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
 from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import constrain, current_mesh, gather_layer, look_up, reshard
 
@@ -136,7 +137,7 @@ class Attention(nnx.Module):
         x_ND = _flat(x_BTD)
         q_BTHE, k_BTKE, v_BTKE = (
             constrain(
-                project(x_ND).reshape(*x_BTD.shape[:2], -1, self.head_dim),
+                checkpoint_name(project(x_ND), NARROW).reshape(*x_BTD.shape[:2], -1, self.head_dim),
                 *("batch", None, axis, None),
             )
             for project, axis in ((self.q, "heads"), (self.k, "kv_heads"), (self.v, "kv_heads"))
@@ -183,7 +184,8 @@ class Block(nnx.Module):
         q_BTHE, k_BTKE, v_BTKE = self.attention.project(
             self.attention_norm(x_BTD), cos_BTE2, sin_BTE2
         )
-        x_BTD = x_BTD + _whole(self.attention.merge(attend(q_BTHE, k_BTKE, v_BTKE)))
+        attended_BTD = self.attention.merge(attend(q_BTHE, k_BTKE, v_BTKE))
+        x_BTD = x_BTD + checkpoint_name(_whole(attended_BTD), NARROW)
         return x_BTD + _whole(self.ff(self.ff_norm(x_BTD)))
 
 

@@ -1,8 +1,9 @@
 """Rematerialisation: what the backward pass finds in memory, and what it computes again.
 
 By what is kept of a layer (bfloat16, a token): "full" 2·D bytes, its input; "attention" about
-twice that; "dots" the outputs of all weight products too, 2·(3·D + 2·K·E + 2·F); "none" all that
-the gradient reads.
+twice that; "narrow" what goes into attention and what comes out of its projection too,
+2·(4·D + 2·K·E); "dots" the outputs of all products that the gradient reads, 2·(4·D + 2·K·E + 2·F);
+"none" all that the gradient reads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import jax
 
 from sr1_jax.models.splash import CHECKPOINT_NAME
 from sr1_jax.sharding import current_mesh
+
+NARROW = "narrow"  # checkpoint name of what a layer computes outside the feed-forward layer
 
 # Weights collected from all devices for a layer come back by these: kept, every device would
 # hold the whole model.
@@ -30,6 +33,7 @@ def _keep_computed(primitive, *_, **__) -> bool:
 REMAT_POLICIES: dict[str, Callable] = {
     "none": _keep_computed,
     "dots": _keep.save_from_both_policies(_keep.dots_with_no_batch_dims_saveable, _attention),
+    "narrow": _keep.save_only_these_names(CHECKPOINT_NAME, NARROW),
     "attention": _attention,
     "full": _keep.nothing_saveable,
 }

@@ -41,8 +41,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.base.workdir = ""
     config.base.dtype = "float32"
     config.base.param_dtype = "float32"
-    # What layers keep for the backward pass: none (nothing is computed twice), dots, attention or
-    # full (almost everything is); False and True stand for the first and the last.
+    # What layers keep for the backward pass: none (nothing is computed twice), dots, narrow,
+    # attention or full (almost everything is); False and True stand for the first and the last.
     config.base.remat = ml_collections.FieldReference("none", field_type=object)
 
     config.model = ml_collections.ConfigDict()

@@ -136,7 +136,11 @@ BAD = [
     ("rollout.top_k", 20, "training needs .* rollout.top_k=0.*20"),
     ("rollout.max_context_tokens", 5000, "5000 exceeds the last of learner.length_buckets"),
     ("data.corpus", "c.jsonl", "data.world_people and data files exclude each other"),
-    ("base.remat", "some", "base.remat must be one of none, dots, attention, full, not 'some'"),
+    (
+        "base.remat",
+        "some",
+        "base.remat must be one of none, dots, narrow, attention, full, not 'some'",
+    ),
     # of rollouts
     ("rollout.slots", 0, "rollout.slots must be at least 1, not 0"),
     ("rollout.passages", 0, "rollout.passages must be at least 1"),
