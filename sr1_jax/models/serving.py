@@ -2,8 +2,8 @@
 
 Training keeps layers stacked and scanned, and weights split over `fsdp`. Decoding reads every
 weight for each token, so it wants them where they are used: one array a layer, nothing to slice,
-and no axis but `tensor` split. `serve` makes that layout from the trained parameters in one
-jitted program, in bfloat16 or int8 if asked.
+and no axis but `tensor` split. `serve` makes that layout from the trained parameters, in bfloat16
+or int8 if asked.
 
 Weights stand outputs first, and activations are columns: a CPU runs products with few columns
 faster than the same with few rows. What reads the same input is one weight: query, key
@@ -23,7 +23,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
 from sr1_jax.models.cache_rows import Rows, rows_of_heads
-from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.sharding import CACHE_AXES, named, serving_shardings
 
 WEIGHTS = ("same", "bfloat16", "int8")
@@ -212,46 +212,77 @@ def _serving_layer(config: DecoderConfig, weights: str, params: Any) -> ServingL
     )
 
 
-def serving_params(model: Decoder, weights: str = "same") -> ServingParams:
-    """The parameters of a decoder in the layout of rollouts; traceable.
+def _serving_ends(config: DecoderConfig, weights: str, params: Any) -> ServingParams:
+    """What is not in a layer."""
 
-    Args:
-        model: any decoder.
-        weights: "same", "bfloat16", or "int8": weights of the layers in 8 bits, the rest in
-            bfloat16.
-    """
-    config = model.config
-
-    def small(array):
+    def small(variable):
+        array = variable.get_value()
         return array if weights == "same" else array.astype(jnp.bfloat16)
 
-    stack = nnx.state(model.trunk.layers)
-    head = None if config.tied_embeddings else small(model.head.kernel.get_value().T)
     return ServingParams(
-        embed_VD=small(model.trunk.embed.embedding.get_value()),
-        norm_D=small(model.trunk.norm.scale.get_value()),
-        head_VD=head,
-        layers=tuple(
-            _serving_layer(config, weights, jax.tree.map(lambda x, layer=layer: x[layer], stack))
-            for layer in range(config.layers)
-        ),
+        embed_VD=small(params["trunk"]["embed"]["embedding"]),
+        norm_D=small(params["trunk"]["norm"]["scale"]),
+        head_VD=None if config.tied_embeddings else small(params["head"]["kernel"]).T,
+        layers=(),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "mesh", "weights"))
-def serve(
-    params: nnx.State, *, graph: nnx.GraphDef, mesh: Mesh, weights: str = "same"
+def serving_params(
+    config: DecoderConfig, params: nnx.State, weights: str = "same"
 ) -> ServingParams:
-    """Moves trained parameters into the layout of rollouts: one jitted program.
+    """The parameters of a decoder in the layout of rollouts; traceable.
+
+    Args:
+        config: of the decoder.
+        params: its parameters.
+        weights: "same", "bfloat16", or "int8": weights of the layers in 8 bits, the rest in
+            bfloat16.
+    """
+    stack = params["trunk"]["layers"]
+    layers = (
+        _serving_layer(config, weights, jax.tree.map(lambda x, layer=layer: x[layer], stack))
+        for layer in range(config.layers)
+    )
+    return _serving_ends(config, weights, params)._replace(layers=tuple(layers))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "weights"))
+def serve_layer(
+    stack: nnx.State, layer: jax.Array, *, config: DecoderConfig, mesh: Mesh, weights: str
+) -> ServingLayer:
+    """Moves layer number `layer`, int32 [], of the stacked layers."""
+    params = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stack)
+    served = _serving_layer(config, weights, params)
+    return jax.lax.with_sharding_constraint(served, serving_shardings(served, mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "weights"))
+def serve_ends(
+    params: nnx.State, *, config: DecoderConfig, mesh: Mesh, weights: str
+) -> ServingParams:
+    """Moves embedding, last norm and head."""
+    served = _serving_ends(config, weights, params)
+    return jax.lax.with_sharding_constraint(served, serving_shardings(served, mesh))
+
+
+def serve(
+    params: nnx.State, *, config: DecoderConfig, mesh: Mesh, weights: str = "same"
+) -> ServingParams:
+    """Moves trained parameters into the layout of rollouts.
+
+    One compiled program moves a layer at a time: in a program that moves all, a TPU's compiler
+    collects the weights of all before it lays out the first, and holds them twice.
 
     Args:
         params: of a decoder, placed as in training.
-        graph: of the decoder.
+        config: of the decoder.
         mesh: of `sharding.make_mesh`.
         weights: see `serving_params`.
 
     Raises:
         ValueError: an axis does not divide over the mesh.
     """
-    served = serving_params(nnx.merge(graph, params), weights)
-    return jax.lax.with_sharding_constraint(served, serving_shardings(served, mesh))
+    how = {"config": config, "mesh": mesh, "weights": weights}
+    stack = params["trunk"]["layers"]
+    layers = (serve_layer(stack, jnp.int32(layer), **how) for layer in range(config.layers))
+    return serve_ends(params, **how)._replace(layers=tuple(layers))

@@ -115,7 +115,7 @@ def beside(run: Run, program: str) -> dict[str, int]:
     given = {
         "score": {"policy", "critic", "reference"},
         "prepare": set(),
-        "reshard": {"policy", "rollout weights"},
+        "reshard": {"policy"} if "layer" in program else set(),
         "extend": {"rollout weights", "KV cache"},
         "decode": {"rollout weights", "KV cache"},
         "fork": {"KV cache"},
@@ -129,6 +129,7 @@ def beside(run: Run, program: str) -> dict[str, int]:
         given -= {"reference"}
     gone = set() if kind in ROLLOUT else {"rollout weights", "KV cache"}
     if kind in ("merge", "reshard"):
+        # Each layer is moved to where the others are already.
         gone = {"KV cache"} if kind == "reshard" else {"KV cache", "rollout weights"}
     return {
         name: device_bytes(tree)

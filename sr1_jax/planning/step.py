@@ -73,7 +73,8 @@ class Assumptions:
 
 def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
     """How often a step calls each program; fractions are averages."""
-    config, calls = run.config, {"reshard": 1.0, "prepare": 1.0}
+    config = run.config
+    calls = {"reshard layer": float(run.decoder.layers), "reshard ends": 1.0, "prepare": 1.0}
     episodes, slots = config.questions * config.samples, config.rollout.slots
     calls[f"decode {slots}"] = episodes * assumed.sampled / (slots * assumed.occupancy)
     reads = [(assumed.prompt_tokens, 1), (assumed.observation_tokens, assumed.searches)]

@@ -74,7 +74,7 @@ class Engine:
         self._mesh = make_mesh(1, 1, 1, jax.local_devices()[:1]) if mesh is None else mesh
         self._layout = SlotLayout(self._mesh, config.slots, config.decode_sizes)
         self._decoder = model.config
-        self._model_graph, self._params = nnx.split(model)
+        self._params = nnx.state(model)
         self._tokenizer = tokenizer
         self._retriever = retriever
         self._template = load_template(config.template)
@@ -194,9 +194,7 @@ class Engine:
 
     def _slots(self, params: nnx.State, seed: int, step: int) -> DeviceSlots:
         began = time.perf_counter()
-        served = serve(
-            params, graph=self._model_graph, mesh=self._mesh, weights=self._config.weights
-        )
+        served = serve(params, config=self._decoder, mesh=self._mesh, weights=self._config.weights)
         jax.block_until_ready(served)
         self.stats["reshard_seconds"] = time.perf_counter() - began
         return DeviceSlots(

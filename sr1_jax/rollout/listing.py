@@ -12,7 +12,14 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, placed
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import KVCache, cache_placement, cache_shape, serve, serving_params
+from sr1_jax.models.serving import (
+    KVCache,
+    cache_placement,
+    cache_shape,
+    serve_ends,
+    serve_layer,
+    serving_params,
+)
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.tags import STOP_TAGS
 from sr1_jax.rollout import programs
@@ -34,10 +41,10 @@ def rollout_programs(
     Raises:
         ValueError: an axis of a parameter does not divide over the mesh.
     """
-    graph, params = nnx.split(policy)
+    params = nnx.state(policy)
     params = placed(params, tree_shardings(params, mesh))
     served = jax.eval_shape(
-        lambda params: serving_params(nnx.merge(graph, params), config.weights), params
+        lambda params: serving_params(policy.config, params, config.weights), params
     )
     served = placed(served, serving_shardings(served, mesh))
     empty = functools.partial(
@@ -49,15 +56,19 @@ def rollout_programs(
     )
     cache = jax.eval_shape(empty)
     cache = KVCache(*map(placed, cache, cache_placement(mesh)))
-    layout = {"graph": graph, "mesh": mesh, "weights": config.weights}
     static = {"decoder": policy.config}
+    layout = {"config": policy.config, "mesh": mesh, "weights": config.weights}
     batch = named(mesh, "batch")
     parts = functools.reduce(lambda product, axis: product * mesh.shape[axis], RULES["batch"], 1)
 
     def ints(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch)
 
-    found = [Program("reshard", serve, (params,), layout)]
+    stack, layer = params["trunk"]["layers"], jax.ShapeDtypeStruct((), jnp.int32)
+    found = [
+        Program("reshard layer", serve_layer, (stack, layer), layout),
+        Program("reshard ends", serve_ends, (params,), layout),
+    ]
     for per_part in row_counts(config.slots // parts):
         rows = per_part * parts
         found += [

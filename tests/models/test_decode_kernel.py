@@ -162,7 +162,7 @@ def test_a_tpus_cache_gives_what_a_cpus_gives(
         ff_width=24, dtype=dtype,
     )  # fmt: skip
     model = Decoder(config, rngs=nnx.Rngs(0))
-    params = serving_params(model)
+    params = serving_params(model.config, nnx.state(model))
     mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
     prompt_BT = jnp.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]])
     at_BT = jnp.array([[0, 1, 2, 3], [0, 1, 999, 999], [0, 1, 2, 3]])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sr1_jax.models import (
     find_smollm2,
@@ -171,7 +172,7 @@ def test_padding_and_cache(transformers, backend, tmp_path, family, rope):
         np.testing.assert_allclose(alone, want[row], atol=2e-4)
     padded = forward(jnp.array(ids))
 
-    config, params = ours.config, serving_params(ours)
+    config, params = ours.config, serving_params(ours.config, nnx.state(ours))
     cache = KVCache.empty(ours.config, 3, longest)
 
     @jax.jit

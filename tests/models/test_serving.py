@@ -49,8 +49,7 @@ def one_device():
 
 
 def served(model, mesh, weights="same"):
-    graph, params = nnx.split(model)
-    return serve(params, graph=graph, mesh=mesh, weights=weights)
+    return serve(nnx.state(model), config=model.config, mesh=mesh, weights=weights)
 
 
 def extend(model, params, cache, ids, positions, rows=None):
@@ -179,6 +178,5 @@ def test_only_the_tensor_axis_splits_weights(model, weights, shape):
 
 
 def test_heads_that_the_mesh_does_not_divide(model):
-    graph, params = nnx.split(model)
-    with pytest.raises(ValueError, match=r"layers/0/qkv_KJED.*kv_heads of size 2.*4 devices"):
-        serve(params, graph=graph, mesh=make_mesh(2, 1, 4))
+    with pytest.raises(ValueError, match=r"qkv_KJED.*kv_heads of size 2.*4 devices"):
+        served(model, make_mesh(2, 1, 4))

@@ -83,7 +83,8 @@ def rendered(show, *arguments):
 def test_a_plan_adds_up(tiny_plan):
     found = tiny_plan()
     rows = {row.name: row for row in found.rows}
-    assert {"reshard", "prepare", "policy apply", "critic zeros", "decode 8"} <= rows.keys()
+    names = {"reshard layer", "prepare", "policy apply", "critic zeros", "decode 8"}
+    assert names <= rows.keys()
     decode = rows["decode 8"]
     assert decode.memory.total == 4 * GIB and decode.total == 4 * GIB + sum(decode.beside.values())
     assert found.fits(decode) and found.all_fit

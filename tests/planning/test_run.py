@@ -158,7 +158,7 @@ def test_adapters_train_over_one_base():
     assert sizes["reference"] == device_bytes(whole.resident["reference"])
     assert sizes["policy"] < sizes["reference"] / 5 and sizes["critic"] < sizes["reference"] / 5
     by_name = {program.name: program for program in run.programs}
-    for name in ("merge", "reshard", "policy apply", "critic zeros"):
+    for name in ("merge", "reshard layer", "policy apply", "critic zeros"):
         assert by_name[name].lower().as_text()
     assert "reference" not in beside(run, "policy accumulate 64/16")
     assert "reference" in beside(run, "decode 8")
@@ -216,7 +216,7 @@ def test_calls_of_a_step(run):
     assert calls["score 128/32"] == 2
     assert calls["policy accumulate 128/32"] == calls["critic accumulate 128/32"] == 2
     assert calls["policy apply"] == calls["critic zeros"] == 2
-    assert calls["reshard"] == 1
+    assert (calls["reshard ends"], calls["reshard layer"]) == (1, run.decoder.layers)
 
 
 def test_packed_rows_are_listed_and_called():
