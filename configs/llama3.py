@@ -15,7 +15,7 @@ from sr1_jax.training.published import Size, published_config
 SIZES = {
     "1b": Size("llama3.2-1b", tensor=1, micro_batch=16, slots=64),
     "3b": Size("llama3.2-3b", tensor=2, micro_batch=16, slots=128),
-    "8b": Size("llama3.1-8b", tensor=4, micro_batch=16, slots=256),
+    "8b": Size("llama3.1-8b", tensor=4, micro_batch=32, slots=256),
 }
 
 

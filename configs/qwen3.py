@@ -17,7 +17,7 @@ SIZES = {
     "0.6b": Size("qwen3-0.6b", tensor=1, micro_batch=8, slots=64),
     "1.7b": Size("qwen3-1.7b", tensor=1, micro_batch=16, slots=64),
     "4b": Size("qwen3-4b", tensor=4, micro_batch=16, slots=128),
-    "8b": Size("qwen3-8b", tensor=4, micro_batch=16, slots=256),
+    "8b": Size("qwen3-8b", tensor=4, micro_batch=32, slots=256),
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ RULES: dict[str | None, tuple[str, ...] | str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "ff": "tensor",
+    "sequence": "tensor",
     "layer": None,
     # The output head takes the tokens of all `fsdp` devices and splits the vocabulary over them,
     # too: a chunk of hidden states is a tenth of the head's weights.
@@ -232,6 +234,13 @@ def for_own_heads(function: Callable, heads: tuple[int | None, ...], of_results:
 def batch_parts(mesh: Mesh | None) -> int:
     """Into how many parts a batch is split over the mesh."""
     return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+
+
+def axis_size(axis: str) -> int:
+    """Over how many devices of the current mesh a logical axis is split; 1 without a mesh."""
+    mesh, names = current_mesh(), RULES[axis]
+    names = (names,) if isinstance(names, str) else names or ()
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in names)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -24,7 +24,14 @@ from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_an
 from sr1_jax.models.lora import LoraConfig, LoraLinear
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
 from sr1_jax.models.segments import Segments
-from sr1_jax.sharding import constrain, current_mesh, gather_layer, look_up, reshard
+from sr1_jax.sharding import (
+    axis_size,
+    constrain,
+    current_mesh,
+    gather_layer,
+    look_up,
+    reshard,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +103,23 @@ def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, name="", bias
     )
 
 
-def _flat(x_BTD: jax.Array) -> jax.Array:
-    """Tokens as rows. XLA's CPU backend runs gradients of two-dimensional products twice as
-    fast as those with separate batch and time axes; to TPUs it is all one."""
-    return x_BTD.reshape(-1, x_BTD.shape[-1])
+# Activations between products with weights, [B, T, D], are split over `tensor` along T: norms and
+# sums are not computed by each of its devices, and what a layer keeps of its input is shared
+# (sequence parallelism: Korthikanti et al. 2022, section 4.2.2). Products see whole sequences.
+_BETWEEN, _WHOLE = ("batch", "sequence", None), ("batch", None, None)
 
 
-def _whole(x_BTD: jax.Array) -> jax.Array:
-    """Activations between layers: split over the batch axes and no other."""
-    return constrain(x_BTD, "batch", None, None)
+def _as_rows(x_BTD: jax.Array) -> jax.Array:
+    """Whole sequences for a product with weights, tokens as rows: XLA's CPU backend runs gradients
+    of two-dimensional products twice as fast as those with separate batch and time axes. Not
+    where sequences were split, since rows could not be split alike."""
+    whole_BTD = reshard(x_BTD, _WHOLE, _BETWEEN)
+    return whole_BTD if axis_size("sequence") > 1 else whole_BTD.reshape(-1, x_BTD.shape[-1])
+
+
+def _between(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What a product with weights gave, as activations of this shape [B, T, D]."""
+    return constrain(x.reshape(shape), *_BETWEEN)
 
 
 def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> nnx.RMSNorm:
@@ -134,10 +149,10 @@ class Attention(nnx.Module):
 
     def project(self, x_BTD, cos_BTE2, sin_BTE2):
         """Rotated queries and keys, and values: q_BTHE, k_BTKE, v_BTKE."""
-        x_ND = _flat(x_BTD)
+        rows = _as_rows(x_BTD)
         q_BTHE, k_BTKE, v_BTKE = (
             constrain(
-                checkpoint_name(project(x_ND), NARROW).reshape(*x_BTD.shape[:2], -1, self.head_dim),
+                checkpoint_name(project(rows), NARROW).reshape(*x_BTD.shape[:2], -1, self.head_dim),
                 *("batch", None, axis, None),
             )
             for project, axis in ((self.q, "heads"), (self.k, "kv_heads"), (self.v, "kv_heads"))
@@ -153,7 +168,9 @@ class Attention(nnx.Module):
     def merge(self, heads_BTHE):
         """Output projection: heads_BTHE -> BTD."""
         batch, length, *heads = heads_BTHE.shape
-        return self.o(heads_BTHE.reshape(batch * length, *heads)).reshape(batch, length, -1)
+        if axis_size("sequence") == 1:
+            heads_BTHE = heads_BTHE.reshape(batch * length, *heads)
+        return _between(self.o(heads_BTHE), (batch, length, -1))
 
 
 class FeedForward(nnx.Module):
@@ -166,9 +183,10 @@ class FeedForward(nnx.Module):
         self.down = _linear(c, rngs, c.ff_width, c.width, name="down", zero=True)
 
     def __call__(self, x_BTD):
-        x_ND = _flat(x_BTD)
-        gate_NF, up_NF = (constrain(part(x_ND), "batch", "ff") for part in (self.gate, self.up))
-        return self.down(jax.nn.silu(gate_NF) * up_NF).reshape(x_BTD.shape)
+        rows = _as_rows(x_BTD)
+        axes = ("batch", *(None,) * (rows.ndim - 2), "ff")
+        gate, up = (constrain(part(rows), *axes) for part in (self.gate, self.up))
+        return _between(self.down(jax.nn.silu(gate) * up), x_BTD.shape)
 
 
 class Block(nnx.Module):
@@ -185,8 +203,8 @@ class Block(nnx.Module):
             self.attention_norm(x_BTD), cos_BTE2, sin_BTE2
         )
         attended_BTD = self.attention.merge(attend(q_BTHE, k_BTKE, v_BTKE))
-        x_BTD = x_BTD + checkpoint_name(_whole(attended_BTD), NARROW)
-        return x_BTD + _whole(self.ff(self.ff_norm(x_BTD)))
+        x_BTD = x_BTD + checkpoint_name(attended_BTD, NARROW)
+        return x_BTD + self.ff(self.ff_norm(x_BTD))
 
 
 class Trunk(nnx.Module):
@@ -233,8 +251,9 @@ class Trunk(nnx.Module):
             return block(x_BTD, cos, sin, attend), None
 
         layer = rematerialised(layer, self.config.remat)
-        x_BTD, _ = jax.lax.scan(layer, self._embed(ids_BT), stack, unroll=self.config.unroll)
-        return self.norm(x_BTD)
+        embedded_BTD = constrain(self._embed(ids_BT), *_BETWEEN)
+        x_BTD, _ = jax.lax.scan(layer, embedded_BTD, stack, unroll=self.config.unroll)
+        return reshard(self.norm(x_BTD), _WHOLE, _BETWEEN)
 
     def _embed(self, ids_BT):
         if current_mesh() is None:

@@ -102,7 +102,11 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
 
 def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
     """Length and bound on trained tokens of the micro-batch that an average episode is in, and
-    how many of them all episodes are. Packed rows are as full as their number allows."""
+    how many of them all episodes are.
+
+    Packed rows hold the longest episode there can be, since each mini-batch will have a long one,
+    and are as full as their number allows.
+    """
     config, learner = run.config, run.config.learner
     episodes = config.questions * config.samples
     if not learner.packing:
@@ -114,7 +118,8 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
     def micro_batches(length: int) -> int:
         return math.ceil(tokens / (learner.micro_batch * length))
 
-    holding = [length for length in row_lengths(learner) if length >= assumed.length]
+    longest = max(assumed.length, learner.length_buckets[-1])
+    holding = [length for length in row_lengths(learner) if length >= longest]
     length = min(holding, key=lambda length: length * micro_batches(length))
     most = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
     return f"{length}/{most}", learner.minibatches * micro_batches(length)
