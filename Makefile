@@ -39,9 +39,10 @@ baselines: demo
 	$(RUN) sr1_jax.compare runs/demo runs/demo_direct runs/demo_rag runs/demo_r1 runs/demo_sft \
 		runs/demo_no_mask
 
-# Fast tests and lint: what CI runs.
+# Fast tests and lint: what CI runs. A file stays on one core, with what its tests share; more
+# than four processes would compile the same programs more often than they save.
 test: .venv/ready-test lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # All tests, with the oracles.
 test-all: .venv/ready-oracle lint

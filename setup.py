@@ -42,6 +42,7 @@ setup(
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",  # `make test` on several cores
             "hypothesis>=6.100",
             "beartype>=0.18",
             "ruff>=0.6",

@@ -172,9 +172,8 @@ def test_group_relative_agrees_with_a_loop(seed, eps):
     scores = rng.integers(0, 5, size=8) / 4
     got = group_relative(jnp.asarray(scores), jnp.asarray(groups), eps=eps)
     np.testing.assert_allclose(got, group_relative_loop(scores, groups, eps), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        jax.jit(lambda s, g: group_relative(s, g, eps=eps))(scores, groups), got, atol=1e-6
-    )
+    compiled = jax.jit(group_relative, static_argnames="eps")(scores, groups, eps=eps)
+    np.testing.assert_allclose(compiled, got, atol=1e-6)
 
 
 def test_group_relative_hand_numbers():
@@ -236,8 +235,8 @@ def test_group_advantages_masked_equals_removed(function, loop, seed):
     spoiled = jnp.asarray(np.where(valid, scores, np.nan))
     got = function(spoiled, groups, valid_B=jnp.asarray(valid))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    compiled = jax.jit(lambda s, g, v: function(s, g, valid_B=v))
-    np.testing.assert_allclose(compiled(spoiled, groups, valid.astype("f4")), got, atol=1e-6)
+    compiled = jax.jit(function)(spoiled, groups, valid_B=valid.astype("f4"))
+    np.testing.assert_allclose(compiled, got, atol=1e-6)
 
 
 def test_group_baselines_hand_numbers():

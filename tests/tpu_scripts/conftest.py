@@ -66,7 +66,13 @@ class Cloud:
 
     def shell(self, command: list[str], answer: str = "") -> subprocess.CompletedProcess:
         return subprocess.run(
-            command, input=answer, capture_output=True, text=True, env=self.env, timeout=60
+            command,
+            input=answer,
+            capture_output=True,
+            text=True,
+            env=self.env,
+            timeout=60,
+            cwd=self.fake,  # relative paths of a run are none of ours
         )
 
     def calls(self) -> list[list[str]]:
