@@ -18,9 +18,9 @@ SIZES = {
     "1.5b": Size("qwen2.5-1.5b", tensor=1, micro_batch=16, slots=64),
     "3b": Size("qwen2.5-3b", tensor=2, micro_batch=16, slots=128),
     "7b": Size("qwen2.5-7b", tensor=4, micro_batch=32, slots=256),
-    "14b": Size("qwen2.5-14b", tensor=8, micro_batch=32, slots=256),
-    "32b": Size("qwen2.5-32b", tensor=8, micro_batch=32, slots=256),
-    "72b": Size("qwen2.5-72b", tensor=8, micro_batch=32, slots=512),
+    "14b": Size("qwen2.5-14b", tensor=4, micro_batch=32, slots=256),
+    "32b": Size("qwen2.5-32b", tensor=4, micro_batch=32, slots=256),
+    "72b": Size("qwen2.5-72b", tensor=4, micro_batch=32, slots=512),
 }
 
 

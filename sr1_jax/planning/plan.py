@@ -236,11 +236,13 @@ def advice(plan: Plan, row: Row) -> list[str]:
     moments = [name for name in held if name.endswith("optimizer")]
     if moments and "optimizer" not in config.learner.offload:
         found.append("--config.learner.offload='(\"optimizer\",)'")
-    if rollout and config.rollout.slots > 1 and row.name.split()[0] != "reshard":
+    if rollout and config.rollout.slots > 1 and row.name.split()[0] not in ("merge", "reshard"):
         found.append(f"--config.rollout.slots={config.rollout.slots // 2}")
     if rollout and config.rollout.weights == "same":
         found.append("--config.rollout.weights=bfloat16")
-    if "reference" in held and "reference" not in config.learner.offload:
+    # With adapters the reference is the base itself, which every program needs.
+    own = "reference" in held and plan.run.decoder.lora is None
+    if own and "reference" not in config.learner.offload:
         found.append('--config.learner.offload=\'("optimizer","reference")\'')
     if not rollout and plan.run.decoder.remat != "full":
         found.append("--config.base.remat=full")

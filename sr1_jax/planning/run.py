@@ -15,14 +15,13 @@ from jax.sharding import Mesh
 from sr1_jax.abstract import Program
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
 from sr1_jax.models.lora import without_adapters
-from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rollout import settings as rollout_settings
+from sr1_jax.rl.settings import needs_critic
 from sr1_jax.rollout.listing import rollout_programs
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.sharding import batch_parts, make_mesh
 from sr1_jax.training.policies import decoder_config, lora_config
-from sr1_jax.training.settings import check_mesh, rollout_config
+from sr1_jax.training.settings import check_config, check_mesh, rollout_config
 
 ROLLOUT = ("merge", "reshard", "extend", "fork", "decode")
 
@@ -51,17 +50,16 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
     Raises:
         ValueError: settings that cannot work, or that do not fit the devices; names the keys.
     """
+    check_config(config, inputs=False)
     rollout = rollout_config(config, config.method)
-    rollout_settings.check_config(rollout)
     trajectories = config.questions * config.samples
-    learner_settings.check_config(config.learner, trajectories)
     shape = dataclasses.replace(decoder_config(config), lora=lora_config(config))
     mesh = _mesh(config, shape, devices)
     check_mesh(config, mesh)
     SlotLayout(mesh, config.rollout.slots)  # refuses what hosts cannot share
     policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
     critic = None
-    if learner_settings.needs_critic(config.learner):
+    if needs_critic(config.learner):
         critic = nnx.eval_shape(lambda: ValueModel(shape, rngs=nnx.Rngs(0)))
     learner = Learner(
         policy,
@@ -83,6 +81,9 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
         "rollout weights": served,
         "KV cache": cache,
     }
+    if shape.lora is not None:
+        # What rollouts start from, and updates do without.
+        resident["merged"] = next(p for p in sampling if p.name == "reshard ends").arguments[0]
     if state.critic is not None:
         resident |= {"critic": state.critic.params, "critic optimizer": state.critic.opt_state}
     return Run(config, shape, mesh, sampling + learner.programs(), resident)
@@ -109,33 +110,49 @@ def chunk_bytes(run: Run) -> int:
 def beside(run: Run, program: str) -> dict[str, int]:
     """Bytes a device holds while a program runs, beyond what the program is given or makes.
 
-    The training state stays through rollouts; rollout weights and cache live as long as those.
+    The training state stays through rollouts. Rollout weights, cache and, with adapters, the
+    merged policy live as long as those.
     """
     kind, _, _ = program.partition(" ")
-    given = {
-        "score": {"policy", "critic", "reference"},
-        "prepare": set(),
-        "reshard": {"policy"} if "layer" in program else set(),
+    held = {name: device_bytes(tree) for name, tree in run.resident.items()}
+    if kind == "reshard":
+        return _beside_reshard(run, program, held)
+    away = {
+        "merge": {"policy", "reference", "merged", "rollout weights", "KV cache"},
         "extend": {"rollout weights", "KV cache"},
         "decode": {"rollout weights", "KV cache"},
         "fork": {"KV cache"},
-        "merge": {"policy", "reference"},
     }.get(kind)
-    if given is None:  # an update of the model of that name
-        given = {kind, f"{kind} optimizer"} if program.endswith("apply") else {kind}
-        if run.decoder.lora is not None and "accumulate" in program:
-            given.add("reference")  # the base under the adapters
-    if kind in ("score",) and run.config.learner.kl_in == "none":
-        given -= {"reference"}
-    gone = set() if kind in ROLLOUT else {"rollout weights", "KV cache"}
-    if kind in ("merge", "reshard"):
-        # Each layer is moved to where the others are already.
-        gone = {"KV cache"} if kind == "reshard" else {"KV cache", "rollout weights"}
-    return {
-        name: device_bytes(tree)
-        for name, tree in run.resident.items()
-        if name not in given and name not in gone
-    }
+    if away is None:
+        away = {"merged", "rollout weights", "KV cache", *_given(run, program)}
+    return {name: size for name, size in held.items() if name not in away}
+
+
+def _given(run: Run, program: str) -> set[str]:
+    """What a program of the learner is given of the training state."""
+    kind, _, _ = program.partition(" ")
+    if kind in ("prepare", "totals"):
+        return set()
+    if kind == "score":
+        reference = set() if run.config.learner.kl_in == "none" else {"reference"}
+        return {"policy", "critic"} | reference
+    if program.endswith("apply"):
+        return {kind, f"{kind} optimizer"}
+    # The base under the adapters is given to an update too.
+    adapters = run.decoder.lora is not None and "accumulate" in program
+    return {kind} | ({"reference"} if adapters else set())
+
+
+def _beside_reshard(run: Run, program: str, held: dict[str, int]) -> dict[str, int]:
+    """Layers are moved first, one after the other to where those before it are already; then what
+    is in none. A program is given, and makes, its own part of the policy and no more."""
+    source = "policy" if run.decoder.lora is None else "merged"
+    stack = device_bytes(run.resident[source]["trunk"]["layers"])
+    layers = run.resident["rollout weights"].layers
+    beside = {name: size for name, size in held.items() if name != "KV cache"}
+    if program == "reshard layer":
+        return beside | {source: held[source] - stack, "rollout weights": device_bytes(layers[1:])}
+    return beside | {source: stack, "rollout weights": device_bytes(layers)}
 
 
 def _mesh(config: ml_collections.ConfigDict, shape: DecoderConfig, devices: Sequence[Any]) -> Mesh:

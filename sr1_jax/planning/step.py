@@ -106,6 +106,9 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
 
     Packed rows hold the longest episode there can be, since each mini-batch will have a long one,
     and are as full as their number allows.
+
+    Raises:
+        ValueError: no row holds the assumed episode.
     """
     config, learner = run.config, run.config.learner
     episodes = config.questions * config.samples
@@ -120,6 +123,11 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
 
     longest = max(assumed.length, learner.length_buckets[-1])
     holding = [length for length in row_lengths(learner) if length >= longest]
+    if not holding:
+        raise ValueError(
+            f"Episodes of {longest} tokens fit none of learner.row_lengths="
+            f"{tuple(row_lengths(learner))}."
+        )
     length = min(holding, key=lambda length: length * micro_batches(length))
     most = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
     return f"{length}/{most}", learner.minibatches * micro_batches(length)

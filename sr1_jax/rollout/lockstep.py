@@ -68,9 +68,10 @@ class SlotLayout:
             )
         owners = [{device.process_index for device in row} for row in devices]
         if any(len(owner) > 1 for owner in owners):
+            own = len(devices[0]) // max(map(len, owners))
             raise ValueError(
-                "Axis tensor of the mesh spans several processes; a slot of the rollout engine "
-                "lives in one. Put more of the mesh on data or fsdp."
+                f"mesh.tensor={len(devices[0])}: axis tensor spans several processes, but a slot "
+                f"of the rollout engine lives in one. Set it to {own}, or a divisor of that."
             )
         # Of how many rows the programs of a part may be: few, and with little padding.
         self.row_counts = row_counts(self.per_part)

@@ -121,6 +121,8 @@ def reinforce(
                 count=config.questions,
                 extra_rounds=config.dynamic_sampling_rounds,
             )
+            rolled_out = as_metrics(sum_stats(roll_out.stats))
+            del roll_out  # and with it a merged policy, for which an update has no room
             batch = make_batch(
                 sampled.trained,
                 length=config.learner.length_buckets[-1],
@@ -132,9 +134,7 @@ def reinforce(
             state, learned = learner.step(state, batch, seed=config.seed, step=step)
             now = time.perf_counter()
             learned, memory_gib, ending = _agreed(learned, termination.noted)
-            metrics = (
-                rollout_metrics(sampled, batch) | as_metrics(sum_stats(roll_out.stats)) | learned
-            )
+            metrics = rollout_metrics(sampled, batch) | rolled_out | learned
             metrics |= {
                 "seconds/rollout": updated - began,
                 "seconds/update": now - updated,

@@ -138,6 +138,34 @@ def test_beside_a_program_lies_what_it_is_not_given(run):
     assert beside(run, "fork 8×128").keys() == training | {"rollout weights"}
 
 
+def test_beside_a_move_of_weights_lies_what_it_does_not_move(run):
+    """A layer moves to where the others are, then embedding, norm and head: each of these is either
+    an argument, in the output, or beside."""
+    sizes = {name: device_bytes(tree) for name, tree in run.resident.items() if name != "KV cache"}
+    by_name = {program.name: program for program in run.programs}
+    layer, ends = (beside(run, f"reshard {part}") for part in ("layer", "ends"))
+    stack = device_bytes(by_name["reshard layer"].arguments[0])
+    served = device_bytes(run.resident["rollout weights"].layers[0])
+    changed = {
+        "policy": sizes["policy"] - stack,
+        "rollout weights": (run.decoder.layers - 1) * served,
+    }
+    assert layer == sizes | changed
+    of_ends = {"policy": stack, "rollout weights": run.decoder.layers * served}
+    assert ends == sizes | of_ends
+    memory = compile_program(by_name["reshard ends"]).memory
+    assert memory.arguments == pytest.approx(sizes["policy"] - stack, abs=64)
+    outputs = sizes["rollout weights"] - of_ends["rollout weights"]
+    assert memory.output == pytest.approx(outputs, abs=256)
+
+
+def test_what_training_refuses_has_no_plan():
+    config = tiny_config()
+    config.rollout.max_context_tokens = 400
+    with pytest.raises(ValueError, match=r"max_context_tokens=400 exceeds the last of"):
+        make_run(config, jax.devices()[:1])
+
+
 def test_offloaded_state_is_not_on_the_chip():
     config = tiny_config()
     config.learner.offload = ("optimizer", "reference")
@@ -160,8 +188,14 @@ def test_adapters_train_over_one_base():
     by_name = {program.name: program for program in run.programs}
     for name in ("merge", "reshard layer", "policy apply", "critic zeros"):
         assert by_name[name].lower().as_text()
-    assert "reference" not in beside(run, "policy accumulate 64/16")
-    assert "reference" in beside(run, "decode 8")
+    # Rollouts hold the merged policy too, updates do not.
+    held = beside(run, "decode 8")
+    assert held["merged"] == held["reference"] == sizes["reference"]
+    assert beside(run, "policy accumulate 64/16").keys().isdisjoint({"reference", "merged"})
+    assert "merged" not in beside(run, "merge")
+    stack = device_bytes(by_name["reshard layer"].arguments[0])
+    layer = beside(run, "reshard layer")
+    assert (layer["merged"], layer["policy"]) == (sizes["reference"] - stack, sizes["policy"])
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])

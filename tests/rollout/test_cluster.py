@@ -1,5 +1,7 @@
 """Two processes with a retriever each roll out in lockstep, and give what one process gives."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -109,3 +111,12 @@ def test_slots_that_do_not_divide():
     message = r"rollout.slots=12 does not divide over the 8 devices of mesh axes data and fsdp"
     with pytest.raises(ValueError, match=message):
         SlotLayout(make_mesh(4, 2, 1), 12)
+
+
+def test_a_slot_on_several_hosts():
+    chips = np.array([SimpleNamespace(process_index=i // 4) for i in range(16)])
+    mesh = SimpleNamespace(
+        devices=chips.reshape(2, 1, 8), shape={"data": 2, "fsdp": 1, "tensor": 8}
+    )
+    with pytest.raises(ValueError, match=r"mesh\.tensor=8: .* Set it to 4, or a divisor"):
+        SlotLayout(mesh, 16)

@@ -35,6 +35,8 @@ def test_every_choice(load, name):
         shape = decoder_config(config)
         assert (shape.dtype, shape.param_dtype, shape.remat) == ("bfloat16", "float32", "full")
         assert shape.kv_heads % config.mesh.tensor == 0
+        # A slot of the rollout engine lives in one host, and those of pods have four chips.
+        assert 4 % config.mesh.tensor == 0
         assert shape.vocab_size % config.mesh.tensor == 0
         model = nnx.eval_shape(lambda shape=shape: Decoder(shape, rngs=nnx.Rngs(0)))
         assert parameter_count(model) == SHAPES[config.model.preset].parameters
