@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     cli.config_flag(values)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    flags.DEFINE_string("output", None, "Folder to write; must not exist.", flag_values=values)
+    flags.DEFINE_string("output", None, "Folder to write; new, or empty.", flag_values=values)
     flags.DEFINE_bool("base", False, "The policy before training.", flag_values=values)
     flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", flag_values=values)
     cli.parse(values, argv, required=("config", "workdir", "output"), usage=__doc__)

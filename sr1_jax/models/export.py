@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +44,7 @@ def save_pretrained(
         ValueError: the folder holds something, no family has a decoder of this kind, it has
             adapters, or there are several processes.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # a link to an empty folder stays, and what it names is filled
     check_free(folder)
     if jax.process_count() > 1:
         raise ValueError("An export is written by one process: run it on a single host.")
@@ -59,15 +58,19 @@ def save_pretrained(
         _write_json(draft / "config.json", hf_config(model.config, tokenizer, family, dtype))
         _write_tokenizer(draft, tokenizer)
         _write_weights(draft, _tensors(model, family, dtype), shard_bytes)
-        if folder.is_dir():
-            folder.rmdir()
-        shutil.move(draft, folder)
+        os.replace(draft, folder)  # in the place of an empty folder too
 
 
 def check_free(folder: Path) -> None:
-    """Raises ValueError unless the folder is empty or not there."""
+    """Raises ValueError unless the folder is not there, or empty and can be replaced."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; give another folder.")
+    where = folder.resolve()
+    if where.is_mount() or where == Path.cwd():
+        raise ValueError(
+            f"{folder} is a mount point or the working directory, which a whole folder cannot "
+            "replace; give a new folder inside it."
+        )
 
 
 def family_name(config: DecoderConfig) -> str:

@@ -20,6 +20,9 @@ from sr1_jax.models.weights import Checkpoint
 
 _REQUIRED = object()
 
+# Of the result; dequantising a block takes its float32 and the pieces that become it.
+_BLOCK_BYTES = 1 << 23
+
 # The patterns by which each tokenizer cuts text into words before merging, as published in the
 # tokenizer.json of the models; for "default", as llama.cpp defines the name.
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -97,6 +100,7 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         tokenizer=_read_tokenizer(metadata),
         shapes={name: _shape(tensor) for name, tensor in tensors.items()},
         rows=rows_of,
+        block_bytes=_BLOCK_BYTES,
     )
 
 

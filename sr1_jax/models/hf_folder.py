@@ -20,6 +20,9 @@ from sr1_jax.models.families import Family, Shape, family_of
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.models.weights import Checkpoint
 
+# Mapped at a time by a thread: enough that opening the file costs nothing beside it.
+_BLOCK_BYTES = 1 << 26
+
 # Settings that change the computation in a way the decoder does not know, and what leaves it
 # as it is. A key that is not in the file is at its default.
 _MUST_BE = {
@@ -48,6 +51,7 @@ def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         tokenizer=_read_tokenizer(folder, raw),
         shapes=tensors.shapes,
         rows=tensors.rows,
+        block_bytes=_BLOCK_BYTES,
     )
 
 
@@ -230,9 +234,10 @@ def _read_tokenizer(folder: Path, raw_config: dict[str, Any]) -> Tokenizer:
     backend.no_padding()
     own = _read_json(folder / "tokenizer_config.json", optional=True)
     generation = _read_json(folder / "generation_config.json", optional=True)
+    # The tokenizer's own comes first: chat templates mean that one, and so will an export.
     ids = [
-        *(_ids(source.get("eos_token_id")) for source in (generation, raw_config)),
         _id_of_token(backend, own.get("eos_token"), folder / "tokenizer_config.json"),
+        *(_ids(source.get("eos_token_id")) for source in (generation, raw_config)),
     ]
     eos_ids = list(dict.fromkeys(i for some in ids for i in some))
     pad_ids = [

@@ -22,7 +22,7 @@ class Tokenizer:
 
     Args:
         backend: a byte-level `tokenizers.Tokenizer`.
-        eos_ids: ids that end a response.
+        eos_ids: ids that end a response, that which its chat template means first.
         pad_id: id used for padding; masks, not this id, say what is padding.
         chat_template: Jinja source of the model's chat template, if it has one.
         bos_token: what that template puts first, if anything.
@@ -57,7 +57,7 @@ class Tokenizer:
         self._untrusted = tokenizers.Tokenizer.from_str(
             json.dumps({**description, "added_tokens": [], "post_processor": None, "model": model})
         )
-        self.eos_ids = tuple(sorted(set(eos_ids)))
+        self.eos_ids = tuple(dict.fromkeys(eos_ids))
         self.pad_id = pad_id
         self.chat_template = chat_template
         self.bos_token = bos_token

@@ -21,8 +21,8 @@ from sr1_jax.models.families import EMBEDDING, HEAD, Family, Shape, Weight
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
 
-# What a thread has in hand of a file, beyond the result.
-_BLOCK_BYTES = 1 << 26
+Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
+
 # Columns are transposed so many at a time, which makes rows that are written in one run.
 _STRIPE_COLUMNS = 256
 
@@ -44,6 +44,7 @@ class Checkpoint:
         shapes: of every tensor in it, by name, in row-major order.
         rows: (name, first, last) gives these rows of the tensor in a float dtype, not to be
             written to; called from several threads at once.
+        block_bytes: of the result that a call of `rows` is for, at most, if a row is not more.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     shapes: Mapping[str, Shape]
     rows: Callable[[str, int, int], np.ndarray]
+    block_bytes: int
 
 
 def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
@@ -185,9 +187,18 @@ def _read_parameter(
         bounds: _aligned([stop - start for start, stop in bounds], dtype)
         for bounds in dict.fromkeys(parts.values())
     }
+    _fill(checkpoint, weight, shape, buffers)
+    arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _fill(
+    checkpoint: Checkpoint, weight: Weight, shape: Shape, buffers: Mapping[Bounds, np.ndarray]
+) -> None:
+    """Reads the parts of a parameter of this shape that the buffers are for, and no other rows."""
     layers = "{}" in weight.hf
     each = _parameter_shape(weight, shape)
-    size, *row = weight.layout.stored_shape(each)
+    row = weight.layout.stored_shape(each)[1:]
     targets = []
     for bounds, buffer in buffers.items():
         # The layer axis is never split.
@@ -205,24 +216,29 @@ def _read_parameter(
             columns = tuple(slice(*bound) for bound in inner)
             source = rows[(slice(start - first, stop - first), *columns)]
             target = views[layer][start - outer[0] : stop - outer[0]]
+            if source.dtype == target.dtype:
+                # NumPy copies integers faster than bfloat16, number by number with strides.
+                bits = np.dtype(f"u{source.dtype.itemsize}")
+                source, target = source.view(bits), target.view(bits)
             if transpose is None:
                 target[...] = source
                 continue
             for stripe in itertools.starmap(slice, _blocks(0, source.shape[1], _STRIPE_COLUMNS)):
                 target[:, stripe] = transpose(source[:, stripe])
 
-    count = max(1, _BLOCK_BYTES // (math.prod(row) * dtype.itemsize))
+    itemsize = next(iter(buffers.values())).dtype.itemsize
+    count = max(1, checkpoint.block_bytes // (math.prod(row) * itemsize))
+    held = _merged([outer for (outer, *_), _ in targets])
+    blocks = [block for first, last in held for block in _blocks(first, last, count)]
     names = _tensor_names(checkpoint, weight)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         tasks = [
             threads.submit(copy, layer, name, *block)
             for layer, name in enumerate(names)
-            for block in _blocks(0, size, count)
+            for block in blocks
         ]
         for task in tasks:
             task.result()
-    arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _transposition() -> Callable[[np.ndarray], np.ndarray]:
@@ -236,6 +252,17 @@ def _transposition() -> Callable[[np.ndarray], np.ndarray]:
     except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
         return np.asfortranarray
     return lambda matrix: np.asarray(jax.device_put(matrix.T, cpu)).T
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same numbers in as few spans [first, last) as possible, increasing."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return found
 
 
 def _blocks(first: int, last: int, size: int) -> Iterable[tuple[int, int]]:

@@ -111,3 +111,41 @@ def test_a_folder_that_holds_something_is_left_alone(write_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     save_pretrained(model, tokenizer, tmp_path / "empty")
     load_pretrained(tmp_path / "empty")
+
+
+def test_a_link_stays_and_what_it_names_is_written(write_folder, tmp_path):
+    model, tokenizer = load_pretrained(write_folder()[0])
+    for there in (True, False):
+        target, link = tmp_path / f"target-{there}", tmp_path / f"link-{there}"
+        link.symlink_to(target)
+        if there:
+            target.mkdir()
+        save_pretrained(model, tokenizer, link)
+        assert link.is_symlink() and (target / "config.json").is_file()
+
+
+def test_the_working_directory_is_not_replaced(write_folder, tmp_path, monkeypatch):
+    model, tokenizer = load_pretrained(write_folder()[0])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for folder in (".", tmp_path / "empty"):
+        with pytest.raises(ValueError, match=r"working directory, .* give a new folder inside it"):
+            save_pretrained(model, tokenizer, folder)
+    save_pretrained(model, tokenizer, "inside")
+    load_pretrained("inside")
+
+
+def test_the_tokenizers_own_end_of_text_stays_the_first(write_folder, tmp_path):
+    """Of an instruct model: two tokens end a text, and the smaller id is padding."""
+    folder, _, _ = write_folder()
+    backend = json.loads((folder / "tokenizer.json").read_text())
+    content = {token["id"]: token["content"] for token in backend["added_tokens"]}
+    own = {"eos_token": content[1], "pad_token": content[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    model, tokenizer = load_pretrained(folder)
+    assert tokenizer.eos_ids == (1, 0) and tokenizer.pad_id == 0
+    save_pretrained(model, tokenizer, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert {key: written[key] for key in own} == own
+    assert load_pretrained(tmp_path / "out")[1].eos_ids == (1, 0)

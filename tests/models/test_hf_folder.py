@@ -1,5 +1,6 @@
 """Hugging Face folders: every value lands where it belongs, every bad file is refused by name."""
 
+import dataclasses
 import json
 import os
 
@@ -11,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
 
-from sr1_jax.models import load_pretrained, weights
+from sr1_jax.models import hf_folder, load_pretrained, weights
 from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.sharding import make_mesh, tree_shardings
 
@@ -52,11 +53,32 @@ def test_tensors_of_several_blocks(write_folder, monkeypatch, cpu):
 
     devices = jax.local_devices()
     monkeypatch.setattr(jax, "local_devices", local_devices)
-    monkeypatch.setattr(weights, "_BLOCK_BYTES", 300)
+    monkeypatch.setattr(hf_folder, "_BLOCK_BYTES", 300)
     monkeypatch.setattr(weights, "_STRIPE_COLUMNS", 5)
     folder, _, tensors = write_folder(model_type="qwen2")
     for mesh in (None, make_mesh(2, 2, 2)):
         check_values(load_pretrained(folder, mesh=mesh)[0], tensors)
+
+
+def test_rows_that_this_process_does_not_hold_are_not_read(write_folder):
+    """Of a kernel whose stored rows are split, the first and the last quarter are here."""
+    folder, _, tensors = write_folder(model_type="qwen2")
+    checkpoint = hf_folder.read_hf_folder(folder, dtype="float32", param_dtype="float32")
+    asked = []
+
+    def rows(name, first, last):
+        asked.append((first, last))
+        return checkpoint.rows(name, first, last)
+
+    weight = next(w for w in checkpoint.family.weights if w.hf.endswith("down_proj.weight"))
+    bounds = [((0, 2), (0, 12), span) for span in ((0, 4), (12, 16))]
+    buffers = {b: np.empty([stop - start for start, stop in b], np.float32) for b in bounds}
+    spy = dataclasses.replace(checkpoint, rows=rows)
+    weights._fill(spy, weight, (2, 12, 16), buffers)
+    assert sorted(asked) == [(0, 4), (0, 4), (12, 16), (12, 16)]
+    for (_, _, span), filled in buffers.items():
+        want = [tensors[weight.hf.format(layer)].T[:, slice(*span)] for layer in range(2)]
+        np.testing.assert_array_equal(filled, want)
 
 
 def test_a_folder_that_the_mesh_does_not_divide(write_folder):
@@ -255,7 +277,7 @@ def test_special_tokens_and_chat_template_of_a_folder(write_folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4]}))
     _, tokenizer = load_pretrained(folder)
-    assert tokenizer.eos_ids == (0, 2, 3, 4)
+    assert tokenizer.eos_ids == (0, 4, 2, 3)  # the tokenizer's own first
     assert tokenizer.pad_id == 1
     assert tokenizer.chat_template == "b"
     (folder / "chat_template.jinja").write_text("c")
