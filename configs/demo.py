@@ -1,4 +1,4 @@
-"""The demo: a 0.7M-parameter policy learns to search a fictional world on a laptop.
+"""The demo: a 0.6M-parameter policy learns to search a fictional world on a laptop.
 
 Hypothesis: PPO with an outcome reward finds out that two-hop questions take two searches, though
 every supervised trace of a two-hop question gave up after the first hop.

@@ -4,8 +4,8 @@
         --questions=dev_nq.jsonl --corpus=corpus.jsonl.gz --method=search [--limit=100]
 
 Takes the policy of the newest checkpoint in the workdir if there is one, else the base policy of
-the config. Results go to workdir/eval/<questions>.<method>.json, with every trajectory beside
-them; a table of all methods evaluated so far on these questions is printed.
+the config. Results go to workdir/eval/<questions>.<method>.<policy>.json, greedy or sampled, with
+every trajectory beside them; a table of all methods evaluated so far on these questions is printed.
 """
 
 from __future__ import annotations

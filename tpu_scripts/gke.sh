@@ -170,6 +170,8 @@ apply() {
 }
 
 pools() {
+  # A reservation has a name, which no setting has: better none than a pool that is paid for twice.
+  [[ $CAPACITY != reserved ]] || die "$SETTINGS: CAPACITY=reserved: node pools are spot or on-demand"
   local slice flags=("--machine-type=$GKE_MACHINE-${CHIPS_PER_HOST}t" "--num-nodes=$HOSTS")
   ((HOSTS == 1)) || flags+=("--tpu-topology=$TOPOLOGY")
   [[ $CAPACITY != spot ]] || flags+=(--spot)

@@ -143,6 +143,11 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
         raise ValueError(
             f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {config.base.remat!r}."
         )
+    if config.rollout.template != rollout_settings.default_config().template:
+        raise ValueError(
+            f"rollout.template={config.rollout.template!r} is for an Engine used by itself; the "
+            "prompts of a run are templates.search, .direct and .rag, or protocol.template_path."
+        )
     for template in templates(config).values():
         load_template(template)  # refuses what is not there or asks nothing
     rollout_settings.check_config(config.rollout)

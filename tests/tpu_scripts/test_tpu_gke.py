@@ -241,6 +241,10 @@ def test_pools(cloud):
     assert [machine, count, quiet] == [
         *("--machine-type=ct5lp-hightpu-8t", "--num-nodes=1", "--quiet")
     ]
+    cloud.configure(CAPACITY="reserved")
+    refused = cloud.run("gke.sh pools")
+    assert refused.returncode == 1 and cloud.calls() == []
+    assert "CAPACITY=reserved: node pools are spot or on-demand" in refused.stderr
 
 
 def test_watch(cloud):

@@ -136,6 +136,7 @@ BAD = [
     ("rollout.top_k", 20, "training needs .* rollout.top_k=0.*20"),
     ("rollout.max_context_tokens", 5000, "5000 exceeds the last of learner.length_buckets"),
     ("data.corpus", "c.jsonl", "data.world_people and data files exclude each other"),
+    ("rollout.template", "direct", r"the prompts of a run are templates\.search"),
     (
         "base.remat",
         "some",
