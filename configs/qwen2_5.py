@@ -13,14 +13,15 @@ an argument, --config=configs/qwen2_5.py is size=7b,algo=ppo,variant=base.
 
 from sr1_jax.training.published import Size, published_config
 
+# As plans for v5e:8x8 (7b) and v5p:4x4x4 (72b) have room for; smaller slices want remat "full".
 SIZES = {
     "0.5b": Size("qwen2.5-0.5b", tensor=1, micro_batch=8, slots=64),
     "1.5b": Size("qwen2.5-1.5b", tensor=1, micro_batch=16, slots=64),
     "3b": Size("qwen2.5-3b", tensor=2, micro_batch=16, slots=128),
-    "7b": Size("qwen2.5-7b", tensor=4, micro_batch=32, slots=256),
+    "7b": Size("qwen2.5-7b", tensor=4, micro_batch=32, slots=256, remat="dots"),
     "14b": Size("qwen2.5-14b", tensor=4, micro_batch=32, slots=256),
     "32b": Size("qwen2.5-32b", tensor=4, micro_batch=32, slots=256),
-    "72b": Size("qwen2.5-72b", tensor=4, micro_batch=32, slots=512),
+    "72b": Size("qwen2.5-72b", tensor=4, micro_batch=32, slots=512, remat="dots"),
 }
 
 

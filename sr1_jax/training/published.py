@@ -23,12 +23,14 @@ class Size(NamedTuple):
             have to divide over them. Rollouts split weights over this axis alone.
         micro_batch: rows a forward pass of training, over all devices.
         slots: episodes in flight, over all devices.
+        remat: what layers keep for the backward pass, see `base.remat`.
     """
 
     preset: str
     tensor: int
     micro_batch: int
     slots: int
+    remat: str = "full"
 
 
 def published_config(
@@ -57,7 +59,7 @@ def published_config(
     config.model.preset = size.preset
     config.base.dtype = "bfloat16"
     config.base.param_dtype = "float32"  # steps of 1e-6 are lost in the 8 bits of bfloat16
-    config.base.remat = True
+    config.base.remat = size.remat
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, size.tensor
 
     config.steps, config.questions = 500, 512
