@@ -204,6 +204,7 @@ def trained_policy(
         params,
         tree_shardings(params, mesh),
     )
+    del policy, params  # what is restored takes their place in memory too
     # Only the policy: optimizer state and critic stay on disk.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
