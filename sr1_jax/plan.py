@@ -2,8 +2,8 @@
 
     pip install libtpu
     python -m sr1_jax.plan --config=configs/qwen2_5.py:size=7b,algo=ppo --topology=v5e:8x8 \
-        [--json=plan.json] [--sweep=v5e:4x4,v5e:8x8] [--every] [--keep=DIR] \
-        [--config.key=value …]
+        [--json=plan.json] [--sweep=v5e:4x4,v5e:8x8] [--vary=learner.micro_batch=32,64] \
+        [--every] [--keep=DIR] [--config.key=value …]
 
 Compiles the programs of a step for the topology, with the settings of the config, and prints
 memory, predicted time and collectives of each, the step they make, and what to change where it
@@ -20,13 +20,16 @@ from collections.abc import Sequence
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
+import ml_collections
 import rich.console
 from absl import flags
+from rich.markup import escape
 
 from sr1_jax import cli
 from sr1_jax.paths import local_path
 from sr1_jax.planning.chips import chip_of
 from sr1_jax.planning.plan import Plan, as_json, make_plan
+from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep
 
 _ASSUMED = ("prompt_tokens", "searches", "segment_tokens", "observation_tokens")
@@ -38,6 +41,10 @@ def main(argv: Sequence[str]) -> None:
     define = {"flag_values": values}
     flags.DEFINE_string("topology", None, "TPU slice, e.g. v5e:8x8 or v5p:2x2x4.", **define)
     flags.DEFINE_list("sweep", [], "Several slices, with commas.", **define)
+    flags.DEFINE_multi_string(
+        "vary", [], "A setting and several values, e.g. learner.micro_batch=32,64; may be given "
+        "again for another setting: all combinations are planned.", **define
+    )  # fmt: skip
     flags.DEFINE_string("json", "", "Also write everything to this file.", **define)
     flags.DEFINE_bool("every", False, "All length buckets and sizes, not only those of an "
                       "average step and the largest.", **define)  # fmt: skip
@@ -57,33 +64,50 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--topology is missing, e.g. --topology=v5e:8x8 (or --sweep=…).")
     for topology in topologies:
         chip_of(topology)
+    cases = cases_of(topologies, values.vary)
+    configs = [case.applied(values.config) for case in cases]
     assumed = {name: values[name].value for name in (*_ASSUMED, "occupancy")}
     console = rich.console.Console(soft_wrap=True)
-    plans = []
-    for topology in topologies:
-        plan = _with_progress(values, topology, assumed)
-        plans.append(plan)
+    found: list[tuple[Case, Plan | str]] = []
+    for case, config in zip(cases, configs):
+        if case.settings:
+            console.print(f"[bold]{case}[/]")
+        try:
+            plan = _with_progress(values, case, config, assumed)
+        except ValueError as error:
+            if len(cases) == 1:
+                raise
+            # What does not fit one slice is no reason to lose the others.
+            found.append((case, str(error)))
+            console.print(f"{case}: {escape(str(error))}")
+            continue
+        found.append((case, plan))
         print_plan(plan, console)
         if file:
             # After each: a sweep takes an hour, and what is there stays.
-            file.write_text(json.dumps([as_json(p) for p in plans], indent=1) + "\n")
-    if len(plans) > 1:
-        print_sweep(plans, console)
+            plans = [as_json(p) | {"settings": c.settings} for c, p in found if isinstance(p, Plan)]
+            file.write_text(json.dumps(plans, indent=1) + "\n")
+    if len(found) > 1:
+        print_sweep(found, console)
+    if not any(isinstance(plan, Plan) for _, plan in found):
+        raise ValueError(found[0][1])
 
 
-def _with_progress(values: flags.FlagValues, topology: str, assumed: dict) -> Plan:
-    """The plan of a topology; what is being compiled shows on stderr."""
+def _with_progress(
+    values: flags.FlagValues, case: Case, config: ml_collections.ConfigDict, assumed: dict
+) -> Plan:
+    """The plan of a case; what is being compiled shows on stderr."""
     errors = rich.console.Console(stderr=True)
-    with errors.status(f"{topology}: laying out the run") as status:
+    with errors.status(f"{case}: laying out the run") as status:
 
         def progress(done: int, total: int, name: str) -> None:
             if name:
-                text = f"{topology}: compiling {name} ({done + 1} of {total})"
+                text = f"{case}: compiling {name} ({done + 1} of {total})"
                 status.update(text) if errors.is_terminal else errors.print(text)
 
         return make_plan(
-            values.config,
-            topology,
+            config,
+            case.topology,
             every=values.every,
             only=values.only,
             keep=values.keep,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import rich.box
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from sr1_jax.planning.chips import GIB
 from sr1_jax.planning.plan import SPARE, Plan, Row, advice
+from sr1_jax.planning.sweep import Case, growth
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -31,29 +33,50 @@ def print_plan(plan: Plan, console: Console) -> None:
     _print_findings(plan, console)
 
 
-def print_sweep(plans: Sequence[Plan], console: Console) -> None:
-    """One line a topology."""
-    columns = ("topology", "chips", "fits", "GiB, most", "of GiB", "s/step", "× before",
-               "tokens/s/chip", "policy update, share of peak", "largest term")  # fmt: skip
-    table = _table("Topologies", columns)
-    before = None
-    for plan in plans:
+def print_sweep(found: Sequence[tuple[Case, Plan | str]], console: Console) -> None:
+    """One line a case, then what more chips give and which term holds it back.
+
+    Args:
+        found: cases with their plans, or with why there is none.
+        console: to print on.
+    """
+    columns = ("case", "chips", "fits", "GiB, most", "of GiB", "s/step", "tokens/s/chip",
+               "policy update, of peak", "largest term")  # fmt: skip
+    table = _table("All cases", columns)
+    for case, plan in found:
+        if isinstance(plan, str):
+            table.add_row(escape(str(case)), "", "refused", *[""] * 6)
+            continue
         most = max((row.total for row in plan.rows), default=0)
         update = [r for r in plan.rows if r.name.startswith("policy accumulate") and r.calls]
         table.add_row(
-            plan.topology,
+            escape(str(case)),
             str(plan.chips),
             "yes" if plan.all_fit else "NO",
             _gib(most),
             _gib(plan.chip.memory),
             f"{plan.step_seconds:.1f}",
-            f"{before / plan.step_seconds:.2f}" if before and plan.step_seconds else "",
             f"{plan.tokens_per_second:.0f}",
             f"{update[0].share_of_peak:.0%}" if update else "",
             next(iter(plan.terms), ""),
         )
-        before = plan.step_seconds
     console.print(table)
+    for (one, fewer), (other, more) in itertools.pairwise(found):
+        if one.settings != other.settings or isinstance(fewer, str) or isinstance(more, str):
+            continue
+        given = growth(fewer, more)
+        if given is None:
+            continue
+        terms = ", ".join(
+            f"{term} {before:.2f} → {after:.2f} s" for term, before, after in given.held_back[:3]
+        )
+        console.print(
+            f"{escape(str(other))}: {given.chips:.3g} times the chips of {one.topology}, a step "
+            f"{given.speed:.2f} times as fast" + (f"; held back by {terms}." if terms else ".")
+        )
+    for case, plan in found:
+        if isinstance(plan, str):
+            console.print(f"{escape(str(case))} refused: {escape(plan)}")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

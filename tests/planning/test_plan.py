@@ -1,5 +1,6 @@
 """The plan's figures together, its tables and JSON, and what it says to bad input."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -16,6 +17,8 @@ from sr1_jax.planning import compiler, kept
 from sr1_jax.planning import plan as planning
 from sr1_jax.planning.compiler import Compiled, Memory
 from sr1_jax.planning.plan import advice, as_json, make_plan
+from sr1_jax.planning.step import Time
+from sr1_jax.planning.sweep import Case, cases_of, growth
 from sr1_jax.planning.tables import print_plan, print_sweep
 
 HERE = Path(__file__).parent
@@ -110,7 +113,67 @@ def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
     assert by_name["decode 8"]["flops"] == 6 * 2 * 1024**3
     assert by_name["decode 8"]["collective_bytes"]["all-gather"] == 6 * 3 * 256 * 1024 * 2
     assert entry["step_seconds"] == pytest.approx(sum(entry["step_terms"].values()))
-    assert "v5e:1x2" in rendered(print_sweep, [found, tiny_plan("v5e:1x1")])
+
+
+def test_a_sweep_says_what_more_chips_give(tiny_plan):
+    """A step of 10 s in four terms on one chip is of 6 s on two: decode stays, scoring halves."""
+    one, two = (dataclasses.replace(tiny_plan(t)) for t in ("v5e:1x1", "v5e:1x2"))
+    seconds = {
+        "score": (4.0, 2.0), "decode": (2.0, 2.0), "policy accumulate": (3.0, 1.9),
+        "prepare": (1.0, 0.1),
+    }  # fmt: skip
+    one, two = (
+        dataclasses.replace(
+            plan,
+            rows=[
+                dataclasses.replace(
+                    next(r for r in plan.rows if r.name.startswith(term)),
+                    calls=1.0,
+                    time=Time(times[column], 0, 0, 0, 0),
+                )
+                for term, times in seconds.items()
+            ],
+        )
+        for column, plan in enumerate((one, two))
+    )
+    given = growth(one, two)
+    assert (given.chips, given.speed) == (2, pytest.approx(10 / 6))
+    assert given.held_back == [("decode", 2.0, 2.0), ("policy accumulate", 3.0, 1.9)]
+    assert growth(two, one) is None
+    cases = [Case("v5e:1x1", {}), Case("v5e:1x2", {}), Case("v5e:2x2", {})]
+    text = rendered(print_sweep, list(zip(cases, [one, two, "no [place] for it"])))
+    assert "2 times the chips of v5e:1x1, a step 1.67 times as fast" in text
+    assert "held back by decode 2.00 → 2.00 s, policy accumulate 3.00 → 1.90 s." in text
+    assert "v5e:2x2 refused: no [place] for it" in text
+
+
+def test_combinations_of_settings(tiny_config):
+    cases = cases_of(
+        ["v5e:1x1", "v5e:1x2"],
+        ["learner.micro_batch=4,8", "learner.row_lengths=(64,128),(96,)", "base.remat=full,dots"],
+    )
+    assert len(cases) == 16 and len({str(case) for case in cases}) == 16
+    assert str(cases[1]) == (
+        "v5e:1x2 learner.micro_batch=4 learner.row_lengths=(64, 128) base.remat='full'"
+    )
+    changed = cases[-1].applied(tiny_config)
+    assert (changed.learner.micro_batch, changed.learner.row_lengths) == (8, (96,))
+    assert changed.base.remat == "dots"
+    assert tiny_config.learner.micro_batch != 8 or tiny_config.base.remat != "dots"
+    for variations, message in (
+        (["learner.micro_batch"], "must be KEY=VALUE,VALUE"),
+        (["steps=1", "steps=2"], "steps is given twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cases_of(["v5e:1x1"], variations)
+    for variation, message in (
+        ("learner.micro=4", "the config has no key learner.micro"),
+        ("steps.micro=4", "the config has no key steps.micro"),
+        ("learner.micro_batch=x", r"--vary=learner\.micro_batch='x'"),
+    ):
+        [case] = cases_of(["v5e:1x1"], [variation])
+        with pytest.raises(ValueError, match=message):
+            case.applied(tiny_config)
 
 
 def test_what_does_not_fit_is_named_with_what_to_change(tiny_plan):
@@ -207,7 +270,7 @@ def test_the_command_writes_json_and_shows_progress(fake, monkeypatch, capsys, t
     monkeypatch.setattr(sys, "argv", argv)
     plan.main(argv)
     said = capsys.readouterr()
-    assert "compiling policy apply" in said.err and "Topologies" in said.out
+    assert "compiling policy apply" in said.err and "All cases" in said.out
     plans = json.loads(path.read_text())
     assert [entry["topology"] for entry in plans] == ["v5e:1x1", "v5e:1x2"]
     for entry in plans:
@@ -261,3 +324,21 @@ def test_the_tpu_compiler_copies_no_cache(tiny_config, heads):
     # 75 tokens and half a block of 512, of 2,048, and what is no cache.
     rest = found.resident["rollout weights"] + 2**20
     assert decode.costs.bytes < 0.25 * found.resident["KV cache"] + rest
+
+
+def test_a_case_that_is_refused_does_not_end_a_sweep(fake, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    vary = "--vary=learner.micro_batch=4,3"
+    argv = ["plan", *TINY, "--topology=v5e:1x2", vary, f"--json={path}", "--only=policy"]
+    monkeypatch.setattr(sys, "argv", argv)
+    plan.main(argv)
+    [entry] = json.loads(path.read_text())
+    assert entry["settings"] == {"learner.micro_batch": 4}
+    said = capsys.readouterr().out
+    assert "learner.micro_batch=3 refused: A mini-batch of 8 trajectories does not divide" in said
+
+
+def test_a_sweep_of_which_all_is_refused_fails(fake, error_of):
+    error = error_of(*TINY, "--topology=v5e:1x2", "--vary=learner.micro_batch=3,5")
+    assert "micro-batches of learner.micro_batch=3" in error
+    assert "no key learner.micro" in error_of(*TINY, "--topology=v5e:1x2", "--vary=learner.micro=1")
