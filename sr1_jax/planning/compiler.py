@@ -70,7 +70,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
 
     # Several plans may run at once, or beside a run: none of them touches a TPU.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    with _quiet():
+    with _quiet(), _flags_it_knows():
         try:
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=topology, **_OPTIONS.get(topology.split(":")[0], {})
@@ -91,7 +91,7 @@ def compile_program(program: Program) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            with _quiet():
+            with _quiet(), _flags_it_knows():
                 compiled = program.lower().compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             # Of the others there is still something to say.
@@ -123,6 +123,22 @@ def _shortage(message: str) -> str:
 def _read(folder: str, pattern: str) -> str:
     files = sorted(Path(folder).glob(pattern), key=lambda path: path.stat().st_size)
     return files[-1].read_text() if files else ""
+
+
+@contextlib.contextmanager
+def _flags_it_knows() -> Iterator[None]:
+    """XLA_FLAGS without those for CPUs and GPUs: one that libtpu does not know ends the process,
+    without a word."""
+    given = os.environ.get("XLA_FLAGS")
+    if given is None:
+        yield
+        return
+    others = ("--xla_cpu_", "--xla_gpu_")
+    os.environ["XLA_FLAGS"] = " ".join(f for f in given.split() if not f.startswith(others))
+    try:
+        yield
+    finally:
+        os.environ["XLA_FLAGS"] = given
 
 
 @contextlib.contextmanager

@@ -162,13 +162,19 @@ def read_base_config(folder: Path) -> DecoderConfig:
     return DecoderConfig(**shape)
 
 
-def load_base(folder: Path, mesh: Mesh) -> tuple[Decoder, Tokenizer]:
+def load_base(folder: Path, mesh: Mesh, **numerics: Any) -> tuple[Decoder, Tokenizer]:
     """Loads what `save_base` wrote, straight into the mesh.
+
+    Args:
+        folder: that was written.
+        mesh: of `sharding.make_mesh`.
+        numerics: `dtype`, `param_dtype` and `remat` of the decoder, where they are not to be those
+            it was saved with.
 
     Raises:
         ValueError: there is no complete base policy in the folder.
     """
-    config = read_base_config(folder)
+    config = dataclasses.replace(read_base_config(folder), **numerics)
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     graph, shapes = nnx.split(abstract)
     like = jax.tree.map(

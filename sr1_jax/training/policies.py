@@ -44,7 +44,8 @@ def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     if config.model.preset:
         return preset_config(config.model.preset, **_numerics(config))
     if config.base.workdir:
-        return read_base_config(Path(config.base.workdir) / "base")
+        saved = read_base_config(Path(config.base.workdir) / "base")
+        return dataclasses.replace(saved, **_numerics(config))
     return scratch_config(config, config.model.vocab_size)
 
 
@@ -153,6 +154,7 @@ def scratch_config(config: ml_collections.ConfigDict, vocab_size: int) -> Decode
         ff_width=shape.ff_width,
         qk_norm=shape.qk_norm,
         unroll=shape.layers,
+        **_numerics(config),
     )
 
 
@@ -168,7 +170,7 @@ def starting_policy(
         checkpoint = base_checkpoint(config)
         return build(checkpoint, mesh), checkpoint.tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir
-    return load_base(source / "base", mesh)
+    return load_base(source / "base", mesh, **_numerics(config))
 
 
 def trained_policy(

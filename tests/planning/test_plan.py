@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -197,6 +198,19 @@ def test_the_usual_programs_are_those_called_and_the_largest(tiny_plan):
     called = [row.name for row in tiny_plan().rows if row.calls]
     assert "policy accumulate 136/34" in called
     assert len(names) == len(set(names))
+
+
+def test_flags_for_cpus_are_kept_from_the_tpu_compiler(monkeypatch):
+    """libtpu ends the process at a flag it does not know."""
+    shared = "--xla_force_host_platform_device_count=8"
+    given = f"--xla_cpu_use_fusion_emitters=false {shared} --xla_gpu_autotune_level=0"
+    monkeypatch.setenv("XLA_FLAGS", given)
+    with compiler._flags_it_knows():
+        assert os.environ["XLA_FLAGS"] == shared
+    assert os.environ["XLA_FLAGS"] == given
+    monkeypatch.delenv("XLA_FLAGS")
+    with compiler._flags_it_knows():
+        assert "XLA_FLAGS" not in os.environ
 
 
 def test_what_the_compiler_refuses_is_a_row_of_the_plan():

@@ -1,5 +1,6 @@
 """What is saved comes back; a run taken up again is the run it would have been."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from sr1_jax.train import train
 from sr1_jax.training import loop
 from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
 from sr1_jax.training.metrics import read_metrics
-from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.policies import decoder_config, trained_policy
+from sr1_jax.training.settings import default_config
 from sr1_jax.training.trajectory_log import write_trajectories
 
 
@@ -113,6 +115,21 @@ def test_base_policy_round_trip(tmp_path, policy, base_tokenizer, equal_trees):
     text = "<search> mayor of Paris</search>"
     assert tokenizer.encode(text) == base_tokenizer.encode(text)
     assert (tokenizer.eos_ids, tokenizer.pad_id) == (base_tokenizer.eos_ids, base_tokenizer.pad_id)
+
+
+def test_a_base_policy_in_another_precision(tmp_path, policy, base_tokenizer, mesh):
+    save_base(tmp_path / "base", policy.config, nnx.state(policy), base_tokenizer)
+    asked = {"dtype": "bfloat16", "param_dtype": "bfloat16", "remat": "full"}
+    loaded, _ = load_base(tmp_path / "base", mesh, **asked)
+    assert loaded.config == dataclasses.replace(policy.config, **asked)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(policy))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), rounded)
+    config = default_config()
+    config.base.workdir = str(tmp_path)
+    config.base.update(asked)
+    assert decoder_config(config) == loaded.config
+    config.base.workdir = ""  # and of one from scratch
+    assert {key: getattr(decoder_config(config), key) for key in asked} == asked
 
 
 def test_a_base_policy_is_complete_or_not_there(tmp_path, policy, base_tokenizer, mesh):
