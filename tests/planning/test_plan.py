@@ -324,8 +324,9 @@ def test_the_tpu_compiler_copies_no_cache(tiny_config, heads):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     tiny_config.base.dtype = tiny_config.rollout.weights = "bfloat16"
     tiny_config.model.update(width=256, heads=heads, kv_heads=heads, layers=2)
-    tiny_config.rollout.max_context_tokens = 2048
-    tiny_config.learner.length_buckets = (2048,)
+    # Long enough that the compiler cannot keep a layer's cache in vector memory.
+    tiny_config.rollout.max_context_tokens = 16384
+    tiny_config.learner.length_buckets = (16384,)
     found = make_plan(
         tiny_config, "v5e:2x2", only="decode", prompt_tokens=40, segment_tokens=8,
         observation_tokens=20,
@@ -335,9 +336,9 @@ def test_the_tpu_compiler_copies_no_cache(tiny_config, heads):
     one_layer = found.resident["KV cache"] / 2 / 2
     assert decode.memory.temporaries < one_layer
     assert decode.costs.unknown_kernels == 0
-    # 75 tokens and half a block of 512, of 2,048, and what is no cache.
+    # 75 tokens and half a block of 512, of 16,384, and what is no cache.
     rest = found.resident["rollout weights"] + 2**20
-    assert decode.costs.bytes < 0.25 * found.resident["KV cache"] + rest
+    assert decode.costs.bytes < 0.03 * found.resident["KV cache"] + rest
 
 
 def test_a_case_that_is_refused_does_not_end_a_sweep(fake, monkeypatch, capsys, tmp_path):
