@@ -28,10 +28,11 @@ from sr1_jax.data.questions import read_questions
 from sr1_jax.evaluation.scores import hops_of, score, standard_error
 from sr1_jax.paths import local_path
 from sr1_jax.rollout import SplitEngine, Trajectory
+from sr1_jax.rollout import settings as rollout_settings
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import check_base, trained_policy
-from sr1_jax.training.settings import METHODS, check_mesh, rollout_config
+from sr1_jax.training.settings import METHODS, check_mesh, check_paths, rollout_config
 from sr1_jax.training.task import open_index
 from sr1_jax.training.trajectory_log import as_row, write_rows
 
@@ -82,7 +83,9 @@ def evaluate(
     Raises:
         ValueError, FileNotFoundError: bad settings or data, found before the model is loaded.
     """
+    check_paths(config)
     rollout = rollout_config(config, method, greedy=greedy)
+    rollout_settings.check_config(rollout)
     questions = read_questions(questions_path)
     questions = questions[:limit] if limit else questions
     if corpus is None and method != "direct":

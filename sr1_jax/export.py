@@ -17,6 +17,7 @@ from sr1_jax.models.export import check_free, save_pretrained
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
+from sr1_jax.training.settings import check_paths
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
     output = local_path(values.output, "--output")
     workdir = local_path(values.workdir, "--workdir")
     check_free(output)  # before anything is loaded
+    check_paths(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     policy, tokenizer, what = trained_policy(config, workdir, mesh, base=values.base)
     save_pretrained(policy, tokenizer, output, dtype=values.dtype)

@@ -376,6 +376,18 @@ def test_an_export_is_the_policy_of_the_checkpoint(trained, tmp_path, capsys, mo
         export.main(trained.arguments)
 
 
+def test_a_bucket_is_refused_by_every_command(trained, evaluated, tmp_path, monkeypatch):
+    bucket = "--config.base.workdir=gs://bucket/run"
+    argv = [*trained.arguments, f"--output={tmp_path}/out", bucket]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(ValueError, match=r"base\.workdir.*gs://bucket/run"):
+        export.main(argv)
+    with pytest.raises(ValueError, match=r"base\.workdir.*gs://bucket/run"):
+        evaluated("direct", bucket)
+    with pytest.raises(ValueError, match=r"rollout\.passages must be at least 1"):
+        evaluated("direct", "--config.rollout.passages=0")
+
+
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_the_trained_policy_is_that_of_the_checkpoint(trained):
     policy, _, origin = newest_policy(trained.workdir)

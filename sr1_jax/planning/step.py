@@ -89,10 +89,13 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
         calls["merge"] = 1.0
     if config.samples > 1:
         calls[f"fork {slots}×{config.rollout.max_context_tokens}"] = episodes / slots
-    cut, passes = usual_cut(run, assumed)
+    cut, length, passes = usual_cut(run, assumed)
     critic = needs_critic(config.learner)
     learns = config.learner.kl_in != "none" or critic
-    calls[f"score {cut}"] = passes if learns or config.learner.old_logp == "trainer" else 0.0
+    if learns or config.learner.old_logp == "trainer":
+        # All mini-batches are cut together to be scored.
+        tokens = episodes * (assumed.length if config.learner.packing else length)
+        calls[f"score {cut}"] = math.ceil(tokens / (config.learner.micro_batch * length))
     for model in ("policy", "critic") if critic else ("policy",):
         updates = config.learner.epochs * config.learner.minibatches
         calls[f"{model} zeros"] = calls[f"{model} apply"] = updates
@@ -100,9 +103,9 @@ def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
     return calls
 
 
-def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
-    """Length and bound on trained tokens of the micro-batch that an average episode is in, and
-    how many of them all episodes are.
+def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, int, float]:
+    """Length and bound on trained tokens of the micro-batch that an average episode is in, as one
+    name; that length; and how many of them the mini-batches of all episodes are.
 
     Packed rows hold the longest episode there can be, since each mini-batch will have a long one,
     and are as full as their number allows.
@@ -115,7 +118,7 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
     if not learner.packing:
         length = bucket(assumed.length, learner.length_buckets)
         most = trained_bound(assumed.sampled, length)
-        return f"{length}/{most}", episodes / learner.micro_batch
+        return f"{length}/{most}", length, episodes / learner.micro_batch
     tokens = episodes / learner.minibatches * assumed.length
 
     def micro_batches(length: int) -> int:
@@ -130,7 +133,7 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, float]:
         )
     length = min(holding, key=lambda length: length * micro_batches(length))
     most = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
-    return f"{length}/{most}", learner.minibatches * micro_batches(length)
+    return f"{length}/{most}", length, learner.minibatches * micro_batches(length)
 
 
 def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:

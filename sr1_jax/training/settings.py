@@ -134,9 +134,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
             raise ValueError(f"{key} must be at least 1, not {config[key]}.")
     if config.steps < 0:
         raise ValueError(f"steps must not be negative, not {config.steps}.")
-    for key in _PATHS:
-        section, name = key.split(".")
-        local_path(config[section][name], key)  # refuses the address of a bucket
+    check_paths(config)
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")
     if config.base.remat not in (*REMAT_POLICIES, True, False):
@@ -214,6 +212,17 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
                 raise ValueError(f"data.{key} is not set: give a file (--config.data.{key}=…).")
         if not config.base.path:
             raise ValueError("base.path is not set: name the model to start from.")
+
+
+def check_paths(config: ml_collections.ConfigDict) -> None:
+    """Refuses the address of a bucket, such as gs://bucket/folder, where a path is asked for.
+
+    Raises:
+        ValueError: naming the key and its value.
+    """
+    for key in _PATHS:
+        section, name = key.split(".")
+        local_path(config[section][name], key)
 
 
 def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool = True) -> None:

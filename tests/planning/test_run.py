@@ -272,6 +272,13 @@ def test_packed_rows_are_listed_and_called():
     assumed = Assumptions(40, 1, 12, 24)
     calls = calls_of(run, assumed)
     assert calls["score 176/88"] == calls["policy accumulate 176/88"] == 2
+    # Rows of 128: two micro-batches of 256 tokens for the 352 of a mini-batch, three for all 704.
+    short = tiny_config()
+    short.learner.packing, short.learner.micro_batch = True, 2
+    short.learner.row_lengths = (128,)
+    calls = calls_of(make_run(short, jax.devices()[:1]), assumed)
+    times = {name.split("/")[0]: count for name, count in calls.items()}
+    assert (times["score 128"], times["policy accumulate 128"]) == (3, 4)
     # Attention sees no more than the episode.
     config = tiny_config()
     config.learner.length_buckets, config.learner.micro_batch = (128, 176), 2
