@@ -63,12 +63,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     """result.json of a run.
 
     Raises:
-        ValueError: the run has not finished.
+        ValueError: the run has not finished, or was not evaluated.
     """
     path = folder / "result.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: the run has not finished; run sr1_jax.train.")
-    return json.loads(path.read_text())
+    result = json.loads(path.read_text())
+    if "after" not in result:
+        raise ValueError(f"{path} has no scores: the run had no data.dev to be evaluated on.")
+    return result
 
 
 def gain(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -80,6 +83,8 @@ def gain(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
         for other, result in others
         if not other.endswith(_ABLATIONS)
     ]
+    if not baselines:
+        return f"{name} {score:.3f}; no baseline is among the others."
     best, best_name = max(baselines)
     relative = f"{(score / best - 1):+.0%}" if best else "no finite gain"
     return f"{name} {score:.3f} against {best:.3f} of {best_name}, the best baseline: {relative}."

@@ -25,7 +25,7 @@ from rich.table import Table
 from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.questions import read_questions
-from sr1_jax.evaluation.scores import hops_of, score, standard_error
+from sr1_jax.evaluation.scores import score_of_those_run, standard_error
 from sr1_jax.paths import local_path
 from sr1_jax.rollout import SplitEngine, Trajectory
 from sr1_jax.rollout import settings as rollout_settings
@@ -106,15 +106,15 @@ def evaluate(
     trajectories = engine.run(questions, seed=config.seed + 1, params=nnx.state(policy))
     result = {
         "questions": questions_path.name,
-        "count": len(questions),
+        "count": len(trajectories),
         "method": method,
         "policy": origin,
         "greedy": greedy,
         "seconds": time.perf_counter() - began,
-        **score(trajectories, hops_of(questions)),
+        **score_of_those_run(trajectories, questions),
         **as_metrics(engine.stats),
     }
-    result["em_standard_error"] = standard_error(result["em"], len(questions))
+    result["em_standard_error"] = standard_error(result["em"], len(trajectories))
     if cluster.is_first():
         write_result(workdir / "eval", questions_path.stem, result, trajectories, tokenizer)
     return result

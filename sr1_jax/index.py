@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from sr1_jax.cli import wants_help
+from sr1_jax.paths import local_path
 from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.retrieval.bm25 import none_or
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,12 +28,12 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=value.")
         start = time.perf_counter()
         retriever = BM25Retriever.build(
-            options.corpus,
-            options.index,
+            local_path(options.corpus, "--corpus"),
+            local_path(options.index, "--index"),
             k1=options.k1,
             b=options.b,
-            stemmer=_none_or(options.stemmer),
-            stopwords=_none_or(options.stopwords),
+            stemmer=none_or(options.stemmer),
+            stopwords=none_or(options.stopwords),
         )
     except (flags.Error, ValueError, OSError) as error:
         print(f"index: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -52,10 +54,6 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string("stopwords", "en", "Stop-word language, or none.", flag_values=values)
     flags.mark_flags_as_required(["corpus", "index"], flag_values=values)
     return values
-
-
-def _none_or(name: str) -> str | None:
-    return None if name.lower() in ("", "none") else name
 
 
 if __name__ == "__main__":

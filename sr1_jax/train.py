@@ -26,20 +26,27 @@ from sr1_jax import cli, cluster
 from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
 from sr1_jax.cluster import is_first
+from sr1_jax.data.questions import Question
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.checkpoints import save_base
+from sr1_jax.training.checkpoints import load_base, save_base
 from sr1_jax.training.evaluator import Evaluator
-from sr1_jax.training.loop import make_learner, reinforce
-from sr1_jax.training.policies import check_base, starting_policy
+from sr1_jax.training.loop import (
+    as_json_values,
+    check_same_settings,
+    make_learner,
+    reinforce,
+)
+from sr1_jax.training.policies import SUPERVISED, check_base, starting_policy
 from sr1_jax.training.settings import check_config, check_mesh
 from sr1_jax.training.task import Task, prepare_task
 from sr1_jax.training.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.training.warm_start import WarmStart, scratch_model
 
 _SHOWN_TRAJECTORIES = 10
+_FACTS = "warm_start.json"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,9 +93,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         result["before"], shown = evaluator.run(params, dev)
     if config.warm_start.phases and config.base.workdir:
         # Supervised fine-tuning from another run's base: the SFT baseline.
-        params, result["supervised"] = WarmStart(config, task).train(
-            nnx.merge(nnx.graphdef(policy), params), tokenizer, mesh, evaluator, dev
+        model = nnx.merge(nnx.graphdef(policy), params)
+        del params
+        params, result["supervised"] = supervised_policy(
+            config, task, workdir, model, tokenizer, mesh, evaluator, dev
         )
+        del model
     result["seconds_before_rl"] = time.perf_counter() - began
     if config.steps:
         model = nnx.merge(nnx.graphdef(policy), params)
@@ -100,6 +110,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]
     if dev:
         result["after"], shown = evaluator.run(params, dev)
+        result["dev_questions"] = len(shown)  # those that fit
         if task.changed:
             retriever, questions = task.changed
             questions = questions[: config.evaluation.final_questions]
@@ -125,9 +136,9 @@ def base_policy(
     folder = source / "base"
     check_same(str(folder), {"holds a base policy": (folder / "model.json").is_file()})
     if config.base.path or config.base.workdir or (folder / "model.json").is_file():
+        facts = _read_facts(folder, {} if config.base.workdir else _settings_of(config))
         policy, tokenizer = starting_policy(config, source, mesh)
-        facts = folder / "warm_start.json"
-        return policy, tokenizer, json.loads(facts.read_text()) if facts.is_file() else {}
+        return policy, tokenizer, facts
     warm_start = WarmStart(config, task)
     tokenizer = warm_start.tokenizer()
     policy = scratch_model(config, tokenizer)
@@ -135,11 +146,68 @@ def base_policy(
     dev = task.dev["heldout"][: config.evaluation.questions]
     params, checkpoints = warm_start.train(policy, tokenizer, mesh, evaluator, dev)
     facts = {"warm_start": checkpoints, "scripted_ceiling": warm_start.ceiling()}
+    _save(folder, facts, config, policy, params, tokenizer)
+    return nnx.merge(nnx.graphdef(policy), params), tokenizer, facts
+
+
+def supervised_policy(
+    config: ml_collections.ConfigDict,
+    task: Task,
+    workdir: Path,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    evaluator: Evaluator,
+    dev: list[Question],
+) -> tuple[nnx.State, list[dict[str, Any]]]:
+    """What the phases make of another run's base policy, and the scores on the way; read back if
+    it is there."""
+    folder = workdir / SUPERVISED
+    there = (folder / "model.json").is_file()
+    check_same(str(folder), {"holds a policy": there})
+    if there:
+        facts = _read_facts(folder, _settings_of(config))
+        return nnx.state(load_base(folder, mesh)[0]), facts["supervised"]
+    params, checkpoints = WarmStart(config, task).train(model, tokenizer, mesh, evaluator, dev)
+    _save(folder, {"supervised": checkpoints}, config, model, params, tokenizer)
+    return params, checkpoints
+
+
+def _save(
+    folder: Path,
+    facts: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    policy: Decoder,
+    params: nnx.State,
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes a policy, and how it came about; the policy last."""
     folder.mkdir(parents=True, exist_ok=True)
     if lead_on_file_system(folder) == jax.process_index():
-        (folder / "warm_start.json").write_text(json.dumps(facts, indent=1) + "\n")
+        written = json.dumps(facts | {"settings": _settings_of(config)}, indent=1)
+        (folder / _FACTS).write_text(written + "\n")
     save_base(folder, policy.config, params, tokenizer)
-    return nnx.merge(nnx.graphdef(policy), params), tokenizer, facts
+
+
+def _settings_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a supervised policy follows from, but for the data."""
+    plain = as_json_values(config.to_dict())
+    return {key: plain[key] for key in ("seed", "model", "warm_start")}
+
+
+def _read_facts(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """How the policy in a folder came about.
+
+    Raises:
+        ValueError: by other settings than these.
+    """
+    if not (folder / _FACTS).is_file():
+        return {}
+    facts = json.loads((folder / _FACTS).read_text())
+    saved = facts.pop("settings", settings)
+    if settings:
+        check_same_settings(saved, settings, what=f"{folder.name}/")
+    return facts
 
 
 if __name__ == "__main__":

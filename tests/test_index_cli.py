@@ -64,6 +64,13 @@ def test_errors_take_one_line(corpus, tmp_path, capsys, arguments, message):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
+def test_a_bucket_is_refused(corpus, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", f"--corpus={corpus}", "--index=gs://bucket/index"]) == 2
+    assert "--index=gs://bucket/index" in capsys.readouterr().err
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_help(capsys):
     assert main(["index", "--help"]) == 0
     out = capsys.readouterr().out

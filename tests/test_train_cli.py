@@ -431,3 +431,18 @@ def test_evaluation_without_search(trained, evaluated, capsys):
 
 def test_sampled_evaluation_says_so(evaluated):
     assert evaluated("direct", "--greedy=false")["greedy"] is False
+
+
+def test_a_comparison_without_baselines(tmp_path, capsys, monkeypatch):
+    scores = {"greedy/em": 0.5, "greedy/f1": 0.5, "sampled/em": 0.4}
+    for name in ("demo", "demo_no_mask"):
+        (tmp_path / name).mkdir()
+        result = {"dev": "heldout", "dev_questions": 8, "after": scores}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    argv = ["compare", str(tmp_path / "demo"), str(tmp_path / "demo_no_mask")]
+    monkeypatch.setattr(sys, "argv", argv)
+    compare.main(argv)
+    assert "demo 0.500; no baseline is among the others." in capsys.readouterr().out
+    (tmp_path / "demo" / "result.json").write_text(json.dumps({"dev_questions": 0}))
+    with pytest.raises(ValueError, match=r"result\.json has no scores: .* no data\.dev"):
+        compare.main(argv)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sr1_jax.data.questions import Question
 from sr1_jax.rewards import exact_match, f1_score, substring_match
 from sr1_jax.rollout.trajectory import Trajectory
 
@@ -41,6 +42,26 @@ def score(
         chosen = [em for em, n in zip(rows["em"], hops) if n == count]
         means[f"em_{count}_hop"] = float(np.mean(chosen))
     return means
+
+
+def score_of_those_run(
+    trajectories: Sequence[Trajectory], questions: Sequence[Question]
+) -> dict[str, float]:
+    """`score` where some questions were left out (rollout.long_prompts="skip").
+
+    Args:
+        trajectories: one a question that was run.
+        questions: all, whose prompts fit or not.
+
+    Raises:
+        ValueError: none was run.
+    """
+    if not trajectories:
+        raise ValueError(
+            f"None of {len(questions)} questions fits; raise rollout.max_context_tokens."
+        )
+    by_id = {question.id: question for question in questions}
+    return score(trajectories, hops_of([by_id[t.question_id] for t in trajectories]))
 
 
 def hops_of(questions) -> list[int] | None:

@@ -211,6 +211,11 @@ def _import_bm25s() -> ModuleType:
     return bm25s
 
 
+def none_or(name: str | None) -> str | None:
+    """A setting that may be none, from the word for it: flags have no other way to say it."""
+    return None if name is None or name.lower() in ("", "none") else name
+
+
 def _new_stemmer(name: str | None) -> Stemmer.Stemmer | None:
     return Stemmer.Stemmer(name) if name is not None else None
 

@@ -212,6 +212,20 @@ def reinforce_pp(
     return whiten(returns_BT, mask_BT, eps=eps)
 
 
+def all_equal(
+    scores_B: Num[Array, "B"],
+    group_B: Int[Array, "B"] | Int[np.ndarray, "B"],
+    *,
+    valid_B: Num[Array, "B"] | Bool[Array, "B"] | None = None,
+) -> Bool[Array, "B"]:
+    """Whether each trajectory's group has several members, and all with one score.
+
+    Arguments and errors as in `group_relative`.
+    """
+    groups = _Groups.of(scores_B, group_B, valid_B)
+    return groups.flat() & (groups.size_B > 1)
+
+
 class _Groups(NamedTuple):
     """Who shares a group with whom.
 
@@ -247,11 +261,15 @@ class _Groups(NamedTuple):
         # Sums of selected entries, not a matrix product: that would be bfloat16 on a TPU.
         return jnp.sum(jnp.where(self.same_BB, x_B[None, :], 0.0), axis=1)
 
-    def settled(self, advantages_B):
-        """The advantages, but scores of groups of one, and 0 where all are equal or not valid."""
+    def flat(self):
+        """Whether all scores of each trajectory's group are equal."""
         scores_1B = self.scores_B[None, :]
         low_B = jnp.min(jnp.where(self.same_BB, scores_1B, jnp.inf), axis=1, initial=jnp.inf)
         high_B = jnp.max(jnp.where(self.same_BB, scores_1B, -jnp.inf), axis=1, initial=-jnp.inf)
-        advantages_B = jnp.where(low_B == high_B, 0.0, advantages_B)
+        return low_B == high_B
+
+    def settled(self, advantages_B):
+        """The advantages, but scores of groups of one, and 0 where all are equal or not valid."""
+        advantages_B = jnp.where(self.flat(), 0.0, advantages_B)
         advantages_B = jnp.where(self.size_B == 1, self.scores_B, advantages_B)
         return jnp.where(self.valid_B, advantages_B, 0.0)

@@ -42,7 +42,8 @@ def outcome(
     Args:
         trajectory: any.
         truncated: what an episode that ran out of budget counts for: "mask" trains on none of
-            its tokens, "penalise" gives it the reward `-truncation_penalty`.
+            its tokens, "penalise" gives it the reward `-truncation_penalty`, or, with an overlong
+            buffer, what the whole budget costs if that is more.
         truncation_penalty: see above.
         overlong_buffer: tokens before the budget from which on length costs; 0: it never does.
         overlong_penalty: what a trajectory of the whole budget pays; in the buffer the price grows
@@ -57,7 +58,8 @@ def outcome(
     if trajectory.status == "truncated":
         if truncated == "mask":
             return trajectory.reward, False
-        return -truncation_penalty, True
+        # Who ends in time never pays more than who does not.
+        return -max(truncation_penalty, overlong_penalty if overlong_buffer else 0.0), True
     if not overlong_buffer:
         return trajectory.reward, True
     over = len(trajectory.ids) - (budget - overlong_buffer)

@@ -139,12 +139,14 @@ class Learner:
         )
         self._reference_graph = self._policy_graph
         if self._lora is None:
-            self.reference = frozen_copy(
-                policy_params,
-                mesh,
-                dtype=policy.config.dtype,
-                offload="reference" in config.offload,
-            )
+            self.reference = None  # nothing asks it without a KL
+            if config.kl_in != "none":
+                self.reference = frozen_copy(
+                    policy_params,
+                    mesh,
+                    dtype=policy.config.dtype,
+                    offload="reference" in config.offload,
+                )
         else:
             self._reference_graph = nnx.graphdef(without_adapters(policy))
             self.reference = self._policy_frozen

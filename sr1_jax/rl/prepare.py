@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from sr1_jax.rl.advantages import (
+    all_equal,
     gae,
     group_centred,
     group_relative,
@@ -102,9 +103,14 @@ def _advantages(rewards_BT, values_BT, batch: Batch, config: ml_collections.Conf
     mask_BT = batch.mask_BT
     if config.algorithm in _GROUP_ADVANTAGES:
         # A masked trajectory has no part in the baseline of the others.
+        valid_B = mask_BT.any(axis=1)
         advantages_B = _GROUP_ADVANTAGES[config.algorithm](
-            rewards_BT.sum(axis=1), batch.group_B, valid_B=mask_BT.any(axis=1)
+            rewards_BT.sum(axis=1), batch.group_B, valid_B=valid_B
         )
+        if config.algorithm == "grpo" and config.kl_in == "reward":
+            # Where no reward differs, the KL alone would be standardised: noise at full strength.
+            flat_B = all_equal(batch.reward_B, batch.group_B, valid_B=valid_B)
+            advantages_B = jnp.where(flat_B, 0.0, advantages_B)
         return advantages_B[:, None] * mask_BT, jnp.zeros_like(mask_BT)
     if config.algorithm == "reinforce_pp":
         advantages_BT = reinforce_pp(rewards_BT, mask_BT, gamma=config.gamma)

@@ -160,7 +160,9 @@ class SearchPool:
         """Answers that are there; waits for the first until something is due."""
         now = time.monotonic()
         due = [batch.deadline for batch in self._running.values()]
-        due += [batch.not_before for batch in self._retries]
+        if len(self._running) < self._config.retriever_threads:
+            # Else a retry waits for a thread, and so for an answer or a deadline.
+            due += [batch.not_before for batch in self._retries]
         patience = max(0.0, min([until, *due]) - now)
         found: list[Found] = []
         try:
@@ -172,6 +174,7 @@ class SearchPool:
                 self.stats["retrieval_seconds"] += seconds
                 if isinstance(outcome, Exception):
                     found += self._failed(batch, outcome)
+                    break  # a thread is free, and what is due has changed
                 else:
                     self.stats["searches"] += len(batch.queries)
                     found += outcome

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
-from sr1_jax.evaluation.scores import hops_of, score
+from sr1_jax.evaluation.scores import score_of_those_run
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.retrieval import Retriever
@@ -61,7 +61,7 @@ class Evaluator:
         for name, engine in self._engines.items():
             # A seed of its own: evaluation never draws the random stream of training.
             trajectories = engine.run(questions, seed=self._seed + 1, params=params)
-            means = score(trajectories, hops_of(questions))
+            means = score_of_those_run(trajectories, questions)
             scores |= {f"{name}/{key}": value for key, value in means.items()}
             kept = kept or trajectories
         return scores, kept

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,14 @@ from sr1_jax.training.trajectory_log import write_trajectories
 
 # Settings that may differ when a run is taken up again; all others must be the same. On another
 # mesh, or on other processes, it is the same run but for rounding.
-_FREE_ON_RESUME = ("steps", "checkpoint", "evaluation", "mesh")
+_FREE_ON_RESUME = (
+    "steps", "checkpoint", "evaluation", "mesh",
+    # What a run may have stopped for: a retriever that failed, a loss that was not finite.
+    "rollout.retriever_threads", "rollout.retriever_batch", "rollout.retriever_timeout_seconds",
+    "rollout.retriever_attempts", "rollout.retriever_backoff_seconds", "rollout.retriever_failure",
+    "rollout.profile", "learner.learning_rate", "learner.critic_learning_rate", "learner.clip",
+    "learner.clip_high", "learner.value_clip", "learner.gradient_clip",
+)  # fmt: skip
 
 
 def make_learner(
@@ -96,14 +104,11 @@ def reinforce(
     facts = {"config": _fixed_settings(config), "position": 0}
     if start:
         saved = checkpoints.facts(start)
-        free = {key: saved["config"][key] for key in _FREE_ON_RESUME if key in saved["config"]}
-        _check_same(saved["config"], facts["config"] | free)
+        check_same_settings(_without_free(saved["config"]), facts["config"])
         facts["position"] = saved["position"]
         state = checkpoints.restore(start, state)
         print(f"Taken up again after step {start}.", flush=True)
-    source = task.train
-    if config.rollout.long_prompts == "skip":
-        source = _those_that_fit(source, engine)
+    source = _those_that_fit(task.train, engine, skip=config.rollout.long_prompts == "skip")
     stream = QuestionStream(source, seed=config.seed, position=facts["position"])
     judge = functools.partial(outcome, **_judged(config))
     writer = MetricsWriter(workdir, start_step=start) if is_first() else NoWriter()
@@ -158,7 +163,7 @@ def reinforce(
                 entropy=metrics["policy/entropy"],
             )
             last = ending or step == config.steps
-            if last or step % config.checkpoint.every == 0:
+            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 checkpoints.save(step, state, facts | {"position": stream.position})
             if ending:
                 raise InterruptedError(
@@ -167,25 +172,25 @@ def reinforce(
     return learner.policy_params(state)
 
 
-def _those_that_fit(source: QuestionSource, engine: Engine) -> list[Question]:
-    """Training questions whose prompts fit; how many are left out is printed.
-
-    A batch has to be full, so questions are left out before it is drawn.
+def _those_that_fit(source: QuestionSource, engine: Engine, *, skip: bool) -> QuestionSource:
+    """Training questions whose prompts fit, before a batch is drawn, which has to be full.
 
     Raises:
-        ValueError: none fits.
+        ValueError: none fits; or one does not, and `skip` is False.
     """
-    kept = [
-        question
-        for question in map(source.__getitem__, range(len(source)))
-        if engine.fits(question)
-    ]
-    print(
-        f"{len(source) - len(kept)} of {len(source)} training questions are too long.", flush=True
-    )
-    if not kept:
+    fits = [engine.fits(source[index]) for index in range(len(source))]
+    if all(fits):
+        return source
+    if not skip:
+        raise ValueError(
+            f"Question {source[fits.index(False)].id}: its prompt leaves no room for an answer; so "
+            f"do those of {fits.count(False)} of {len(source)} training questions. Raise "
+            'rollout.max_context_tokens, shorten them, or set rollout.long_prompts="skip".'
+        )
+    print(f"{fits.count(False)} of {len(source)} training questions are too long.", flush=True)
+    if not any(fits):
         raise ValueError("No training question fits; raise rollout.max_context_tokens.")
-    return kept
+    return [source[index] for index, fit in enumerate(fits) if fit]
 
 
 class _Rollouts:
@@ -253,25 +258,38 @@ def _stop_if_not_finite(learned: dict[str, float], step: int) -> None:
 
 
 def _fixed_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    plain = config.to_dict()
+    return _without_free(as_json_values(config.to_dict()))
+
+
+def _without_free(settings: dict[str, Any]) -> dict[str, Any]:
+    """All but those that may differ."""
+    kept = copy.deepcopy(settings)
     for key in _FREE_ON_RESUME:
-        plain.pop(key)
-    return _as_json(plain)
+        *sections, name = key.split(".")
+        node = kept
+        for section in sections:
+            node = node.get(section, {})
+        node.pop(name, None)
+    return kept
 
 
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_json(v) for key, v in value.items()}
-    return [_as_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+def as_json_values(value: Any) -> Any:
+    """Settings as they come back from a JSON file."""
+    if isinstance(value, Mapping):
+        return {key: as_json_values(v) for key, v in value.items()}
+    return [as_json_values(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _check_same(saved: dict[str, Any], now: dict[str, Any], where: str = "") -> None:
+def check_same_settings(
+    saved: dict[str, Any], now: dict[str, Any], where: str = "", what: str = "a checkpoint"
+) -> None:
+    """Raises ValueError for the first setting that differs; it names key and values."""
     for key in sorted(saved.keys() | now.keys()):
         old, new = saved.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            _check_same(old, new, f"{where}{key}.")
+            check_same_settings(old, new, f"{where}{key}.", what)
         elif old != new:
             raise ValueError(
-                f"This workdir holds a checkpoint made with {where}{key}={old!r}, now it is "
+                f"This workdir holds {what} made with {where}{key}={old!r}, now it is "
                 f"{new!r}: use the old setting or another --workdir."
             )

@@ -29,6 +29,9 @@ from sr1_jax.training.checkpoints import (
 )
 from sr1_jax.training.settings import templates
 
+# Below the workdir: the base policy of another run after supervised fine-tuning in this one.
+SUPERVISED = "supervised"
+
 
 def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     """The shape of the policy, from settings and the heads of files: no weights are read.
@@ -185,7 +188,7 @@ def trained_policy(
         base: take the starting policy in any case.
 
     Returns:
-        The policy, its tokenizer, and what it is: "base" or "step N".
+        The policy, its tokenizer, and what it is: "base", "supervised" or "step N".
     """
     policy, tokenizer = starting_policy(config, workdir, mesh)
     folder = checkpoint_folder(config, workdir)
@@ -196,6 +199,12 @@ def trained_policy(
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
+        tuned = workdir / SUPERVISED
+        there = not base and (tuned / "model.json").is_file()
+        check_same(str(tuned), {"holds a policy": there})
+        if there:
+            del policy
+            return *load_base(tuned, mesh, **_numerics(config)), "supervised"
         return policy, tokenizer, "base"
     lora = lora_config(config)
     if lora is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from jax.sharding import Mesh
@@ -132,8 +134,19 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     for key in ("questions", "samples"):
         if config[key] < 1:
             raise ValueError(f"{key} must be at least 1, not {config[key]}.")
-    if config.steps < 0:
-        raise ValueError(f"steps must not be negative, not {config.steps}.")
+    if config.checkpoint.keep < 1:
+        raise ValueError(
+            f"checkpoint.keep must be at least 1, not {config.checkpoint.keep}: with none kept "
+            "there is no trained policy."
+        )
+    for section, name in (
+        ("", "steps"),
+        ("checkpoint", "every"),
+        *(("evaluation", name) for name in ("every", "questions", "final_questions")),
+    ):
+        value = config[section][name] if section else config[name]
+        if value < 0:
+            raise ValueError(f"{section}{'.' * bool(section)}{name} must not be negative: {value}.")
     check_paths(config)
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")
@@ -191,12 +204,18 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
             "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
             "start. Clear one (--config.warm_start.phases='()')."
         )
+    _check_phases(config.warm_start.phases)
     if world and any((config.data.questions, config.data.dev, config.data.corpus)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.critic.path and not learner_settings.needs_critic(config.learner):
         raise ValueError(
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
             "critic; clear it."
+        )
+    if config.lora.rank and "reference" in config.learner.offload:
+        raise ValueError(
+            "learner.offload has 'reference', but with lora.rank above 0 the reference is the base "
+            "under the adapters, which every program needs: leave it out."
         )
     if config.lora.rank:
         LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
@@ -212,6 +231,25 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
                 raise ValueError(f"data.{key} is not set: give a file (--config.data.{key}=…).")
         if not config.base.path:
             raise ValueError("base.path is not set: name the model to start from.")
+
+
+_PHASE_KEYS = {
+    "name", "steps", "traces", "learning_rate", "mix", "only_correct", "arbitrary", "evaluate_at",
+    "final_rate", "context_weight", "length_buckets",
+}  # fmt: skip
+
+
+def _check_phases(phases: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses a phase of the warm start that lacks a key, or has one that nothing reads."""
+    for number, phase in enumerate(phases):
+        for key in ("name", "steps", "traces", "learning_rate", "mix"):
+            if key not in phase:
+                raise ValueError(f"warm_start.phases[{number}] has no {key!r}.")
+        if unknown := sorted(set(phase) - _PHASE_KEYS):
+            raise ValueError(
+                f"warm_start.phases[{number}]: unknown key {unknown[0]!r}; the keys are "
+                f"{', '.join(sorted(_PHASE_KEYS))}."
+            )
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:

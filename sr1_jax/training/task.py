@@ -25,6 +25,7 @@ from sr1_jax.data.world import (
     write_questions,
 )
 from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.retrieval.bm25 import none_or
 
 # One-hop, and as many two-hop, questions of the world; fewer if it is small.
 _TRAIN_EACH, _DEV_EACH = 2048, 200
@@ -140,6 +141,7 @@ def _sample(world: World, split: str, most: int, seed: int) -> list[Question]:
 def open_index(config: ml_collections.ConfigDict, corpus: Path, folder: Path) -> BM25Retriever:
     """The BM25 index of a corpus, built on first use and again when the file has changed."""
     options = config.retrieval.to_dict()
+    options |= {key: none_or(options[key]) for key in ("stemmer", "stopwords")}
     key = hashlib.sha256(repr((sorted(options.items()), str(corpus.resolve()))).encode())
     index = folder / f"index-{key.hexdigest()[:12]}"
     if index.is_dir():

@@ -151,7 +151,7 @@ class WarmStart:
                 loss = trainer.step(*next(batches))
                 if step % 10 == 0 or step == steps:
                     live.update(step, loss=float(loss))
-                if step in phase.get("evaluate_at", ()) or step == steps:
+                if dev and (step in phase.get("evaluate_at", ()) or step == steps):
                     scores, _ = evaluator.run(trainer.state.params, dev)
                     checkpoints.append({"phase": phase["name"], "step": step} | scores)
             live.close()

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from sr1_jax.data.questions import Question
-from sr1_jax.evaluation.scores import hops_of, score, standard_error
+from sr1_jax.evaluation.scores import (
+    hops_of,
+    score,
+    score_of_those_run,
+    standard_error,
+)
 
 
 def test_hand_numbers(make_trajectory):
@@ -82,3 +87,15 @@ def test_standard_error():
     assert standard_error(0.0, 10) == standard_error(1.0, 10) == 0.0
     draws = np.random.default_rng(0).binomial(50, 0.3, size=40_000) / 50
     assert standard_error(0.3, 50) == pytest.approx(draws.std(), rel=0.02)
+
+
+def test_questions_that_were_left_out_do_not_shift_the_hops(make_trajectory):
+    questions = [Question(i, "?", ("x",), {"hops": n}) for i, n in (("a", 1), ("b", 2), ("c", 1))]
+    run = [
+        make_trajectory(question_id=i, answer=answer, golden_answers=("x",))
+        for i, answer in (("b", "x"), ("c", "y"))
+    ]
+    found = score_of_those_run(run, questions)
+    assert (found["em"], found["em_1_hop"], found["em_2_hop"]) == (0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="None of 3 questions fits"):
+        score_of_those_run([], questions)

@@ -110,10 +110,12 @@ def test_length_costs_in_the_buffer_before_the_budget(make_trajectory, tokens, r
     assert batch.reward_B[0] == np.float32(reward)
 
 
-def test_a_cut_trajectory_pays_its_own_penalty_only(make_trajectory):
+def test_a_cut_trajectory_pays_no_less_than_one_that_ends_in_time(make_trajectory):
     row = make_trajectory(ids=range(10), mask=[0] + [1] * 9, reward=1.0, status="truncated")
     settings = dict(overlong_buffer=4, overlong_penalty=0.5, budget=10)
     assert outcome(row, truncated="penalise", truncation_penalty=2.0, **settings) == (-2.0, True)
+    assert outcome(row, truncated="penalise", truncation_penalty=0.25, **settings) == (-0.5, True)
+    assert outcome(row, truncated="penalise", truncation_penalty=0.25) == (-0.25, True)
     assert outcome(row, truncated="mask", **settings)[1] is False
 
 

@@ -176,3 +176,25 @@ def test_after_closing_nothing_is_started():
     pool.submit("a", ["q"])
     pool.close()
     assert pool.poll(0.05) == [] and pool.pending == 0 and calls == []
+
+
+def test_a_retry_that_waits_for_a_thread_waits_quietly(monkeypatch):
+    """One thread, which searches for a second; the retry of another search is due long before."""
+    looked = []
+
+    def search(queries):
+        if queries == ["bad"] and not looked:
+            looked.append(0)
+            raise RuntimeError("once")
+        time.sleep(1.0 if queries == ["slow"] else 0.0)
+        return echo(queries)
+
+    pool = make_pool(search, retriever_threads=1, retriever_batch=1, retriever_backoff_seconds=0.01)
+    collected = itertools.count()
+    collect = pool._collect
+    monkeypatch.setattr(pool, "_collect", lambda until: (next(collected), collect(until))[1])
+    pool.submit(0, ["bad"])
+    pool.submit(1, ["slow"])
+    found = drain(pool)
+    assert {key: texts(answer) for key, answer in found.items()} == {0: [["bad"]], 1: [["slow"]]}
+    assert next(collected) < 50

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sr1_jax import train as train_module
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.sharding import make_mesh, named, tree_shardings
 from sr1_jax.train import train
@@ -199,7 +201,7 @@ def test_a_finished_run_started_again_only_evaluates(finished):
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("learner", "clip", 0.1), ("rollout", "passages", 2), ("", "questions", 8)],
+    [("learner", "gamma", 0.9), ("rollout", "passages", 2), ("", "questions", 8)],
 )
 def test_other_settings_are_refused(finished, section, key, value):
     """Before anything is changed in the workdir."""
@@ -212,6 +214,45 @@ def test_other_settings_are_refused(finished, section, key, value):
     with pytest.raises(ValueError, match=rf"{name}={old}, now it is {value}: use the old setting"):
         train(config, finished.workdir)
     assert (finished.workdir / "metrics.jsonl").read_text() == before
+
+
+def test_what_a_run_may_have_stopped_for_can_be_mended(finished):
+    """A retriever that failed, a loss that was not finite."""
+    config = finished.config.copy_and_resolve_references()
+    config.rollout.retriever_failure = "empty"
+    config.learner.learning_rate, config.learner.clip = 1e-5, 0.1
+    assert train(config, finished.workdir)["after"] == finished.result["after"]
+
+
+def test_supervised_fine_tuning_is_kept(finished, derived, tmp_path, monkeypatch, equal_trees):
+    """The SFT baseline: evaluated and exported as what it is, and not trained again."""
+    derived.steps, derived.evaluation.final_questions = 0, 4
+    derived.warm_start.phases = finished.config.warm_start.phases[-1:]
+    result = train(derived, tmp_path / "sft")
+    tuned, _, what = trained_policy(derived, tmp_path / "sft", make_mesh())
+    assert what == "supervised"
+    base, _, what = trained_policy(derived, tmp_path / "sft", make_mesh(), base=True)
+    assert what == "base"
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), nnx.state(tuned), nnx.state(base))
+    assert any(jax.tree.leaves(moved))
+
+    def no_training(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train_module.WarmStart, "train", no_training)
+    again = train(derived, tmp_path / "sft")
+    assert (again["after"], again["supervised"]) == (result["after"], result["supervised"])
+    derived.warm_start.batch *= 2
+    with pytest.raises(ValueError, match=r"holds supervised/ made with warm_start\.batch="):
+        train(derived, tmp_path / "sft")
+
+
+def test_a_base_policy_of_other_settings_is_refused(finished, tmp_path):
+    shutil.copytree(finished.workdir / "base", tmp_path / "base")
+    config = finished.config.copy_and_resolve_references()
+    config.warm_start.batch *= 2
+    with pytest.raises(ValueError, match=r"holds base/ made with warm_start\.batch="):
+        train(config, tmp_path)
 
 
 def test_another_world_is_refused(finished, derived, tmp_path):

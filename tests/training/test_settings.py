@@ -130,7 +130,10 @@ BAD = [
     ("method", "google", "method must be one of search, direct, rag, not 'google'"),
     ("questions", 0, "questions must be at least 1, not 0"),
     ("samples", -1, "samples must be at least 1, not -1"),
-    ("steps", -5, "steps must not be negative, not -5"),
+    ("steps", -5, "steps must not be negative: -5"),
+    ("checkpoint.keep", 0, "checkpoint.keep must be at least 1, not 0"),
+    ("checkpoint.every", -1, "checkpoint.every must not be negative: -1"),
+    ("evaluation.questions", -5, "evaluation.questions must not be negative: -5"),
     ("rollout.temperature", 0.0, "rollout.temperature above 0"),
     ("rollout.top_p", 0.9, "training needs .* rollout.top_p=1 .*0.9"),
     ("rollout.top_k", 20, "training needs .* rollout.top_k=0.*20"),
@@ -349,3 +352,28 @@ def test_rollout_config_of_a_method():
     assert rag.is_locked and config.rollout.is_locked
     with pytest.raises(ValueError, match="method must be one of"):
         rollout_config(config, "google")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": None}, r"warm_start\.phases\[0\] has no 'steps'"),
+        ({"evalute_at": (3,)}, r"warm_start\.phases\[0\]: unknown key 'evalute_at'; the keys are"),
+    ],
+)
+def test_a_phase_with_a_wrong_key(change, message):
+    phase = dict(name="read", steps=1, traces=1, learning_rate=1e-3, mix={})
+    config = good_config()
+    config.warm_start.phases = (phase,)
+    check_config(config)
+    changed = {key: value for key, value in (phase | change).items() if value is not None}
+    config.warm_start.phases = (changed,)
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+def test_a_reference_under_adapters_cannot_wait_on_the_hosts():
+    config = good_config()
+    config.lora.rank, config.learner.offload = 2, ("reference",)
+    with pytest.raises(ValueError, match=r"learner\.offload has 'reference'"):
+        check_config(config)
