@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,15 @@ from sr1_jax import cli, cluster
 from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
 from sr1_jax.cluster import is_first
-from sr1_jax.data.questions import Question
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.checkpoints import load_base, save_base
+from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.evaluator import Evaluator
-from sr1_jax.training.loop import (
-    as_json_values,
-    check_same_settings,
-    make_learner,
-    reinforce,
-)
-from sr1_jax.training.policies import SUPERVISED, check_base, starting_policy
+from sr1_jax.training.loop import make_learner, reinforce
+from sr1_jax.training.policies import SUPERVISED, check_base, fine_tuned_policy, starting_policy
+from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import check_config, check_mesh
 from sr1_jax.training.task import Task, prepare_task
 from sr1_jax.training.trajectory_log import as_row, print_trajectories, write_rows
@@ -96,8 +91,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         model = nnx.merge(nnx.graphdef(policy), params)
         del params
         params, result["supervised"] = supervised_policy(
-            config, task, workdir, model, tokenizer, mesh, evaluator, dev
-        )
+            config, workdir, tokenizer, mesh, model,
+            lambda model: WarmStart(config, task).train(model, tokenizer, mesh, evaluator, dev),
+        )  # fmt: skip
         del model
     result["seconds_before_rl"] = time.perf_counter() - began
     if config.steps:
@@ -152,23 +148,18 @@ def base_policy(
 
 def supervised_policy(
     config: ml_collections.ConfigDict,
-    task: Task,
     workdir: Path,
-    model: Decoder,
     tokenizer: Tokenizer,
     mesh: Mesh,
-    evaluator: Evaluator,
-    dev: list[Question],
+    model: Decoder,
+    fit: Callable[[Decoder], tuple[nnx.State, list[dict[str, Any]]]],
 ) -> tuple[nnx.State, list[dict[str, Any]]]:
-    """What the phases make of another run's base policy, and the scores on the way; read back if
-    it is there."""
+    """What `fit` makes of another run's base policy, and the scores on the way; read back if it is
+    there."""
     folder = workdir / SUPERVISED
-    there = (folder / "model.json").is_file()
-    check_same(str(folder), {"holds a policy": there})
-    if there:
-        facts = _read_facts(folder, _settings_of(config))
-        return nnx.state(load_base(folder, mesh)[0]), facts["supervised"]
-    params, checkpoints = WarmStart(config, task).train(model, tokenizer, mesh, evaluator, dev)
+    if found := fine_tuned_policy(config, workdir, mesh):
+        return nnx.state(found[0]), _read_facts(folder, _settings_of(config))["supervised"]
+    params, checkpoints = fit(model)
     _save(folder, {"supervised": checkpoints}, config, model, params, tokenizer)
     return params, checkpoints
 

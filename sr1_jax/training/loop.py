@@ -8,7 +8,7 @@ import functools
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from sr1_jax.training.dynamic_sampling import Sampled, sample_groups
 from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.metrics import Live, MetricsWriter, NoWriter
 from sr1_jax.training.policies import models_to_train
+from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import rollout_config
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
@@ -271,25 +272,3 @@ def _without_free(settings: dict[str, Any]) -> dict[str, Any]:
             node = node.get(section, {})
         node.pop(name, None)
     return kept
-
-
-def as_json_values(value: Any) -> Any:
-    """Settings as they come back from a JSON file."""
-    if isinstance(value, Mapping):
-        return {key: as_json_values(v) for key, v in value.items()}
-    return [as_json_values(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def check_same_settings(
-    saved: dict[str, Any], now: dict[str, Any], where: str = "", what: str = "a checkpoint"
-) -> None:
-    """Raises ValueError for the first setting that differs; it names key and values."""
-    for key in sorted(saved.keys() | now.keys()):
-        old, new = saved.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            check_same_settings(old, new, f"{where}{key}.", what)
-        elif old != new:
-            raise ValueError(
-                f"This workdir holds {what} made with {where}{key}={old!r}, now it is "
-                f"{new!r}: use the old setting or another --workdir."
-            )

@@ -176,6 +176,16 @@ def starting_policy(
     return load_base(source / "base", mesh, **_numerics(config))
 
 
+def fine_tuned_policy(
+    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
+) -> tuple[Decoder, Tokenizer] | None:
+    """Another run's base policy after supervised fine-tuning in this one, if there was any."""
+    folder = workdir / SUPERVISED
+    there = (folder / "model.json").is_file()
+    check_same(str(folder), {"holds a policy": there})
+    return load_base(folder, mesh, **_numerics(config)) if there else None
+
+
 def trained_policy(
     config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, *, base: bool = False
 ) -> tuple[Decoder, Tokenizer, str]:
@@ -190,7 +200,8 @@ def trained_policy(
     Returns:
         The policy, its tokenizer, and what it is: "base", "supervised" or "step N".
     """
-    policy, tokenizer = starting_policy(config, workdir, mesh)
+    tuned = None if base else fine_tuned_policy(config, workdir, mesh)
+    policy, tokenizer = tuned or starting_policy(config, workdir, mesh)
     folder = checkpoint_folder(config, workdir)
     step = None
     there = not base and folder.is_dir()
@@ -199,13 +210,7 @@ def trained_policy(
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
-        tuned = workdir / SUPERVISED
-        there = not base and (tuned / "model.json").is_file()
-        check_same(str(tuned), {"holds a policy": there})
-        if there:
-            del policy
-            return *load_base(tuned, mesh, **_numerics(config)), "supervised"
-        return policy, tokenizer, "base"
+        return policy, tokenizer, "supervised" if tuned else "base"
     lora = lora_config(config)
     if lora is not None:
         policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
@@ -215,7 +220,7 @@ def trained_policy(
         params,
         tree_shardings(params, mesh),
     )
-    del policy, params  # what is restored takes their place in memory too
+    del policy, params, tuned  # what is restored takes their place in memory too
     # Only the policy: optimizer state and critic stay on disk.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(

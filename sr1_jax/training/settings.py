@@ -139,14 +139,16 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
             f"checkpoint.keep must be at least 1, not {config.checkpoint.keep}: with none kept "
             "there is no trained policy."
         )
-    for section, name in (
-        ("", "steps"),
-        ("checkpoint", "every"),
-        *(("evaluation", name) for name in ("every", "questions", "final_questions")),
-    ):
-        value = config[section][name] if section else config[name]
+    counts = {
+        "steps": config.steps,
+        "checkpoint.every": config.checkpoint.every,
+        "evaluation.every": config.evaluation.every,
+        "evaluation.questions": config.evaluation.questions,
+        "evaluation.final_questions": config.evaluation.final_questions,
+    }
+    for key, value in counts.items():
         if value < 0:
-            raise ValueError(f"{section}{'.' * bool(section)}{name} must not be negative: {value}.")
+            raise ValueError(f"{key} must not be negative: {value}.")
     check_paths(config)
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")

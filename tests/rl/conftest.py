@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from learner_runs import TRAJECTORIES, LearnerRun, learner_config
+from learner_runs import TRAJECTORIES, LearnerRun, batch_of, learner_config
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
 from sr1_jax.rollout.trajectory import Trajectory
@@ -112,6 +112,11 @@ def trajectories(full_logp, make_trajectory) -> list[Trajectory]:
         )
     assert min(t.mask.sum() for t in made) == 1 and max(t.mask.sum() for t in made) > 10
     return made
+
+
+@pytest.fixture(scope="session")
+def batch(trajectories):
+    return batch_of(trajectories)
 
 
 @pytest.fixture(scope="session")

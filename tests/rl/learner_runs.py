@@ -1,13 +1,18 @@
 """Learners for tests: their settings, and steps that leave the initial state as it is."""
 
+import functools
+
 import jax
 import numpy as np
 
+from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import default_config
 from sr1_jax.rl.update import ModelState
 
 LENGTH, TRAJECTORIES = 24, 16
+
+batch_of = functools.partial(make_batch, length=LENGTH, pad_id=0)
 
 
 def learner_config(**changes):

@@ -6,21 +6,15 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from learner_runs import LENGTH, LearnerRun, learner_config
+from learner_runs import LearnerRun, learner_config
 from trees import adam, assert_trees_close, changed, first_gradient
 
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
-from sr1_jax.rl.batch import make_batch
 from sr1_jax.sharding import make_mesh, tree_shardings
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 SETTINGS = dict(gradient_clip=1e9)
 TRAINER = dict(old_logp="trainer")
-
-
-@pytest.fixture(scope="module")
-def batch(trajectories):
-    return make_batch(trajectories, length=LENGTH, pad_id=0)
 
 
 @pytest.fixture(scope="module")
