@@ -19,7 +19,8 @@ class Program(NamedTuple):
     """A jitted function with the arguments of one call.
 
     Attributes:
-        name: what the program does, with the sizes that tell it from its siblings.
+        key: what the program does, with the sizes that tell it from its siblings: a frozen
+            dataclass of the room that calls it, whose `str` is the name that people read.
         jitted: of `jax.jit`.
         arguments: positional; arrays, shapes or numbers.
         settings: static arguments, by name.
@@ -27,11 +28,16 @@ class Program(NamedTuple):
             runs none.
     """
 
-    name: str
+    key: Any
     jitted: Any
     arguments: tuple[Any, ...]
     settings: Mapping[str, Any] = {}
     tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """The key as people read it."""
+        return str(self.key)
 
     def lower(self) -> jax.stages.Lowered:
         """The program as the compiler gets it; nothing is computed."""

@@ -26,6 +26,7 @@ from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.questions import read_questions
 from sr1_jax.evaluation.scores import score_of_those_run, standard_error
+from sr1_jax.evaluation.trajectory_log import as_row, write_rows
 from sr1_jax.paths import local_path
 from sr1_jax.rollout import SplitEngine, Trajectory
 from sr1_jax.rollout import settings as rollout_settings
@@ -34,7 +35,6 @@ from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.settings import METHODS, check_mesh, check_paths, rollout_config
 from sr1_jax.training.task import open_index
-from sr1_jax.training.trajectory_log import as_row, write_rows
 
 _COLUMNS = ("em", "f1", "substring", "searches", "response_tokens", "well_formed", "truncated")
 

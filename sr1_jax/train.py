@@ -26,19 +26,19 @@ from sr1_jax import cli, cluster
 from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
 from sr1_jax.cluster import is_first
+from sr1_jax.evaluation.evaluator import Evaluator
 from sr1_jax.evaluation.summary import draw_curves, print_summary
+from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.checkpoints import save_base
-from sr1_jax.training.evaluator import Evaluator
 from sr1_jax.training.loop import make_learner, reinforce
 from sr1_jax.training.policies import SUPERVISED, check_base, fine_tuned_policy, starting_policy
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import check_config, check_mesh
 from sr1_jax.training.task import Task, prepare_task
-from sr1_jax.training.trajectory_log import as_row, print_trajectories, write_rows
-from sr1_jax.training.warm_start import WarmStart, scratch_model
+from sr1_jax.world.warm_start import WarmStart, scratch_model
 
 _SHOWN_TRAJECTORIES = 10
 _FACTS = "warm_start.json"

@@ -34,10 +34,10 @@ import tokenizers
 from flax import nnx
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.rollout.trajectory import Trajectory
 
 # A busy machine is no defect.
 hypothesis.settings.register_profile(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sr1_jax.data.questions import Question
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.rewards import exact_match, f1_score, substring_match
-from sr1_jax.rollout.trajectory import Trajectory
 
 
 def score(

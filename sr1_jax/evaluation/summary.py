@@ -10,8 +10,8 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
+from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.evaluation.scores import standard_error
-from sr1_jax.training.metrics import read_metrics
 
 _CURVES = (
     ("Exact match", {"training": "em", "development, greedy": "dev/greedy/em"}),

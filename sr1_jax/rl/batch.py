@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sr1_jax.rollout.trajectory import Trajectory
+from sr1_jax.environment.trajectory import Trajectory
 
 
 class Batch(NamedTuple):

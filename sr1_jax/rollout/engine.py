@@ -19,6 +19,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question, as_question
+from sr1_jax.environment.episode import Episode, Limits
+from sr1_jax.environment.pool import SearchPool
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
@@ -29,12 +32,9 @@ from sr1_jax.protocol.tags import STOP_TAGS
 from sr1_jax.retrieval.base import Passage, Retriever
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import DeviceSlots
-from sr1_jax.rollout.episodes import Episode, Limits
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.round import Round
-from sr1_jax.rollout.search_pool import SearchPool
 from sr1_jax.rollout.settings import check_config
-from sr1_jax.rollout.trajectory import Trajectory
 from sr1_jax.sharding import make_mesh, named, place
 
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
+from sr1_jax.environment.episode import Episode, Next
+from sr1_jax.environment.pool import SearchPool
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import TagAutomaton
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import DeviceSlots
-from sr1_jax.rollout.episodes import Episode, Next
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.prefixes import Share, plan_shares
-from sr1_jax.rollout.search_pool import SearchPool
 
 # Searches may keep the next decode call waiting for this share of the last one's time: then
 # their slots take part in it.

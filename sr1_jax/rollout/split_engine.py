@@ -12,8 +12,8 @@ from flax import nnx
 
 from sr1_jax.agreement import gather
 from sr1_jax.data.questions import Question, as_question
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.rollout.engine import Engine, sum_stats
-from sr1_jax.rollout.trajectory import Trajectory
 
 # The only seconds that add up: those of all threads in searches. Of others the longest counts.
 _SUMMED_SECONDS = "retrieval_seconds"

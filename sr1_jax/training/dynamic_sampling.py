@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionStream
-from sr1_jax.rollout.trajectory import Trajectory
+from sr1_jax.environment.trajectory import Trajectory
 
 Group = Sequence[Trajectory]
 

@@ -20,7 +20,10 @@ from sr1_jax.agreement import gather
 from sr1_jax.cluster import is_first
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionSource, QuestionStream
+from sr1_jax.evaluation.evaluator import Evaluator
+from sr1_jax.evaluation.metrics import Live, MetricsWriter, NoWriter
 from sr1_jax.evaluation.scores import hops_of, score
+from sr1_jax.evaluation.trajectory_log import write_trajectories
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.rl.batch import Batch, make_batch, outcome
 from sr1_jax.rl.learner import Learner
@@ -28,14 +31,11 @@ from sr1_jax.rollout import Engine, SplitEngine, Trajectory
 from sr1_jax.rollout.engine import as_metrics, sum_stats
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.dynamic_sampling import Sampled, sample_groups
-from sr1_jax.training.evaluator import Evaluator
-from sr1_jax.training.metrics import Live, MetricsWriter, NoWriter
 from sr1_jax.training.policies import models_to_train
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import rollout_config
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
-from sr1_jax.training.trajectory_log import write_trajectories
 
 # Settings that may differ when a run is taken up again; all others must be the same. On another
 # mesh, or on other processes, it is the same run but for rounding.

@@ -14,7 +14,6 @@ import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.data.traces import Trace
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.observations import render_observation
@@ -22,6 +21,7 @@ from sr1_jax.protocol.prompts import PromptTemplate
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import ModelState, place_model
 from sr1_jax.sharding import compute_on, named, place
+from sr1_jax.world.traces import Trace
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.

@@ -15,7 +15,9 @@ import ml_collections
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.builder import QuestionSource, open_questions, prepare_questions
 from sr1_jax.data.questions import Question, read_questions
-from sr1_jax.data.world import (
+from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.retrieval.bm25 import none_or
+from sr1_jax.world.facts import (
     World,
     build_world,
     one_hop_questions,
@@ -24,8 +26,6 @@ from sr1_jax.data.world import (
     write_corpus,
     write_questions,
 )
-from sr1_jax.retrieval import BM25Retriever
-from sr1_jax.retrieval.bm25 import none_or
 
 # One-hop, and as many two-hop, questions of the world; fewer if it is small.
 _TRAIN_EACH, _DEV_EACH = 2048, 200

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from learner_runs import TRAJECTORIES, LearnerRun, batch_of, learner_config
 
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
-from sr1_jax.rollout.trajectory import Trajectory
 from sr1_jax.sharding import make_mesh
 
 VOCAB = 24

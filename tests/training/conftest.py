@@ -8,9 +8,9 @@ import pytest
 from saved_runs import saved_state, steady
 from tiny_config import get_config
 
+from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.sharding import make_mesh
 from sr1_jax.train import train
-from sr1_jax.training.metrics import read_metrics
 
 
 @pytest.fixture

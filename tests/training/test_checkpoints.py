@@ -13,15 +13,15 @@ import pytest
 from flax import nnx
 
 from sr1_jax import train as train_module
+from sr1_jax.evaluation.metrics import read_metrics
+from sr1_jax.evaluation.trajectory_log import write_trajectories
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.sharding import make_mesh, named, tree_shardings
 from sr1_jax.train import train
 from sr1_jax.training import loop
 from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
-from sr1_jax.training.metrics import read_metrics
 from sr1_jax.training.policies import decoder_config, trained_policy
 from sr1_jax.training.settings import default_config
-from sr1_jax.training.trajectory_log import write_trajectories
 
 
 @pytest.fixture

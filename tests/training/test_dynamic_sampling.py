@@ -6,10 +6,10 @@ import pytest
 
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionStream
+from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.rl.batch import outcome
 from sr1_jax.train import train
 from sr1_jax.training.dynamic_sampling import is_degenerate, sample_groups
-from sr1_jax.training.metrics import read_metrics
 
 JUDGE = functools.partial(outcome, truncated="mask")
 

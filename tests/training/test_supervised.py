@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 from sr1_jax.data.questions import Question
-from sr1_jax.data.traces import Trace
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import load_template
@@ -23,6 +22,7 @@ from sr1_jax.training.supervised import (
     encode_trace,
     supervised_batches,
 )
+from sr1_jax.world.traces import Trace
 
 MODES = ("search", "direct", "rag")
 QUESTION = Question("world:train:0", "Where was Ann born?", ("Bo",))

@@ -14,25 +14,25 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
-from sr1_jax.data.traces import Trace, TraceMix, TraceWriter, scripted_ceiling
-from sr1_jax.data.world import (
+from sr1_jax.evaluation.evaluator import Evaluator
+from sr1_jax.evaluation.metrics import Live
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.small_tokenizer import train_small_tokenizer
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.protocol.prompts import load_template
+from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.training.policies import scratch_config
+from sr1_jax.training.settings import templates
+from sr1_jax.training.supervised import SupervisedTrainer, encode_trace, supervised_batches
+from sr1_jax.training.task import Task
+from sr1_jax.world.facts import (
     World,
     build_world,
     one_hop_questions,
     two_hop_questions,
     write_corpus,
 )
-from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.small_tokenizer import train_small_tokenizer
-from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.prompts import load_template
-from sr1_jax.retrieval import BM25Retriever
-from sr1_jax.training.evaluator import Evaluator
-from sr1_jax.training.metrics import Live
-from sr1_jax.training.policies import scratch_config
-from sr1_jax.training.settings import templates
-from sr1_jax.training.supervised import SupervisedTrainer, encode_trace, supervised_batches
-from sr1_jax.training.task import Task
+from sr1_jax.world.traces import Trace, TraceMix, TraceWriter, scripted_ceiling
 
 _TOKENIZER_TRACES = 2000
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from sr1_jax.environment.pool import SearchPool
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout import default_config
-from sr1_jax.rollout.search_pool import SearchPool
 
 
 def make_pool(search, **changes):

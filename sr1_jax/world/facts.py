@@ -19,8 +19,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from sr1_jax.data import words
 from sr1_jax.data.questions import Question
+from sr1_jax.world import word_lists
 
 SPLITS = ("train", "heldout")
 _YEARS = [str(year) for year in range(1940, 1990)]
@@ -71,7 +71,7 @@ RELATIONS = {
             ("What is the profession of {s}?", "What profession does {s} have?"),
             ("By profession {s} is a {o}.", "The profession of {s} is that of a {o}.",
              "{s} took up the profession of {o}."),
-            tuple(words.PROFESSIONS),
+            tuple(word_lists.PROFESSIONS),
         ),
         Relation(
             "graduation", "person", None, "graduated", "the year {s} graduated",
@@ -98,7 +98,7 @@ RELATIONS = {
             ("What is the industry of {s}?", "In which industry is {s}?"),
             ("{s} is in the {o} industry.", "The industry of {s} is {o}.",
              "{s} made its name in the {o} industry."),
-            tuple(words.INDUSTRIES),
+            tuple(word_lists.INDUSTRIES),
         ),
         Relation(
             "author", "book", "person", "wrote", "the person who wrote {s}",
@@ -118,14 +118,14 @@ RELATIONS = {
             ("What is the genre of {s}?", "To which genre does {s} belong?"),
             ("The genre of {s} is {o}.", "{s} belongs to the {o} genre.",
              "By genre {s} is {o}."),
-            tuple(words.GENRES),
+            tuple(word_lists.GENRES),
         ),
         Relation(
             "country", "town", None, "country", "the country of {s}",
             ("In which country is {s}?", "What is the country of {s}?"),
             ("{s} is in the country of {o}.", "{s} is a town in {o}, a small country.",
              "The country of {s} is {o}."),
-            tuple(words.COUNTRIES),
+            tuple(word_lists.COUNTRIES),
         ),
         Relation(
             "mayor", "town", "person", "mayor", "the mayor of {s}",
@@ -224,7 +224,7 @@ def _entities(seed: int, names_seed: int, people: int) -> dict[str, dict[str, li
     each other, so a name can be copied but not completed by heart.
     """
     rng = random.Random(f"names {seed}")
-    stems = [head + tail for head in words.HEADS for tail in words.TAILS]
+    stems = [head + tail for head in word_lists.HEADS for tail in word_lists.TAILS]
     rng.shuffle(stems)
     pool = iter(stems)
 
@@ -234,9 +234,9 @@ def _entities(seed: int, names_seed: int, people: int) -> dict[str, dict[str, li
     persons = max(people // 13, math.isqrt(2 * people) + 1)
     pairs = {  # kind -> (first words, second words, how many names)
         "person": (draw(persons), draw(persons), people),
-        "town": (draw(people // 10), words.TOWN_KINDS, people // 4),
-        "company": (draw(people // 12), words.COMPANY_KINDS, 3 * people // 10),
-        "book": (words.TITLE_ADJECTIVES, words.TITLE_NOUNS, 3 * people // 10),
+        "town": (draw(people // 10), word_lists.TOWN_KINDS, people // 4),
+        "company": (draw(people // 12), word_lists.COMPANY_KINDS, 3 * people // 10),
+        "book": (word_lists.TITLE_ADJECTIVES, word_lists.TITLE_NOUNS, 3 * people // 10),
     }
     train_rng = random.Random(f"training names {seed} {names_seed}")
     entities: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}

@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.rollout.trajectory import Trajectory
 
 _KEPT_A_STEP = 8
 

@@ -9,12 +9,12 @@ import zlib
 import numpy as np
 
 from sr1_jax.data.questions import Question
+from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.answers import extract_answer, extract_queries, is_well_formed
 from sr1_jax.protocol.tags import ANSWER, INFORMATION, SEARCH, close_tag, open_tag
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rewards import outcome_reward
-from sr1_jax.rollout.trajectory import Trajectory
 
 
 class Next(enum.Enum):

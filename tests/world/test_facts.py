@@ -7,7 +7,8 @@ import random
 import pytest
 
 from sr1_jax.data.questions import read_questions
-from sr1_jax.data.world import (
+from sr1_jax.retrieval.corpus import read_corpus
+from sr1_jax.world.facts import (
     RELATIONS,
     SPLITS,
     TWO_HOPS,
@@ -18,7 +19,6 @@ from sr1_jax.data.world import (
     write_corpus,
     write_questions,
 )
-from sr1_jax.retrieval.corpus import read_corpus
 
 PEOPLE = 64
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from sr1_jax.training import metrics
-from sr1_jax.training.metrics import Live, MetricsWriter, read_metrics
+from sr1_jax.evaluation import metrics
+from sr1_jax.evaluation.metrics import Live, MetricsWriter, read_metrics
 
 
 def write(folder, steps, **options):

@@ -6,14 +6,14 @@ import json
 import pytest
 from rich.console import Console
 
-from sr1_jax.retrieval.base import Passage
-from sr1_jax.training.trajectory_log import (
+from sr1_jax.evaluation.trajectory_log import (
     as_row,
     print_trajectories,
     spans,
     write_rows,
     write_trajectories,
 )
+from sr1_jax.retrieval.base import Passage
 
 PARTS = [
     (0, "Who?\n"),

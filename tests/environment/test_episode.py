@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sr1_jax.data.questions import Question
+from sr1_jax.environment.episode import Episode, Limits, Next
 from sr1_jax.protocol.automaton import TagAutomaton
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.rollout.episodes import Episode, Limits, Next
 
 SEARCH, ANSWER, END = "</search>", "</answer>", TagAutomaton.END_OF_TEXT
 QUESTION = Question("q1", "Who?", ("Bob",))

@@ -20,10 +20,10 @@ import random
 from collections.abc import Callable
 
 from sr1_jax.data.questions import Question
-from sr1_jax.data.world import RELATIONS, World
 from sr1_jax.protocol.answers import extract_answer
 from sr1_jax.retrieval.base import Passage, Retriever
 from sr1_jax.rewards import exact_match
+from sr1_jax.world.facts import RELATIONS, World
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a policy acts on: episodes, trajectories, tools and the pool that runs them."""

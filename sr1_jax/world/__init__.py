@@ -1,0 +1,1 @@
+"""The fictional worlds of the demo: names, facts, scripted traces, warm start."""
