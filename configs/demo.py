@@ -13,9 +13,9 @@ from sr1_jax.training.settings import default_config
 def get_config():
     config = default_config()
     config.data.world_people = 640
-    config.templates.search = "compact_search"
-    config.templates.direct = "compact_direct"
-    config.templates.rag = "compact_rag"
+    config.protocol.search_template = "compact_search"
+    config.protocol.direct_template = "compact_direct"
+    config.protocol.rag_template = "compact_rag"
 
     config.model.ff_width = 256
     config.model.qk_norm = True
@@ -58,14 +58,13 @@ def get_config():
 
     config.learner.learning_rate = 1e-3
     config.learner.critic_learning_rate = 2e-3
-    config.learner.warmup_steps = 16  # the critic has to see some rewards first
-    config.learner.critic_warmup_steps = 4
-    config.learner.decay_steps = 640  # all of them: 4 a step
+    config.learner.warmup_share = 0.025  # the critic has to see some rewards first
+    config.learner.critic_warmup_share = 0.00625
+    config.learner.decay_share = 1.0
     config.learner.adam_b2 = 0.99
     config.learner.micro_batch = 8
-    config.learner.minibatches = 4
+    config.learner.minibatch_size = 32
     config.learner.length_buckets = (64, 96, 136)
-    config.learner.truncated = "penalise"  # reward 0: running out of budget is a failure here
 
     config.evaluation.every = 40
     config.evaluation.questions = 200

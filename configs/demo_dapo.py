@@ -12,6 +12,6 @@ from configs import demo_clip_higher
 def get_config():
     config = demo_clip_higher.get_config()
     config.dynamic_sampling_rounds = 2
-    config.learner.overlong_buffer = 16
-    config.learner.overlong_penalty = 0.5
+    config.reward.terms = (("em", 1.0), ("overlong", -0.5))
+    config.reward.overlong_buffer = 16
     return config

@@ -17,7 +17,7 @@ def get_config():
     config.questions = 16
     config.samples = 8
     config.learner.algorithm = "grpo"
-    config.learner.warmup_steps = 4  # there is no critic to wait for
+    config.learner.warmup_share = 0.00625  # there is no critic to wait for
     config.learner.loss_aggregation = "sequence"
     config.learner.kl_in = "loss"
     config.learner.kl_kind = "k3"

@@ -15,5 +15,5 @@ def get_config():
     config.base.workdir = "runs/demo"
     config.warm_start.phases = ()
     config.learner.algorithm = "reinforce_pp"
-    config.learner.warmup_steps = 4  # there is no critic to wait for
+    config.learner.warmup_share = 0.00625  # there is no critic to wait for
     return config

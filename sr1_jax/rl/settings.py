@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import ml_collections
-from ml_collections import config_dict
 
 from sr1_jax.rl.aggregation import AGGREGATIONS
 from sr1_jax.rl.losses import KL_KINDS, RATIOS
+from sr1_jax.settings import (
+    Section,
+    Setting,
+    above,
+    at_least,
+    between,
+    increasing_lengths,
+    one_of,
+    or_none,
+    some_of,
+)
 
 # Baselines are made of the samples of a question; these algorithms need more than one.
 GROUP_ALGORITHMS = ("grpo", "dr_grpo", "rloo")
@@ -14,67 +24,123 @@ ALGORITHMS = ("ppo", *GROUP_ALGORITHMS, "reinforce_pp")
 
 OFFLOADABLE = ("reference", "optimizer")
 
+# PPO with the published values (arXiv 2503.09516, appendix). docs/algorithms.md says which settings
+# make which algorithm.
+LEARNER = Section(
+    {
+        "algorithm": Setting(
+            "ppo",
+            "advantages: ppo (critic, GAE); grpo, dr_grpo, rloo (samples of a question); "
+            "reinforce_pp (the batch)",
+            one_of(*ALGORITHMS),
+        ),
+        "learning_rate": Setting(1e-6, "of the policy", above(0), free_on_resume=True),
+        "critic_learning_rate": Setting(1e-5, "of the critic", above(0), free_on_resume=True),
+        "warmup_share": Setting(
+            0.0, "share of the run over which the policy's rate rises from 0", between(0, 1)
+        ),
+        "critic_warmup_share": Setting(
+            0.0, "share of the run over which the critic's rate rises from 0", between(0, 1)
+        ),
+        "decay_share": Setting(
+            0.0,
+            "share of the run after which rates have fallen to a tenth, warm-up included; "
+            "0: they stay",
+            between(0, 1),
+        ),
+        "weight_decay": Setting(0.0, "of AdamW", at_least(0)),
+        "adam_b2": Setting(0.999, "of AdamW", between(0, 1, open_above=True)),
+        "gradient_clip": Setting(1.0, "global norm of gradients", above(0), free_on_resume=True),
+        "optimizer_dtype": Setting(
+            "float32", "of Adam's first moment", one_of("float32", "bfloat16")
+        ),
+        "offload": Setting(
+            (),
+            "what waits in the hosts' memory while it is not used: reference, optimizer",
+            some_of(*OFFLOADABLE),
+        ),
+        "epochs": Setting(1, "passes over the batch of a step", at_least(1)),
+        "minibatch_size": Setting(
+            256, "trajectories an optimizer step; at most all of a step's", at_least(1)
+        ),
+        "micro_batch": Setting(16, "rows that pass the model at a time", at_least(1)),
+        "packing": Setting(False, "whether a row holds several trajectories"),
+        "row_lengths": Setting(
+            (),
+            "tokens of packed rows; (): length_buckets, and four lengths up to 5/4 of the last",
+            increasing_lengths(may_be_empty=True),
+        ),
+        "clip": Setting(0.2, "of the ratio, below and above 1", at_least(0), free_on_resume=True),
+        "clip_high": Setting(
+            None, "above 1, where it differs", at_least(0), float, free_on_resume=True
+        ),
+        "dual_clip": Setting(None, "bound where advantages are negative", above(1), float),
+        "ratio": Setting("token", "token, or sequence: one a trajectory (GSPO)", one_of(*RATIOS)),
+        "loss_aggregation": Setting(
+            "token", "mean over tokens, over sequences, or a constant", one_of(*AGGREGATIONS)
+        ),
+        "loss_constant": Setting(
+            None, "tokens that loss_aggregation='constant' divides by", at_least(1), int
+        ),
+        "importance_cap": Setting(
+            None, "of truncated importance weights trainer/sampler", above(0), float
+        ),
+        "displacement_coefficient": Setting(
+            0.0, "of the penalty on likelihood displacement", at_least(0)
+        ),
+        "value_clip": Setting(
+            0.5,
+            "of the critic's change; None: not clipped",
+            or_none(at_least(0)),
+            free_on_resume=True,
+        ),
+        "gamma": Setting(1.0, "discount a policy token", between(0, 1)),
+        "lam": Setting(1.0, "lambda of GAE", between(0, 1)),
+        "whiten": Setting(True, "whether PPO's advantages are whitened"),
+        "kl_coefficient": Setting(0.001, "of the KL; the first one, with a target", at_least(0)),
+        "kl_target": Setting(None, "nats a token that the coefficient steers to", above(0), float),
+        "kl_horizon": Setting(
+            10_000, "trajectories over which the coefficient is steered", at_least(1)
+        ),
+        "kl_in": Setting("reward", "where the KL enters", one_of("reward", "loss", "none")),
+        "kl_kind": Setting("k1", "its estimator", one_of(*KL_KINDS)),
+        "entropy_coefficient": Setting(0.001, "of the entropy bonus", at_least(0)),
+        "old_logp": Setting(
+            "rollout",
+            "old log-probabilities: as stored at sampling, or recomputed by the trainer",
+            one_of("rollout", "trainer"),
+        ),
+        "mask_observations": Setting(
+            True, "False: the ablation that trains on retrieved tokens too"
+        ),
+        "length_buckets": Setting(
+            tuple(range(256, 4097, 256)), "lengths that rows are cut to", increasing_lengths()
+        ),
+        "chunk_tokens": Setting(
+            2048, "tokens of a batch part that pass the output head at a time", at_least(1)
+        ),
+    }
+)
+
 
 def default_config() -> ml_collections.ConfigDict:
-    """Settings of PPO with the published values (arXiv 2503.09516, appendix).
-
-    docs/algorithms.md says which settings make which algorithm.
-    """
-    config = ml_collections.ConfigDict()
-    # How advantages are estimated: ppo (critic, GAE), grpo, dr_grpo or rloo (the samples of a
-    # question), reinforce_pp (the batch).
-    config.algorithm = "ppo"
-    config.learning_rate = 1e-6
-    config.critic_learning_rate = 1e-5
-    config.warmup_steps = 0  # optimizer steps of linear warm-up
-    config.critic_warmup_steps = 0
-    config.decay_steps = 0  # optimizer steps until the rate has fallen to a tenth; 0: constant
-    config.weight_decay = 0.0
-    config.adam_b2 = 0.999
-    config.gradient_clip = 1.0  # global norm
-    config.optimizer_dtype = "float32"  # of Adam's first moment; or bfloat16
-    # What waits in the hosts' memory while it is not used: "reference", "optimizer", or both.
-    config.offload = ()
-    config.epochs = 1
-    config.minibatches = 2  # optimizer steps an epoch
-    # Rows a forward pass. A row is a trajectory; those of like length share a pass, and the fewer
-    # they are, the less padding. With packing a row holds several.
-    config.micro_batch = 16
-    config.packing = False
-    # Tokens of packed rows; (): learner.length_buckets, and four lengths up to 5/4 of the last.
-    config.row_lengths = ()
-    config.clip = 0.2
-    config.clip_high = config_dict.placeholder(float)  # upper clip; None: as clip
-    config.dual_clip = config_dict.placeholder(float)  # bound where advantages are negative
-    config.ratio = "token"  # or sequence: one a trajectory (GSPO)
-    config.loss_aggregation = "token"  # a mean over tokens; or sequence, or constant
-    config.loss_constant = config_dict.placeholder(int)  # tokens, for loss_aggregation="constant"
-    config.importance_cap = config_dict.placeholder(float)  # of trainer/sampler; None: no weights
-    config.displacement_coefficient = 0.0
-    config.value_clip = 0.5  # None: not clipped
-    config.gamma = 1.0
-    config.lam = 1.0
-    config.whiten = True  # advantages of PPO
-    config.kl_coefficient = 0.001  # the first one, with a target
-    config.kl_target = config_dict.placeholder(float)  # nats a token; None: fixed coefficient
-    config.kl_horizon = 10_000  # trajectories over which the coefficient is steered to the target
-    config.kl_in = "reward"  # reward, loss or none
-    config.kl_kind = "k1"
-    config.entropy_coefficient = 0.001
-    config.old_logp = "rollout"  # rollout: as stored at sampling; trainer: recomputed
-    config.mask_observations = True  # False: the ablation that trains on retrieved tokens
-    config.truncated = "mask"  # or penalise
-    config.truncation_penalty = 0.0
-    config.overlong_buffer = 0  # tokens before rollout.max_context_tokens in which length costs
-    config.overlong_penalty = 1.0  # at its end; linear in between
-    config.length_buckets = tuple(range(256, 4097, 256))
-    config.chunk_tokens = 2048  # tokens of a batch part that pass the output head at a time
-    return config.lock()
+    """The settings of a `Learner`."""
+    return LEARNER.defaults()
 
 
 def needs_critic(config: ml_collections.ConfigDict) -> bool:
     """Whether the algorithm learns a value model."""
     return config.algorithm == "ppo"
+
+
+def minibatches(config: ml_collections.ConfigDict, trajectories: int) -> int:
+    """Optimizer steps that one pass over the `trajectories` of a step takes."""
+    return trajectories // min(config.minibatch_size, trajectories)
+
+
+def optimizer_steps(config: ml_collections.ConfigDict, trajectories: int, steps: int) -> int:
+    """Optimizer steps of a run of `steps` steps: what the shares of warm-up and decay are of."""
+    return steps * config.epochs * minibatches(config, trajectories)
 
 
 def row_lengths(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -95,66 +161,38 @@ def check_config(config: ml_collections.ConfigDict, trajectories: int) -> None:
     Raises:
         ValueError: naming the key, its value and what would do.
     """
-    choices = {
-        "algorithm": ALGORITHMS,
-        "kl_in": ("reward", "loss", "none"),
-        "kl_kind": KL_KINDS,
-        "old_logp": ("rollout", "trainer"),
-        "optimizer_dtype": ("float32", "bfloat16"),
-        "truncated": ("mask", "penalise"),
-        "loss_aggregation": AGGREGATIONS,
-        "ratio": RATIOS,
-    }
-    for key, allowed in choices.items():
-        if config[key] not in allowed:
-            raise ValueError(
-                f"learner.{key} must be one of {', '.join(allowed)}, not {config[key]!r}."
-            )
-    for key in ("epochs", "minibatches", "micro_batch", "chunk_tokens"):
-        if config[key] < 1:
-            raise ValueError(f"learner.{key} must be at least 1, not {config[key]}.")
-    if unknown := set(config.offload) - set(OFFLOADABLE):
-        raise ValueError(
-            f"learner.offload may name {' and '.join(OFFLOADABLE)}, not {', '.join(unknown)}."
-        )
-    for key in ("clip", "clip_high", "kl_coefficient", "displacement_coefficient",
-                "overlong_buffer", "overlong_penalty"):  # fmt: skip
-        if config[key] is not None and not config[key] >= 0:
-            raise ValueError(f"learner.{key} must not be negative, not {config[key]}.")
+    LEARNER.check(config, "learner.")
     _check_sizes(config, trajectories)
     _check_loss(config)
     _check_kl(config, trajectories)
+    _check_updates(config, trajectories)
 
 
 def _check_sizes(config: ml_collections.ConfigDict, trajectories: int) -> None:
-    minibatch, rest = divmod(trajectories, config.minibatches)
-    if rest:
+    count = minibatches(config, trajectories)
+    size, rest = divmod(trajectories, count)
+    if rest or size != min(config.minibatch_size, trajectories):
         raise ValueError(
-            f"{trajectories} trajectories a step do not divide into learner.minibatches="
-            f"{config.minibatches}."
+            f"learner.minibatch_size={config.minibatch_size} does not divide the {trajectories} "
+            "trajectories of a step (questions × samples)."
         )
-    if config.packing and minibatch < config.micro_batch:
+    if config.packing and size < config.micro_batch:
         raise ValueError(
-            f"learner.micro_batch={config.micro_batch} packed rows are more than the {minibatch} "
+            f"learner.micro_batch={config.micro_batch} packed rows are more than the {size} "
             "trajectories of a mini-batch: some would always be empty."
         )
-    if not config.packing and minibatch % config.micro_batch:
+    if not config.packing and size % config.micro_batch:
         raise ValueError(
-            f"A mini-batch of {minibatch} trajectories does not divide into micro-batches of "
+            f"A mini-batch of {size} trajectories does not divide into micro-batches of "
             f"learner.micro_batch={config.micro_batch}."
         )
-    slowest = max(config.warmup_steps, config.critic_warmup_steps)
-    if config.decay_steps and config.decay_steps <= slowest:
+    slowest = max(config.warmup_share, config.critic_warmup_share)
+    if config.decay_share and config.decay_share <= slowest:
         raise ValueError(
-            f"learner.decay_steps={config.decay_steps} must exceed the warm-up of {slowest} steps, "
-            "or be 0."
+            f"learner.decay_share={config.decay_share} must exceed the warm-up's {slowest}, or be "
+            "0."
         )
-    buckets = tuple(config.length_buckets)
-    if not buckets or list(buckets) != sorted(set(buckets)):
-        raise ValueError(f"learner.length_buckets must be increasing lengths, not {buckets}.")
-    lengths = row_lengths(config)
-    if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-        raise ValueError(f"learner.row_lengths must be increasing lengths, not {lengths}.")
+    lengths, buckets = row_lengths(config), config.length_buckets
     if lengths[-1] < buckets[-1]:
         raise ValueError(
             f"learner.row_lengths={lengths} end before the last of learner.length_buckets, "
@@ -174,19 +212,13 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
             f"{', '.join(GROUP_ALGORITHMS)}; {config.algorithm} has one a token."
         )
     constant = config.loss_aggregation == "constant"
-    if constant != bool(config.loss_constant) or (constant and config.loss_constant < 1):
+    if constant != bool(config.loss_constant):
         raise ValueError(
             "learner.loss_constant is the number of tokens by which learner.loss_aggregation="
             "'constant' divides, and nothing else does: set both or neither, not "
             f"{config.loss_constant} and {config.loss_aggregation!r}."
         )
-    if config.dual_clip is not None and not config.dual_clip > 1:
-        raise ValueError(f"learner.dual_clip must be above 1 or None, not {config.dual_clip}.")
     if config.importance_cap is not None:
-        if not config.importance_cap > 0:
-            raise ValueError(
-                f"learner.importance_cap must be above 0 or None, not {config.importance_cap}."
-            )
         if config.old_logp != "trainer":
             raise ValueError(
                 "learner.importance_cap needs learner.old_logp='trainer': with the stored "
@@ -197,19 +229,30 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
                 "learner.importance_cap excludes learner.mask_observations=False: retrieved tokens "
                 "were not sampled, so they have no importance weight."
             )
-    if config.displacement_coefficient and config.epochs * config.minibatches == 1:
+
+
+def _check_updates(config: ml_collections.ConfigDict, trajectories: int) -> None:
+    """Refuses what needs more than one optimizer step a batch where there is only one.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    if config.displacement_coefficient and optimizer_steps(config, trajectories, steps=1) == 1:
         raise ValueError(
             "learner.displacement_coefficient compares the policy with itself before the step, "
-            "which a single update never leaves: raise learner.epochs or learner.minibatches, or "
-            "set it to 0."
+            "which a single update never leaves: raise learner.epochs, lower "
+            "learner.minibatch_size, or set it to 0."
         )
 
 
 def _check_kl(config: ml_collections.ConfigDict, trajectories: int) -> None:
+    if config.kl_in == "loss" and config.kl_kind == "k1":
+        raise ValueError(
+            "learner.kl_in='loss' with learner.kl_kind='k1' regularises nothing: the expected "
+            "gradient of k1 is 0. Use learner.kl_kind='k3' or 'k2', or learner.kl_in='reward'."
+        )
     if config.kl_target is None:
         return
-    if not config.kl_target > 0:
-        raise ValueError(f"learner.kl_target must be above 0 or None, not {config.kl_target}.")
     if config.kl_in == "none" or not config.kl_coefficient > 0:
         raise ValueError(
             "learner.kl_target steers a coefficient: it needs learner.kl_in='reward' or 'loss' and "

@@ -2,85 +2,74 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import ml_collections
 
 from sr1_jax.models.serving import WEIGHTS
-from sr1_jax.rewards import outcome_reward
+from sr1_jax.settings import (
+    Section,
+    Setting,
+    at_least,
+    between,
+    increasing_lengths,
+    one_of,
+)
+
+# The published values where there are any (arXiv 2503.09516, appendix).
+ROLLOUT = Section(
+    {
+        "slots": Setting(64, "episodes in flight", at_least(1)),
+        "passages": Setting(3, "passages that a search brings back", at_least(1)),
+        "max_searches": Setting(
+            4, "calls of tools in an episode; then one last segment without", at_least(0)
+        ),
+        "parallel_queries": Setting(False, "whether each line of a search is a query of its own"),
+        "max_segment_tokens": Setting(500, "tokens the policy may write in a turn", at_least(1)),
+        "max_observation_tokens": Setting(500, "tokens of an observation", at_least(1)),
+        "max_context_tokens": Setting(4096, "tokens of prompt and response together", at_least(1)),
+        "temperature": Setting(1.0, "of sampling; 0: greedy", at_least(0)),
+        "top_p": Setting(1.0, "nucleus sampling; 1: off", between(0, 1, open_below=True)),
+        "top_k": Setting(0, "tokens to sample from; 0: all", at_least(0)),
+        "decode_steps": Setting(32, "tokens a slot in one call of the decode program", at_least(1)),
+        "decode_sizes": Setting(
+            0, "1: all slots decode; 2: or a quarter of them; 0: 2 on CPUs, else 1", one_of(0, 1, 2)
+        ),
+        "extend_buckets": Setting(
+            (64, 256, 1024), "lengths that a prefill call is padded to", increasing_lengths()
+        ),
+        "turnover": Setting(
+            0.125,
+            "a decode call returns when this share of the running slots have stopped",
+            between(0, 1, open_below=True),
+        ),
+        "share_prefixes": Setting(
+            True, "whether what another slot's cache holds of a prompt is copied"
+        ),
+        "long_prompts": Setting(
+            "raise", "prompts that leave no room: raise, or skip and count", one_of("raise", "skip")
+        ),
+        "weights": Setting("same", "dtype of the copy that rollouts use", one_of(*WEIGHTS)),
+        "deterministic": Setting(
+            False,
+            "take what tools return by logical time, not by the clock: runs repeat bit for bit",
+        ),
+        "profile": Setting(
+            False, "wait for every program, so that its seconds are its own", free_on_resume=True
+        ),
+    }
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Settings with the published values where there are any (arXiv 2503.09516, appendix)."""
-    config = ml_collections.ConfigDict()
-    config.slots = 64  # episodes in flight
-    config.passages = 3  # passages a search brings back
-    config.max_searches = 4  # after these, one last segment without search
-    config.max_segment_tokens = 500
-    config.max_observation_tokens = 500
-    config.max_context_tokens = 4096  # prompt and response together
-    config.temperature = 1.0  # 0: greedy
-    config.top_p = 1.0
-    config.top_k = 0  # 0: all tokens
-    config.template = "search"  # a shipped prompt template, or the path of one
-    config.chat = False  # True: the prompt as a user's message in the model's chat template
-    config.decode_steps = 32  # tokens a slot in one call of the decode program
-    config.decode_sizes = 0  # 1: all slots decode; 2: or a quarter of them; 0: 2 on CPUs, else 1
-    config.extend_buckets = (64, 256, 1024)  # lengths an extend call is padded to
-    config.reward_metric = "em"  # em, f1 or substring
-    config.format_weight = 0.0  # weight of the format reward (arXiv 2505.15117)
-    config.turnover = 0.125  # a decode call returns when this share of the running have stopped
-    config.share_prefixes = True  # copy what another slot's cache holds of a prompt
-    config.long_prompts = "raise"  # or "skip": leave out, and count, what the budget cannot hold
-    config.parallel_queries = False  # True: each line of a search is a query; one observation
-    config.weights = "same"  # or bfloat16, int8: of the copy that rollouts use
-    config.profile = False  # True: wait for every program, so that its seconds are its own
-    config.retriever_threads = 4  # searches under way at a time
-    config.retriever_batch = 64  # most queries of one search
-    config.retriever_timeout_seconds = 60.0
-    config.retriever_attempts = 3  # calls before a failing retriever is given up
-    config.retriever_backoff_seconds = 0.5  # before the second call; doubles
-    config.retriever_failure = "raise"  # or "empty": go on with no passages, and count it
-    return config.lock()
+    """The settings of an `Engine`."""
+    return ROLLOUT.defaults()
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: Any) -> None:
     """Refuses settings that cannot work.
 
     Raises:
         ValueError: naming the key, its value and what would do.
     """
-    for key in ("slots", "passages", "max_segment_tokens", "max_observation_tokens",
-                "max_context_tokens", "decode_steps", "retriever_attempts", "retriever_threads",
-                "retriever_batch"):  # fmt: skip
-        if config[key] < 1:
-            raise ValueError(f"rollout.{key} must be at least 1, not {config[key]}.")
-    for key in ("max_searches", "temperature", "top_k", "retriever_backoff_seconds"):
-        if config[key] < 0:
-            raise ValueError(f"rollout.{key} must not be negative, not {config[key]}.")
-    if not 0 < config.top_p <= 1:
-        raise ValueError(f"rollout.top_p must lie in (0, 1], not {config.top_p}.")
-    buckets = tuple(config.extend_buckets)
-    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-        raise ValueError(f"rollout.extend_buckets must be increasing lengths, not {buckets}.")
-    if not 0 < config.turnover <= 1:
-        raise ValueError(f"rollout.turnover must lie in (0, 1], not {config.turnover}.")
-    if config.retriever_timeout_seconds <= 0:
-        raise ValueError(
-            "rollout.retriever_timeout_seconds must be positive, not "
-            f"{config.retriever_timeout_seconds}."
-        )
-    choices = {
-        "decode_sizes": (0, 1, 2),
-        "retriever_failure": ("raise", "empty"),
-        "long_prompts": ("raise", "skip"),
-        "weights": WEIGHTS,
-    }
-    for key, allowed in choices.items():
-        if config[key] not in allowed:
-            quoted = " or ".join(json.dumps(choice) for choice in allowed)
-            raise ValueError(f"rollout.{key} must be {quoted}, not {config[key]!r}.")
-    # Refuses unknown metrics and weights outside [0, 1].
-    outcome_reward(
-        None, ["x"], False, metric=config.reward_metric, format_weight=config.format_weight
-    )
+    ROLLOUT.check(config, "rollout.")

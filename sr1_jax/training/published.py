@@ -63,7 +63,7 @@ def published_config(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, size.tensor
 
     config.steps, config.questions = 500, 512
-    config.rollout.chat = chosen["variant"] == "instruct"
+    config.protocol.chat = chosen["variant"] == "instruct"
     config.rollout.weights = "bfloat16"
     config.rollout.slots = size.slots
     config.rollout.extend_buckets = (64, 256, 512)
@@ -77,11 +77,9 @@ def published_config(
         config.samples = 5
         config.learner.algorithm = "grpo"
         config.learner.kl_in, config.learner.kl_kind = "loss", "k3"
-    # A mini-batch is 256 trajectories with either algorithm.
-    config.learner.minibatches = config.questions * config.samples // 256
-    optimizer_steps = config.steps * config.learner.minibatches
-    config.learner.warmup_steps = round(0.285 * optimizer_steps)
-    config.learner.critic_warmup_steps = round(0.015 * optimizer_steps)
+    config.learner.minibatch_size = 256
+    config.learner.warmup_share = 0.285
+    config.learner.critic_warmup_share = 0.015
     return config
 
 

@@ -1,122 +1,201 @@
-"""All settings of a run, with defaults; every file in configs/ starts from these."""
+"""All settings of a run: the sections of every room put together, and what holds between them.
+
+`default_config()` is what every file in configs/ starts from; `python -m sr1_jax.train --help`
+lists every key with its meaning and default.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 from jax.sharding import Mesh
 
+from sr1_jax.environment import settings as environment_settings
+from sr1_jax.evaluation.methods import METHODS, templates
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
 from sr1_jax.paths import local_path
 from sr1_jax.protocol.prompts import load_template
+from sr1_jax.protocol.settings import PROTOCOL
+from sr1_jax.retrieval.settings import RETRIEVAL
+from sr1_jax.rewards.settings import REWARD
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
+from sr1_jax.settings import (
+    Section,
+    Setting,
+    above,
+    at_least,
+    increasing_lengths,
+    one_of,
+    some_of,
+)
+from sr1_jax.sharding import batch_parts
+from sr1_jax.training.phases import phases_of
 
-METHODS = ("search", "direct", "rag")
+DTYPES = ("float32", "bfloat16")
+
+_MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
+
+RUN = Section(
+    {
+        "seed": Setting(0, "of everything that is drawn", at_least(0)),
+        "steps": Setting(500, "of reinforcement learning", at_least(0), free_on_resume=True),
+        "questions": Setting(512, "a step", at_least(1)),
+        "samples": Setting(
+            1, "episodes a question; the group size of GRPO and its kin", at_least(1)
+        ),
+        "dynamic_sampling_rounds": Setting(
+            0, "more rollouts that replace questions whose samples all earn the same", at_least(0)
+        ),
+        "method": Setting("search", "the prompt, and whether tools are called", one_of(*METHODS)),
+        "base": Section(
+            {
+                "path": Setting("", "a Hugging Face folder, a .gguf file, or smollm2"),
+                "workdir": Setting("", "another run, whose base policy and data are used"),
+                "dtype": Setting("float32", "of activations", one_of(*DTYPES)),
+                "param_dtype": Setting("float32", "of parameters", one_of(*DTYPES)),
+                "remat": Setting(
+                    "none",
+                    "what layers keep for the backward pass: none (nothing is computed twice), "
+                    "dots, narrow, attention, full (almost everything is)",
+                    one_of(*REMAT_POLICIES, True, False),
+                    object,
+                ),
+            }
+        ),
+        "model": Section(
+            {
+                "preset": Setting("", "the published model that base.path has to hold"),
+                "vocab_size": Setting(1400, "at most, of a policy from scratch", at_least(1)),
+                "width": Setting(128, "of a policy from scratch", at_least(1)),
+                "layers": Setting(3, "of a policy from scratch", at_least(1)),
+                "heads": Setting(4, "query heads of a policy from scratch", at_least(1)),
+                "kv_heads": Setting(2, "key/value heads of a policy from scratch", at_least(1)),
+                "ff_width": Setting(384, "of a policy from scratch", at_least(1)),
+                "qk_norm": Setting(False, "whether a policy from scratch norms queries and keys"),
+            }
+        ),
+        "lora": Section(
+            {
+                "rank": Setting(0, "of adapters; 0: all parameters are trained", at_least(0)),
+                "alpha": Setting(32.0, "what adapters add is times alpha / rank", above(0)),
+                "targets": Setting(TARGETS, "kernels that have one", some_of(*TARGETS)),
+            }
+        ),
+        "critic": Section(
+            {"path": Setting("", "where the value model starts, as base.path; none: the policy")}
+        ),
+        "mesh": Section(
+            {
+                "data": Setting(-1, _MESH_AXIS, at_least(-1)),
+                "fsdp": Setting(1, _MESH_AXIS, at_least(-1)),
+                "tensor": Setting(1, _MESH_AXIS, at_least(-1)),
+            },
+            free_on_resume=True,
+        ),
+        "data": Section(
+            {
+                "questions": Setting("", "training questions: JSON lines, several with commas"),
+                "dev": Setting("", "development questions: JSON lines, several with commas"),
+                "corpus": Setting("", "passages: JSON lines, may be gzipped"),
+                "index": Setting("", "an index built before; none: below the workdir"),
+                "world_people": Setting(
+                    0, "above 0: the fictional world instead of files", at_least(0)
+                ),
+            }
+        ),
+        "environment": environment_settings.ENVIRONMENT,
+        "retrieval": RETRIEVAL,
+        "reward": REWARD,
+        "protocol": PROTOCOL,
+        "warm_start": Section(
+            {
+                "phases": Setting((), "of a supervised start: dicts, see training/phases.py"),
+                "worlds": Setting(
+                    1, "fictional worlds that traces come from; 1: the run's own", at_least(1)
+                ),
+                "batch": Setting(48, "traces an optimizer step", at_least(1)),
+                "length_buckets": Setting(
+                    (96, 144, 192), "lengths that batches are padded to", increasing_lengths()
+                ),
+            }
+        ),
+        "evaluation": Section(
+            {
+                "every": Setting(50, "steps; 0: only at the end", at_least(0)),
+                "questions": Setting(200, "at most, while training", at_least(0)),
+                "final_questions": Setting(400, "at most, before and after", at_least(0)),
+                "sampled": Setting(True, "also at the sampling temperature, not only greedy"),
+            },
+            free_on_resume=True,
+        ),
+        "checkpoint": Section(
+            {
+                "every": Setting(50, "steps; 0: only at the end", at_least(0)),
+                "keep": Setting(2, "of the newest", at_least(1)),
+                "folder": Setting("", "none: below the workdir; several processes share it"),
+            },
+            free_on_resume=True,
+        ),
+        "log": Section(
+            {"groups": Setting(4, "questions of a step whose episodes are kept", at_least(0))},
+            free_on_resume=True,
+        ),
+        "rollout": rollout_settings.ROLLOUT,
+        "learner": learner_settings.LEARNER,
+    }
+)
+
+# Keys that earlier versions had, and what to write instead.
+MOVED = {
+    "templates.search": "protocol.search_template",
+    "templates.direct": "protocol.direct_template",
+    "templates.rag": "protocol.rag_template",
+    "rollout.template": "protocol.search_template",
+    "rollout.chat": "protocol.chat",
+    "rollout.reward_metric": "reward.terms, e.g. (('f1', 1.0),)",
+    "rollout.format_weight": "reward.format_weight, with reward.terms=(('em_format', 1.0),)",
+    "rollout.retriever_threads": "environment.options.search.threads",
+    "rollout.retriever_batch": "environment.options.search.batch",
+    "rollout.retriever_timeout_seconds": "environment.options.search.timeout_seconds",
+    "rollout.retriever_attempts": "environment.options.search.attempts",
+    "rollout.retriever_backoff_seconds": "environment.options.search.backoff_seconds",
+    "rollout.retriever_failure": "environment.options.search.failure",
+    "learner.truncated": "reward.truncated (mask, or train for what was penalise)",
+    "learner.truncation_penalty": "reward.terms, e.g. (('em', 1.0), ('truncated', -0.5))",
+    "learner.overlong_buffer": "reward.overlong_buffer",
+    "learner.overlong_penalty": "reward.terms, e.g. (('em', 1.0), ('overlong', -1.0))",
+    "learner.minibatches": "learner.minibatch_size, in trajectories",
+    "learner.warmup_steps": "learner.warmup_share, of the run",
+    "learner.critic_warmup_steps": "learner.critic_warmup_share, of the run",
+    "learner.decay_steps": "learner.decay_share, of the run",
+}
+
 _PATHS = (
     "base.path", "base.workdir", "critic.path", "data.questions", "data.dev", "data.corpus",
-    "checkpoint.folder",
+    "data.index", "checkpoint.folder",
 )  # fmt: skip
 
 
 def default_config() -> ml_collections.ConfigDict:
     """Settings of a run; locked, so that an unknown key is an error."""
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.steps = 500  # of reinforcement learning
-    config.questions = 512  # a step
-    config.samples = 1  # episodes a question; the group size of GRPO and its kin
-    # Dynamic sampling: at most so many more rollouts a step replace the questions whose samples all
-    # earn the same.
-    config.dynamic_sampling_rounds = 0
-    config.method = "search"  # search, direct or rag: the prompt, and whether searches are made
+    return RUN.defaults()
 
-    config.base = ml_collections.ConfigDict()
-    # Where the policy starts: a Hugging Face folder, a .gguf file or "smollm2"; the workdir of
-    # another run, whose base policy and data are used; or "" for one from scratch.
-    config.base.path = ""
-    config.base.workdir = ""
-    config.base.dtype = "float32"
-    config.base.param_dtype = "float32"
-    # What layers keep for the backward pass: none (nothing is computed twice), dots, narrow,
-    # attention or full (almost everything is); False and True stand for the first and the last.
-    config.base.remat = ml_collections.FieldReference("none", field_type=object)
 
-    config.model = ml_collections.ConfigDict()
-    # The published model that base.path has to hold (sr1_jax/models/shapes.py); "": whatever is
-    # there. Its shape is known without the files. What follows is that of a policy from scratch.
-    config.model.preset = ""
-    config.model.vocab_size = 1400
-    config.model.width = 128
-    config.model.layers = 3
-    config.model.heads = 4
-    config.model.kv_heads = 2
-    config.model.ff_width = 384
-    config.model.qk_norm = False
-
-    config.lora = ml_collections.ConfigDict()
-    config.lora.rank = 0  # above 0: adapters of this rank are trained, the base is not; 0: none
-    config.lora.alpha = 32.0  # what an adapter adds is times alpha / rank
-    config.lora.targets = TARGETS  # kernels that have one: q, k, v, o, gate, up, down
-
-    config.critic = ml_collections.ConfigDict()
-    # Where PPO's value model starts: a folder or file as base.path, of any size, if its tokenizer
-    # is the policy's; "": the policy itself.
-    config.critic.path = ""
-
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # -1: all devices that the others leave
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
-
-    config.data = ml_collections.ConfigDict()
-    config.data.questions = ""  # training questions, JSON lines
-    config.data.dev = ""  # development questions, JSON lines
-    config.data.corpus = ""  # passages, JSON lines; may be gzipped
-    config.data.world_people = 0  # above 0: the fictional world instead of files
-
-    config.retrieval = ml_collections.ConfigDict()
-    config.retrieval.k1 = 0.9
-    config.retrieval.b = 0.4
-    config.retrieval.stemmer = "english"
-    config.retrieval.stopwords = "en"
-
-    config.templates = ml_collections.ConfigDict()
-    config.templates.search = "search"
-    config.templates.direct = "direct"
-    config.templates.rag = "rag"
-
-    config.protocol = ml_collections.ConfigDict()
-    # A file that replaces templates.search: a prompt with {question} in it; "": none.
-    config.protocol.template_path = ""
-
-    config.warm_start = ml_collections.ConfigDict()
-    config.warm_start.phases = ()  # dicts: name, steps, learning_rate, traces, mix, …
-    # Traces come from this many worlds with other training entities and other facts, so that
-    # neither names nor facts can be learned by heart; 1: from the run's own world.
-    config.warm_start.worlds = 1
-    config.warm_start.batch = 48
-    config.warm_start.length_buckets = (96, 144, 192)
-
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.every = 50  # steps; 0: only at the end
-    config.evaluation.questions = 200  # at most, in evaluations while training
-    config.evaluation.final_questions = 400
-    config.evaluation.sampled = True  # also at the sampling temperature, not only greedy
-
-    config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every = 50
-    config.checkpoint.keep = 2
-    config.checkpoint.folder = ""  # "": below the workdir; several processes have to share it
-
-    config.rollout = rollout_settings.default_config()
-    config.learner = learner_settings.default_config()
-    return config.lock()
+def unknown_setting(key: str) -> str:
+    """What to say of a key that there is not: its new name, or the nearest one known."""
+    leaf = key.rsplit(".", 1)[-1]
+    moved = MOVED.get(key) or next(
+        (new for old, new in MOVED.items() if old.rsplit(".", 1)[-1] == leaf), None
+    )
+    if moved:
+        return f"There is no setting {key} any more: use {moved}."
+    near = RUN.nearest(key)
+    hint = f" Did you mean {near}?" if near else ""
+    return f"There is no setting {key}.{hint} --help lists all."
 
 
 def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> None:
@@ -129,51 +208,27 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     Raises:
         ValueError: naming the key, its value and what would do.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {config.method!r}.")
-    for key in ("questions", "samples"):
-        if config[key] < 1:
-            raise ValueError(f"{key} must be at least 1, not {config[key]}.")
-    if config.checkpoint.keep < 1:
-        raise ValueError(
-            f"checkpoint.keep must be at least 1, not {config.checkpoint.keep}: with none kept "
-            "there is no trained policy."
-        )
-    counts = {
-        "steps": config.steps,
-        "checkpoint.every": config.checkpoint.every,
-        "evaluation.every": config.evaluation.every,
-        "evaluation.questions": config.evaluation.questions,
-        "evaluation.final_questions": config.evaluation.final_questions,
-    }
-    for key, value in counts.items():
-        if value < 0:
-            raise ValueError(f"{key} must not be negative: {value}.")
+    RUN.check(config)
     check_paths(config)
-    if config.base.path and config.base.workdir:
-        raise ValueError("base.path and base.workdir exclude each other; clear one.")
-    if config.base.remat not in (*REMAT_POLICIES, True, False):
-        raise ValueError(
-            f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {config.base.remat!r}."
-        )
-    if config.rollout.template != rollout_settings.default_config().template:
-        raise ValueError(
-            f"rollout.template={config.rollout.template!r} is for an Engine used by itself; the "
-            "prompts of a run are templates.search, .direct and .rag, or protocol.template_path."
-        )
+    environment_settings.check_config(config.environment)
     for template in templates(config).values():
         load_template(template)  # refuses what is not there or asks nothing
-    rollout_settings.check_config(config.rollout)
-    learner_settings.check_config(config.learner, config.questions * config.samples)
+    trajectories = config.questions * config.samples
+    learner_settings.check_config(config.learner, trajectories)
+    phases_of(config.warm_start.phases)
+    _check_groups(config)
+    _check_training(config)
+    _check_models(config)
+    if inputs:
+        _check_inputs(config)
+
+
+def _check_groups(config: ml_collections.ConfigDict) -> None:
     in_groups = config.learner.algorithm in learner_settings.GROUP_ALGORITHMS
     if in_groups and config.samples < 2:
         raise ValueError(
             f"learner.algorithm={config.learner.algorithm!r} compares the samples of a question: "
             f"samples must be at least 2, not {config.samples}."
-        )
-    if config.dynamic_sampling_rounds < 0:
-        raise ValueError(
-            f"dynamic_sampling_rounds must not be negative, not {config.dynamic_sampling_rounds}."
         )
     if config.dynamic_sampling_rounds and not in_groups:
         raise ValueError(
@@ -181,77 +236,86 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
             f"{', '.join(learner_settings.GROUP_ALGORITHMS)} have, not learner.algorithm="
             f"{config.learner.algorithm!r}: set it to 0."
         )
-    rollout = config.rollout
-    if config.steps and (rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0):
+
+
+def _check_training(config: ml_collections.ConfigDict) -> None:
+    """Refuses what cannot be trained on; a run of 0 steps trains on nothing."""
+    rollout, learner = config.rollout, config.learner
+    if config.reward.overlong_buffer >= rollout.max_context_tokens:
+        raise ValueError(
+            f"reward.overlong_buffer={config.reward.overlong_buffer} must be shorter than "
+            f"rollout.max_context_tokens={rollout.max_context_tokens}, of which it is the end."
+        )
+    if not config.steps:
+        return
+    if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
         raise ValueError(
             "What is sampled is what is trained: training needs rollout.temperature above 0, "
             f"rollout.top_p=1 and rollout.top_k=0, not {rollout.temperature}, {rollout.top_p} and "
             f"{rollout.top_k}."
         )
-    longest = config.learner.length_buckets[-1]
-    if config.steps and longest < rollout.max_context_tokens:
+    if learner.length_buckets[-1] < rollout.max_context_tokens:
         raise ValueError(
             f"rollout.max_context_tokens={rollout.max_context_tokens} exceeds the last of "
-            f"learner.length_buckets={tuple(config.learner.length_buckets)}; the longest "
+            f"learner.length_buckets={tuple(learner.length_buckets)}; the longest "
             "trajectories would not fit."
         )
-    if config.learner.overlong_buffer >= rollout.max_context_tokens:
+    if config.base.param_dtype == "bfloat16" and not config.lora.rank:
         raise ValueError(
-            f"learner.overlong_buffer={config.learner.overlong_buffer} must be shorter than "
-            f"rollout.max_context_tokens={rollout.max_context_tokens}, of which it is the end."
+            "base.param_dtype='bfloat16' loses the small steps of training in its 8 bits: set "
+            "base.param_dtype='float32' (base.dtype='bfloat16' still computes in bfloat16), or "
+            "train adapters, lora.rank above 0."
         )
-    world = config.data.world_people > 0
+
+
+def _check_models(config: ml_collections.ConfigDict) -> None:
+    if config.base.path and config.base.workdir:
+        raise ValueError("base.path and base.workdir exclude each other; clear one.")
     if config.base.path and config.warm_start.phases:
         raise ValueError(
             "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
             "start. Clear one (--config.warm_start.phases='()')."
         )
-    _check_phases(config.warm_start.phases)
-    if world and any((config.data.questions, config.data.dev, config.data.corpus)):
-        raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.critic.path and not learner_settings.needs_critic(config.learner):
         raise ValueError(
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
             "critic; clear it."
         )
-    if config.lora.rank and "reference" in config.learner.offload:
-        raise ValueError(
-            "learner.offload has 'reference', but with lora.rank above 0 the reference is the base "
-            "under the adapters, which every program needs: leave it out."
-        )
     if config.lora.rank:
+        if "reference" in config.learner.offload:
+            raise ValueError(
+                "learner.offload has 'reference', but with lora.rank above 0 the reference is the "
+                "base under the adapters, which every program needs: leave it out."
+            )
         LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
     if config.model.preset:
         preset_config(config.model.preset)  # refuses unknown ones
-    if not inputs:
-        return
+    shape = config.model
+    if shape.heads % shape.kv_heads or shape.width % shape.heads:
+        raise ValueError(
+            f"model.heads={shape.heads} must be a multiple of model.kv_heads={shape.kv_heads} and "
+            f"divide model.width={shape.width}."
+        )
+
+
+def _check_inputs(config: ml_collections.ConfigDict) -> None:
+    """Refuses a run without data or without a policy to start from."""
+    data, world = config.data, config.data.world_people > 0
+    if world and any((data.questions, data.dev, data.corpus, data.index)):
+        raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.model.preset and not config.base.path:
         raise ValueError(f"base.path is not set: name the folder that holds {config.model.preset}.")
-    if not world and not config.base.workdir:
-        for key in ("questions", "corpus"):
-            if not config.data[key]:
-                raise ValueError(f"data.{key} is not set: give a file (--config.data.{key}=…).")
-        if not config.base.path:
-            raise ValueError("base.path is not set: name the model to start from.")
-
-
-_PHASE_KEYS = {
-    "name", "steps", "traces", "learning_rate", "mix", "only_correct", "arbitrary", "evaluate_at",
-    "final_rate", "context_weight", "length_buckets",
-}  # fmt: skip
-
-
-def _check_phases(phases: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses a phase of the warm start that lacks a key, or has one that nothing reads."""
-    for number, phase in enumerate(phases):
-        for key in ("name", "steps", "traces", "learning_rate", "mix"):
-            if key not in phase:
-                raise ValueError(f"warm_start.phases[{number}] has no {key!r}.")
-        if unknown := sorted(set(phase) - _PHASE_KEYS):
-            raise ValueError(
-                f"warm_start.phases[{number}]: unknown key {unknown[0]!r}; the keys are "
-                f"{', '.join(sorted(_PHASE_KEYS))}."
-            )
+    if world or config.base.workdir:
+        return
+    if not data.questions:
+        raise ValueError("data.questions is not set: give a file (--config.data.questions=…).")
+    if config.retrieval.kind == "bm25" and not (data.corpus or data.index):
+        raise ValueError(
+            "data.corpus is not set: give a file (--config.data.corpus=…), or an index of one "
+            "(--config.data.index=…)."
+        )
+    if not config.base.path:
+        raise ValueError("base.path is not set: name the model to start from.")
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:
@@ -271,7 +335,7 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool 
     Raises:
         ValueError: naming the key, its value and the number of devices.
     """
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = batch_parts(mesh)
     sizes = {"rollout.slots": config.rollout.slots}
     if training and config.steps:
         sizes["learner.micro_batch"] = config.learner.micro_batch
@@ -285,33 +349,6 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool 
             )
 
 
-def templates(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """The prompt template of each method: the name of a shipped one, or a file.
-
-    Raises:
-        ValueError: protocol.template_path is not a file.
-    """
-    path = config.protocol.template_path
-    if path and not Path(path).is_file():
-        raise ValueError(f"protocol.template_path: {path} is not a file.")
-    # Absolute, so that a file is never mistaken for a shipped template of its name.
-    return config.templates.to_dict() | ({"search": str(Path(path).resolve())} if path else {})
-
-
-def rollout_config(
-    config: ml_collections.ConfigDict, method: str, *, greedy: bool = False
-) -> ml_collections.ConfigDict:
-    """The rollout settings of a method: its prompt, and no searches but for `search`.
-
-    Raises:
-        ValueError: an unknown method, or protocol.template_path is not a file.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
-    rollout = config.rollout.copy_and_resolve_references().unlock()
-    rollout.template = templates(config)[method]
-    if method != "search":
-        rollout.max_searches = 0
-    if greedy:
-        rollout.temperature = 0.0
-    return rollout.lock()
+def fixed_settings(config: Any) -> dict[str, Any]:
+    """The settings that a resumed run has to have as before, as plain values."""
+    return RUN.without_free(config)

@@ -15,12 +15,13 @@ def get_config():
     config.warm_start.length_buckets = (96, 144, 192)
     config.steps = 3
     config.questions = 8
-    config.rollout.format_weight = 0.5
+    config.reward.terms = (("em_format", 1.0), ("truncated", -1.0))
+    config.reward.format_weight = 0.5
     config.rollout.max_segment_tokens = 24
     config.rollout.max_context_tokens = 152
     config.learner.learning_rate = 1e-3
     config.learner.critic_learning_rate = 1e-3
-    config.learner.minibatches = 2
+    config.learner.minibatch_size = 4
     config.learner.micro_batch = 4
     config.learner.length_buckets = (96, 152)
     config.evaluation.every = 2

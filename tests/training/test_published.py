@@ -30,7 +30,7 @@ def test_every_choice(load, name):
     for size, algo, variant in itertools.product(module.SIZES, ALGORITHMS, VARIANTS):
         config = module.get_config(f"size={size},algo={algo},variant={variant}")
         check_config(config, inputs=False)
-        assert config.rollout.chat == (variant == "instruct")
+        assert config.protocol.chat == (variant == "instruct")
         assert config.learner.algorithm == algo
         shape = decoder_config(config)
         assert (shape.dtype, shape.param_dtype) == ("bfloat16", "float32")
@@ -72,7 +72,7 @@ def test_published_numbers(load):
 def test_what_an_argument_leaves_out(load):
     config = load("qwen2_5").get_config()
     assert (config.model.preset, config.learner.algorithm) == ("qwen2.5-7b", "ppo")
-    assert not config.rollout.chat
+    assert not config.protocol.chat
     assert load("qwen2_5").get_config("size=72b").model.preset == "qwen2.5-72b"
 
 

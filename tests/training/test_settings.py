@@ -341,7 +341,7 @@ def test_a_prompt_of_ones_own(tmp_path):
 
 def test_rollout_config_of_a_method():
     config = default_config()
-    config.templates.rag = "compact_rag"
+    config.protocol.rag_template = "compact_rag"
     search = rollout_config(config, "search")
     assert (search.template, search.max_searches, search.temperature) == ("search", 4, 1.0)
     rag = rollout_config(config, "rag", greedy=True)

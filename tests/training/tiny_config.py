@@ -6,9 +6,9 @@ from sr1_jax.training.settings import default_config
 def get_config():
     config = default_config()
     config.data.world_people = 64
-    config.templates.search = "compact_search"
-    config.templates.direct = "compact_direct"
-    config.templates.rag = "compact_rag"
+    config.protocol.search_template = "compact_search"
+    config.protocol.direct_template = "compact_direct"
+    config.protocol.rag_template = "compact_rag"
     config.model.vocab_size = 600
     config.model.width = 16
     config.model.layers = 1
@@ -36,11 +36,9 @@ def get_config():
     config.rollout.extend_buckets = (64,)
 
     # A policy this weak rarely gets to an end; cut episodes are what there is to learn from.
-    config.learner.truncated = "penalise"
-    config.learner.truncation_penalty = 1.0
+    config.reward.terms = (("em", 1.0), ("truncated", -1.0))
     config.learner.learning_rate = 1e-2
     config.learner.critic_learning_rate = 1e-2
-    config.learner.minibatches = 1
     config.learner.micro_batch = 8
     config.learner.length_buckets = (120,)
 

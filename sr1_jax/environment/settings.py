@@ -1,0 +1,88 @@
+"""Settings of the environment: which tools a policy has, and how each is called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sr1_jax.settings import Section, Setting, above, at_least, one_of, or_none
+
+# How a tool is called: keys that environment.options.<tag> may hold for every tool, beside those of
+# its factory. A run may have stopped because of them, so a resumed one may change them.
+CALLS = Section(
+    {
+        "threads": Setting(4, "calls of the tool under way at a time", at_least(1)),
+        "batch": Setting(64, "requests that one call answers at most", at_least(1)),
+        "timeout_seconds": Setting(60.0, "until a call is given up", above(0)),
+        "attempts": Setting(3, "calls before a failing tool is given up", at_least(1)),
+        "backoff_seconds": Setting(0.5, "before the second attempt; doubles", at_least(0)),
+        "failure": Setting(
+            "raise",
+            "a tool that was given up ends the run (raise), or answers nothing and is counted "
+            "(empty)",
+            one_of("raise", "empty"),
+        ),
+        "max_calls": Setting(
+            None,
+            "calls of the tool in an episode; None: no limit of its own",
+            or_none(at_least(0)),
+            int,
+        ),
+    },
+    free_on_resume=True,
+)
+
+ENVIRONMENT = Section(
+    {
+        "tools": Setting(
+            ("search",),
+            "tools of the policy: names, or module:factory, called with the config of the run",
+        ),
+        "options": Section(
+            {"search": CALLS},
+            open=True,
+        ),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CallOptions:
+    """How a tool is called; see `CALLS` for the meaning of each."""
+
+    threads: int = 4
+    batch: int = 64
+    timeout_seconds: float = 60.0
+    attempts: int = 3
+    backoff_seconds: float = 0.5
+    failure: str = "raise"
+    max_calls: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], tag: str) -> CallOptions:
+        """Those of environment.options.<tag>, with the defaults for what it does not say.
+
+        Raises:
+            ValueError: a value out of range; names the key.
+        """
+        given = dict(options.get(tag, {}))
+        known = {name: given[name] for name in CALLS.parts if name in given}
+        filled = {name: setting.default for name, setting in CALLS.parts.items()} | known
+        CALLS.check(filled, f"environment.options.{tag}.")
+        return cls(**filled)
+
+
+def check_config(config: Any) -> None:
+    """Refuses options out of range, of any tool.
+
+    Raises:
+        ValueError: naming the key, its value and what would do.
+    """
+    tools = config.tools
+    if not isinstance(tools, (tuple, list)) or not all(isinstance(t, str) and t for t in tools):
+        raise ValueError(
+            f"environment.tools must be a tuple of names or module:factory, not {tools!r}."
+        )
+    for tag in config.options:
+        CallOptions.of(config.options, tag)
