@@ -23,7 +23,12 @@ class Passage:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Anything that finds passages for queries."""
+    """Anything that finds passages for queries.
+
+    A retriever may also have two attributes, strings: `fingerprint`, which is the same only where
+    searches find the same (a resumed run is held to it), and `corpus_sha256`, the hash of the
+    passage file behind it.
+    """
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
         """Finds up to `k` passages for each query, best first.
