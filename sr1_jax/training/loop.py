@@ -27,13 +27,12 @@ from sr1_jax.evaluation.trajectory_log import write_trajectories
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.rl.batch import Batch, make_batch, outcome
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rollout import Engine, SplitEngine, Trajectory
+from sr1_jax.rollout import Engine, Trajectory
 from sr1_jax.rollout.engine import as_metrics, sum_stats
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.dynamic_sampling import Sampled, sample_groups
 from sr1_jax.training.policies import models_to_train
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
-from sr1_jax.training.settings import rollout_config
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
 
@@ -93,13 +92,7 @@ def reinforce(
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
         InterruptedError: SIGTERM came; the state after the step that was under way is saved.
     """
-    engine = SplitEngine(
-        policy,
-        tokenizer,
-        task.retriever,
-        rollout_config(config, config.method),
-        mesh=mesh,
-    )
+    engine = make_engine(policy, tokenizer, task.retriever, config, config.method, mesh=mesh)
     checkpoints = RunCheckpoints(checkpoint_folder(config, workdir), keep=config.checkpoint.keep)
     state, start = learner.initial_state, checkpoints.latest_step or 0
     facts = {"config": _fixed_settings(config), "position": 0}
