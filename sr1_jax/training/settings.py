@@ -20,6 +20,7 @@ from sr1_jax.paths import local_path
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.settings import PROTOCOL
 from sr1_jax.retrieval.settings import RETRIEVAL
+from sr1_jax.rewards.reward import check_terms
 from sr1_jax.rewards.settings import REWARD
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
@@ -211,6 +212,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_terms(config.reward)
     for template in templates(config).values():
         load_template(template)  # refuses what is not there or asks nothing
     trajectories = config.questions * config.samples
@@ -219,6 +221,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     _check_groups(config)
     _check_training(config)
     _check_models(config)
+    _check_deterministic(config)
     if inputs:
         _check_inputs(config)
 
@@ -316,6 +319,18 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
         )
     if not config.base.path:
         raise ValueError("base.path is not set: name the model to start from.")
+
+
+def _check_deterministic(config: ml_collections.ConfigDict) -> None:
+    """Refuses what makes two runs differ where they are to be equal."""
+    if not config.rollout.deterministic:
+        return
+    for tag, options in config.environment.options.items():
+        if options.get("failure", "raise") == "empty":
+            raise ValueError(
+                f"rollout.deterministic=True excludes environment.options.{tag}.failure='empty': "
+                "which calls fail depends on the clock. Set it to 'raise'."
+            )
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""The task of a fictional world: its questions, its passages, and the same world with facts anew."""
+"""The task of a fictional world: questions, passages, and the same world with other facts."""
 
 from __future__ import annotations
 
