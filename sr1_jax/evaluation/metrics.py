@@ -1,16 +1,15 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, and the person at the terminal."""
+"""Where numbers go: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import rich
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+
+from sr1_jax.evaluation.progress import Live as Live
 
 
 class MetricsWriter:
@@ -68,38 +67,3 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-class Live:
-    """A progress bar with figures at a terminal; elsewhere a line every few seconds."""
-
-    def __init__(self, what: str, total: int, *, start: int = 0, every_seconds: float = 5.0):
-        self._what, self._total, self._start = what, total, start
-        self._every, self._last, self._began = every_seconds, 0.0, time.perf_counter()
-        self._bar = None
-        if rich.get_console().is_terminal:
-            self._bar = Progress(
-                TextColumn(what),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-            )
-            self._task = self._bar.add_task(what, total=total, completed=start, figures="")
-            self._bar.start()
-
-    def update(self, step: int, **figures: float) -> None:
-        """Shows figures after `step` of the total steps."""
-        text = "  ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=text)
-            return
-        now = time.perf_counter()
-        if now - self._last >= self._every or step == self._total:
-            self._last = now
-            left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-            print(f"{self._what} {step}/{self._total}  {text}  {left:.0f} s left", flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -1,12 +1,11 @@
-"""metrics.jsonl, TensorBoard, and the lines for the person who waits."""
+"""metrics.jsonl and TensorBoard."""
 
 import json
 import math
 
 import pytest
 
-from sr1_jax.evaluation import metrics
-from sr1_jax.evaluation.metrics import Live, MetricsWriter, read_metrics
+from sr1_jax.evaluation.metrics import MetricsWriter, read_metrics
 
 
 def write(folder, steps, **options):
@@ -73,24 +72,3 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     assert content.count(b"reward") == content.count(b"kl") == 2
-
-
-def test_live_prints_at_intervals_and_at_the_end(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 2.0, 7.0, 8.0])  # the beginning, then four updates
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock) + 100)
-    live = Live("training", 4, every_seconds=5.0)
-    for step in range(1, 5):
-        live.update(step, reward=step / 8, response_tokens=12.3456)
-    live.close()
-    assert capsys.readouterr().out.splitlines() == [
-        "training 1/4  reward 0.125  response tokens 12.3  3 s left",
-        "training 3/4  reward 0.375  response tokens 12.3  2 s left",
-        "training 4/4  reward 0.5  response tokens 12.3  0 s left",
-    ]
-
-
-def test_live_counts_what_is_left_from_where_it_started(capsys, monkeypatch):
-    clock = iter([0.0, 10.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock) + 100)
-    Live("training", 20, start=10).update(12, reward=0.0)
-    assert capsys.readouterr().out == "training 12/20  reward 0  40 s left\n"
