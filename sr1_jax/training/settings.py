@@ -16,9 +16,10 @@ from sr1_jax.evaluation.methods import METHODS, templates
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
-from sr1_jax.paths import local_path
+from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.settings import PROTOCOL
+from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.rewards.reward import check_terms
 from sr1_jax.rewards.settings import REWARD
@@ -40,6 +41,12 @@ DTYPES = ("float32", "bfloat16")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
 
+
+def _world_size(people: Any) -> str | None:
+    good = isinstance(people, int) and (people == 0 or (64 <= people <= 960 and people % 16 == 0))
+    return None if good else "be 0 or a multiple of 16 from 64 to 960"
+
+
 RUN = Section(
     {
         "seed": Setting(0, "of everything that is drawn", at_least(0)),
@@ -54,8 +61,13 @@ RUN = Section(
         "method": Setting("search", "the prompt, and whether tools are called", one_of(*METHODS)),
         "base": Section(
             {
-                "path": Setting("", "a Hugging Face folder, a .gguf file, or smollm2"),
-                "workdir": Setting("", "another run, whose base policy and data are used"),
+                # Paths may change: a resumed run is held to what they hold, see resume.py.
+                "path": Setting(
+                    "", "a Hugging Face folder, a .gguf file, or smollm2", free_on_resume=True
+                ),
+                "workdir": Setting(
+                    "", "another run, whose base policy and data are used", free_on_resume=True
+                ),
                 "dtype": Setting("float32", "of activations", one_of(*DTYPES)),
                 "param_dtype": Setting("float32", "of parameters", one_of(*DTYPES)),
                 "remat": Setting(
@@ -87,7 +99,13 @@ RUN = Section(
             }
         ),
         "critic": Section(
-            {"path": Setting("", "where the value model starts, as base.path; none: the policy")}
+            {
+                "path": Setting(
+                    "",
+                    "where the value model starts, as base.path; none: the policy",
+                    free_on_resume=True,
+                )
+            }
         ),
         "mesh": Section(
             {
@@ -99,12 +117,22 @@ RUN = Section(
         ),
         "data": Section(
             {
-                "questions": Setting("", "training questions: JSON lines, several with commas"),
-                "dev": Setting("", "development questions: JSON lines, several with commas"),
-                "corpus": Setting("", "passages: JSON lines, may be gzipped"),
-                "index": Setting("", "an index built before; none: below the workdir"),
+                "questions": Setting(
+                    "",
+                    "training questions: JSON lines, several files with commas",
+                    free_on_resume=True,
+                ),
+                "dev": Setting(
+                    "",
+                    "development questions: JSON lines, several files with commas",
+                    free_on_resume=True,
+                ),
+                "corpus": Setting("", "passages: JSON lines, may be gzipped", free_on_resume=True),
+                "index": Setting(
+                    "", "an index built before; none: below the workdir", free_on_resume=True
+                ),
                 "world_people": Setting(
-                    0, "above 0: the fictional world instead of files", at_least(0)
+                    0, "above 0: the fictional world instead of files", _world_size
                 ),
             }
         ),
@@ -176,9 +204,9 @@ MOVED = {
 }
 
 _PATHS = (
-    "base.path", "base.workdir", "critic.path", "data.questions", "data.dev", "data.corpus",
-    "data.index", "checkpoint.folder",
+    "base.path", "base.workdir", "critic.path", "data.corpus", "data.index", "checkpoint.folder",
 )  # fmt: skip
+_LISTS_OF_PATHS = ("data.questions", "data.dev")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -304,6 +332,12 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
 def _check_inputs(config: ml_collections.ConfigDict) -> None:
     """Refuses a run without data or without a policy to start from."""
     data, world = config.data, config.data.world_people > 0
+    check_retrieval(config.retrieval)
+    if config.warm_start.phases and not world:
+        raise ValueError(
+            "warm_start.phases learn from examples, which only the fictional world "
+            "(data.world_people) has: clear them (--config.warm_start.phases='()')."
+        )
     if world and any((data.questions, data.dev, data.corpus, data.index)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.model.preset and not config.base.path:
@@ -312,7 +346,7 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
         return
     if not data.questions:
         raise ValueError("data.questions is not set: give a file (--config.data.questions=…).")
-    if config.retrieval.kind == "bm25" and not (data.corpus or data.index):
+    if needs_corpus(config.retrieval) and not (data.corpus or data.index):
         raise ValueError(
             "data.corpus is not set: give a file (--config.data.corpus=…), or an index of one "
             "(--config.data.index=…)."
@@ -342,6 +376,9 @@ def check_paths(config: ml_collections.ConfigDict) -> None:
     for key in _PATHS:
         section, name = key.split(".")
         local_path(config[section][name], key)
+    for key in _LISTS_OF_PATHS:
+        section, name = key.split(".")
+        local_paths(config[section][name], key)
 
 
 def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool = True) -> None:
