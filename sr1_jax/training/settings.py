@@ -6,6 +6,7 @@ lists every key with its meaning and default.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -13,12 +14,14 @@ from jax.sharding import Mesh
 
 from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation.methods import METHODS, templates
+from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.settings import PROTOCOL
+from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.rewards.reward import check_terms
@@ -40,6 +43,10 @@ from sr1_jax.training.phases import phases_of
 DTYPES = ("float32", "bfloat16")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
+
+
+def _axis_size(devices: Any) -> str | None:
+    return None if devices == -1 or devices >= 1 else "be at least 1, or -1"
 
 
 def _world_size(people: Any) -> str | None:
@@ -109,9 +116,9 @@ RUN = Section(
         ),
         "mesh": Section(
             {
-                "data": Setting(-1, _MESH_AXIS, at_least(-1)),
-                "fsdp": Setting(1, _MESH_AXIS, at_least(-1)),
-                "tensor": Setting(1, _MESH_AXIS, at_least(-1)),
+                "data": Setting(-1, _MESH_AXIS, _axis_size),
+                "fsdp": Setting(1, _MESH_AXIS, _axis_size),
+                "tensor": Setting(1, _MESH_AXIS, _axis_size),
             },
             free_on_resume=True,
         ),
@@ -241,8 +248,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     check_paths(config)
     environment_settings.check_config(config.environment)
     check_terms(config.reward)
-    for template in templates(config).values():
-        load_template(template)  # refuses what is not there or asks nothing
+    _check_templates(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
     phases_of(config.warm_start.phases)
@@ -252,6 +258,17 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     _check_deterministic(config)
     if inputs:
         _check_inputs(config)
+
+
+def _check_templates(config: ml_collections.ConfigDict) -> None:
+    """Refuses a prompt that is not there or asks nothing."""
+    for method, template in templates(config).items():
+        own = method == "search" and config.protocol.template_path
+        key = "protocol.template_path" if own else f"protocol.{method}_template"
+        try:
+            load_template(template)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def _check_groups(config: ml_collections.ConfigDict) -> None:
@@ -333,6 +350,7 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     """Refuses a run without data or without a policy to start from."""
     data, world = config.data, config.data.world_people > 0
     check_retrieval(config.retrieval)
+    _check_tools(config.environment.tools)
     if config.warm_start.phases and not world:
         raise ValueError(
             "warm_start.phases learn from examples, which only the fictional world "
@@ -353,6 +371,17 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
         )
     if not config.base.path:
         raise ValueError("base.path is not set: name the model to start from.")
+
+
+def _check_tools(names: Sequence[str]) -> None:
+    """Refuses tools that are not there; none is made yet."""
+    for name in names:
+        if is_import_path(name):
+            load(name, "environment.tools")
+        elif name != SEARCH:
+            raise ValueError(
+                f"environment.tools has {name!r}; a tool is {SEARCH}, or module:factory."
+            )
 
 
 def _check_deterministic(config: ml_collections.ConfigDict) -> None:

@@ -102,8 +102,8 @@ def _files(tmp_path, **counts):
     """A file a source; the ids of `plain` do not name it."""
     paths = []
     for source, count in counts.items():
-        name = (lambda i, s=source: f"p{i}" if s == "plain" else f"{s}:dev:{i}")
-        rows = [{**GOOD, "id": name(i)} for i in range(count)]
+        prefix = "p" if source == "plain" else f"{source}:dev:"
+        rows = [{**GOOD, "id": f"{prefix}{i}"} for i in range(count)]
         paths.append(_write(tmp_path / f"{source}.jsonl", *rows))
     return paths
 
