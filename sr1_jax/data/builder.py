@@ -112,17 +112,17 @@ def prepare_questions(files: Mapping[str, Files], data_dir: str | os.PathLike) -
     TFDS's progress bars for the rest of the process.
 
     Args:
-      files: question file or files (see `read_questions`) of each split. A split's name is a
-        letter, then letters, digits and underscores.
-      data_dir: local folder for data sets.
+        files: question file or files (see `read_questions`) of each split. A split's name is a
+            letter, then letters, digits and underscores.
+        data_dir: local folder for data sets.
 
     Returns:
-      The fingerprint of the files, for `open_questions`.
+        The fingerprint of the files, for `open_questions`.
 
     Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a fault in a file (with its line), a bad split name, or a file that changed
-        while it was read.
+        FileNotFoundError: a file is missing.
+        ValueError: a fault in a file (with its line), a bad split name, or a file that changed
+            while it was read.
     """
     _check_splits(files)
     fingerprint = _fingerprint(files)
@@ -142,14 +142,14 @@ def open_questions(
     """Opens a prepared split.
 
     Args:
-      data_dir: as given to `prepare_questions`.
-      split: name of the split.
-      fingerprint: which content, as `prepare_questions` returned it; by default what was prepared
-        last in `data_dir`. Give it where several runs share `data_dir`.
+        data_dir: as given to `prepare_questions`.
+        split: name of the split.
+        fingerprint: which content, as `prepare_questions` returned it; by default what was prepared
+            last in `data_dir`. Give it where several runs share `data_dir`.
 
     Raises:
-      FileNotFoundError: nothing was prepared here.
-      ValueError: there is no such split.
+        FileNotFoundError: nothing was prepared here.
+        ValueError: there is no such split.
     """
     data_dir = Path(data_dir)
     fingerprint = fingerprint or _read_current(data_dir)

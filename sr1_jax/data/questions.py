@@ -17,12 +17,12 @@ class Question:
     """One question.
 
     Attributes:
-      id: unique in a run, by convention `source:split:index`.
-      question: the text, as written in the source.
-      golden_answers: every accepted answer; at least one, none blank.
-      metadata: whatever else the source says of the question.
-      source: the data set it is from: its id up to the first colon, or, of an id without one, the
-        name of its file less the endings; "" where neither is known.
+        id: unique in a run, by convention `source:split:index`.
+        question: the text, as written in the source.
+        golden_answers: every accepted answer; at least one, none blank.
+        metadata: whatever else the source says of the question.
+        source: the data set it is from: its id up to the first colon, or, of an id without one, the
+            name of its file less the endings; "" where neither is known.
     """
 
     id: str
@@ -41,12 +41,12 @@ def as_question(obj: Any, *, where: str = "question") -> Question:
     """Checks a dict, or an object with the same attributes, and makes it a `Question`.
 
     Args:
-      obj: has `id`, `question`, `golden_answers` and perhaps `metadata`. An integer id becomes
-        its decimal string; answers may be a list or a tuple.
-      where: what error messages start with, such as `file:line`.
+        obj: has `id`, `question`, `golden_answers` and perhaps `metadata`. An integer id becomes
+            its decimal string; answers may be a list or a tuple.
+        where: what error messages start with, such as `file:line`.
 
     Raises:
-      ValueError: a key is missing, of the wrong type, or empty.
+        ValueError: a key is missing, of the wrong type, or empty.
     """
 
     def get(key: str) -> Any:
@@ -80,15 +80,15 @@ def read_questions(*paths: str | os.PathLike) -> list[Question]:
     ignored.
 
     Args:
-      paths: `.jsonl` or `.jsonl.gz` files. No id may come twice, in whatever file.
+        paths: `.jsonl` or `.jsonl.gz` files. No id may come twice, in whatever file.
 
     Returns:
-      The questions in the order of the files and of their lines.
+        The questions in the order of the files and of their lines.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: malformed JSON, a missing, empty or wrongly typed key, a duplicate id, or no
-        question at all; the message names file and line.
+        FileNotFoundError: there is no such file.
+        ValueError: malformed JSON, a missing, empty or wrongly typed key, a duplicate id, or no
+            question at all; the message names file and line.
     """
     questions: list[Question] = []
     line_of: dict[str, tuple[str | os.PathLike, int]] = {}
@@ -119,12 +119,12 @@ def stratified(questions: Sequence[Question], count: int, seed: int) -> list[Que
     files. More, or as many, as there are gives all, as they stand.
 
     Args:
-      questions: with different ids.
-      count: how many to draw; 0 or more.
-      seed: of the draw.
+        questions: with different ids.
+        count: how many to draw; 0 or more.
+        seed: of the draw.
 
     Returns:
-      `count` questions, mixed.
+        `count` questions, mixed.
     """
     if count >= len(questions):
         return list(questions)

@@ -9,10 +9,10 @@ class Passage:
     """One search result.
 
     Attributes:
-      id: the passage's id in the corpus.
-      title: title of the page it is from; may be empty.
-      text: the passage without its title.
-      score: the retriever's score, higher is better; comparable within one query only.
+        id: the passage's id in the corpus.
+        title: title of the page it is from; may be empty.
+        text: the passage without its title.
+        score: the retriever's score, higher is better; comparable within one query only.
     """
 
     id: str
@@ -34,14 +34,14 @@ class Retriever(Protocol):
         """Finds up to `k` passages for each query, best first.
 
         Args:
-          queries: any strings, the empty one included.
-          k: passages a query, at least 1.
+            queries: any strings, the empty one included.
+            k: passages a query, at least 1.
 
         Returns:
-          One list a query, in the order of the queries; shorter than `k`, or empty, when fewer
-          passages match.
+            One list a query, in the order of the queries; shorter than `k`, or empty, when fewer
+            passages match.
 
         Raises:
-          ValueError: `k` is less than 1.
+            ValueError: `k` is less than 1.
         """
         ...

@@ -51,10 +51,10 @@ class BM25Retriever:
     """BM25 search; make one with `build` or `load`. Searches may run in several threads at once.
 
     Attributes:
-      manifest: what `index.json` records: k1, b, stemmer, stopwords, corpus (file name),
-        corpus_sha256 (of the file as it was indexed), passages (count).
-      corpus_sha256: of the file that was indexed.
-      fingerprint: of corpus and options: equal where all searches find the same.
+        manifest: what `index.json` records: k1, b, stemmer, stopwords, corpus (file name),
+            corpus_sha256 (of the file as it was indexed), passages (count).
+        corpus_sha256: of the file that was indexed.
+        fingerprint: of corpus and options: equal where all searches find the same.
     """
 
     def __init__(self, bm25: Any, passages: PassageStore, manifest: dict[str, Any]):
@@ -91,18 +91,18 @@ class BM25Retriever:
         The index appears in `index_dir` when it is complete, and only then replaces an older one.
 
         Args:
-          corpus_path: see `read_corpus` for its form.
-          index_dir: a new or empty folder, or one that holds an older index.
-          k1: saturation of word counts, not negative.
-          b: strength of length normalisation, 0 to 1.
-          stemmer: a Snowball algorithm of PyStemmer, or None for words as they are.
-          stopwords: a language of bm25s ("en", "de", ...) whose commonest words are left out, or
-            None to keep all words.
+            corpus_path: see `read_corpus` for its form.
+            index_dir: a new or empty folder, or one that holds an older index.
+            k1: saturation of word counts, not negative.
+            b: strength of length normalisation, 0 to 1.
+            stemmer: a Snowball algorithm of PyStemmer, or None for words as they are.
+            stopwords: a language of bm25s ("en", "de", ...) whose commonest words are left out, or
+                None to keep all words.
 
         Raises:
-          FileNotFoundError: there is no corpus file.
-          ValueError: an option out of range, a fault in the corpus (with its line), a corpus
-            without words, or an `index_dir` that holds something else.
+            FileNotFoundError: there is no corpus file.
+            ValueError: an option out of range, a fault in the corpus (with its line), a corpus
+                without words, or an `index_dir` that holds something else.
         """
         _check_options(k1, b, stemmer, stopwords)
         corpus_path, index_dir = Path(corpus_path), Path(index_dir)
@@ -149,13 +149,13 @@ class BM25Retriever:
         """Opens an index.
 
         Args:
-          index_dir: where `build` put it.
-          mmap: map scores and passages, read from disk as searches need them; otherwise read
-            everything into memory.
+            index_dir: where `build` put it.
+            mmap: map scores and passages, read from disk as searches need them; otherwise read
+                everything into memory.
 
         Raises:
-          FileNotFoundError: there is no such folder.
-          ValueError: the folder is no index, is damaged, or is of another version.
+            FileNotFoundError: there is no such folder.
+            ValueError: the folder is no index, is damaged, or is of another version.
         """
         index_dir = Path(index_dir)
         manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
@@ -169,16 +169,16 @@ class BM25Retriever:
         """Finds the `k` best passages for each query.
 
         Args:
-          queries: any strings. Words that no passage holds are ignored.
-          k: passages a query, at least 1; may exceed the corpus.
+            queries: any strings. Words that no passage holds are ignored.
+            k: passages a query, at least 1; may exceed the corpus.
 
         Returns:
-          One list a query, best first, equal scores in corpus order. Only passages that hold a
-          word of the query are returned: none at all for a query that is empty, all stop words or
-          all unknown.
+            One list a query, best first, equal scores in corpus order. Only passages that hold a
+            word of the query are returned: none at all for a query that is empty, all stop words or
+            all unknown.
 
         Raises:
-          ValueError: `k` is less than 1, or `queries` is not a list of strings.
+            ValueError: `k` is less than 1, or `queries` is not a list of strings.
         """
         if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
             raise ValueError(f"queries must be a list of strings, found {queries!r}.")
@@ -233,14 +233,14 @@ def open_bm25(
     """The BM25 index in a folder; built there if it is not, or is of another corpus or options.
 
     Args:
-      config: has k1, b, stemmer, stopwords; the last two may be "none".
-      corpus: a passage file. Without one the index has to be there, with these options.
-      index: the folder. Without one the index is built in a temporary folder and kept in memory.
+        config: has k1, b, stemmer, stopwords; the last two may be "none".
+        corpus: a passage file. Without one the index has to be there, with these options.
+        index: the folder. Without one the index is built in a temporary folder and kept in memory.
 
     Raises:
-      FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
-      ValueError: neither corpus nor index is given; an option out of range; an index of other
-        options without a corpus; a fault in the corpus or the index.
+        FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
+        ValueError: neither corpus nor index is given; an option out of range; an index of other
+            options without a corpus; a fault in the corpus or the index.
     """
     options = bm25_options(config)
     if index is None:
@@ -272,7 +272,7 @@ def bm25_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `BM25Retriever.build` from settings.
 
     Raises:
-      ValueError: an option out of range.
+        ValueError: an option out of range.
     """
     options = {key: config[key] for key in OPTIONS}
     options |= {key: none_or(options[key]) for key in ("stemmer", "stopwords")}
