@@ -54,13 +54,43 @@ def test_a_run_from_the_beginning_starts_a_new_file(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 
-def test_a_line_cut_short_is_left_out_and_mended(tmp_path):
+def test_a_line_cut_short_is_left_out_said_and_mended(tmp_path, capsys):
     write(tmp_path, [1, 2])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 3, "rew')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert capsys.readouterr().err == f"{path}:3 is cut short and left out.\n"
     write(tmp_path, [3], start_step=2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        (b'{"step": 2, "rew', "Unterminated string"),
+        (b'{"step": 2}{"step": 3}', "Extra data"),
+        (b"\xff\xfe", "utf-8"),
+        (b"[2]", "no object with a step"),
+        (b'{"reward": 2}', "no object with a step"),
+        (b'{"step": "2"}', "no object with a step"),
+        (b'\x1b[2J"', "Expecting value"),
+    ],
+)
+def test_what_follows_a_damaged_line_is_kept(tmp_path, capsys, damaged, why):
+    """Also by a run that is resumed, of which all later rows were dropped without a word."""
+    write(tmp_path, [1, 2, 3, 4])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = damaged
+    path.write_bytes(b"\n".join(lines))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4]
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}:2 is damaged (") and why in error
+    assert error.endswith("and left out.\n") and error.count("\n") == 1 and "\x1b" not in error
+    write(tmp_path, [5], start_step=4)
+    assert f"{path}:2 is damaged" in capsys.readouterr().err
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4, 5]
+    assert capsys.readouterr().err == ""
 
 
 def test_no_file_no_rows(tmp_path):
