@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.stream import QuestionStream
 from sr1_jax.evaluation.methods import make_engine
+from sr1_jax.evaluation.trajectory_log import sampled_rows
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.training.base import Policy
@@ -87,7 +88,9 @@ def reinforce(
                     with watch("evaluation"):
                         scores = development.while_training(learner.policy_params(state))
                     metrics |= {f"dev/{key}": value for key, value in scores.items()}
-                log.write(step, metrics | watch.metrics(), sampled.trained)
+                rows = sampled_rows(sampled.trained, config.log.groups, step)
+                arrays = learner.rows_of(result.prepared, rows)
+                log.write(step, metrics | watch.metrics(), sampled.trained, rows, arrays)
                 check_finite(step, agreed.metrics)
 
                 last = agreed.told_to_end or step == config.steps

@@ -33,6 +33,7 @@ from sr1_jax.settings import (
     Setting,
     above,
     at_least,
+    between,
     increasing_lengths,
     one_of,
     some_of,
@@ -56,7 +57,7 @@ def _world_size(people: Any) -> str | None:
 
 RUN = Section(
     {
-        "seed": Setting(0, "of everything that is drawn", at_least(0)),
+        "seed": Setting(0, "of everything that is drawn", between(0, 2**32 - 1)),
         "steps": Setting(500, "of reinforcement learning", at_least(0), free_on_resume=True),
         "questions": Setting(512, "a step", at_least(1)),
         "samples": Setting(

@@ -11,7 +11,8 @@ import numpy as np
 
 from sr1_jax.cluster import is_first
 from sr1_jax.environment.trajectory import Trajectory
-from sr1_jax.evaluation.metrics import Live, MetricsWriter, NoWriter
+from sr1_jax.evaluation.metrics import MetricsWriter, NoWriter
+from sr1_jax.evaluation.progress import Live
 from sr1_jax.evaluation.scores import hops_of, score
 from sr1_jax.evaluation.trajectory_log import write_trajectories
 from sr1_jax.models.tokenizer import Tokenizer
@@ -34,12 +35,28 @@ class StepLog(contextlib.AbstractContextManager):
         self._writer = MetricsWriter(workdir, start_step=start) if is_first() else NoWriter()
         self._live = Live("training", steps, start=start)
 
-    def write(self, step: int, metrics: Mapping[str, float], trained: Sequence[Trajectory]) -> None:
-        """Writes the row of a step and some of the trajectories it trained on, and shows the
-        figures that tell most."""
+    def write(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        trajectories: Sequence[Trajectory],
+        rows: Sequence[int],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        """Writes the metrics of a step and some of its trajectories, and shows what tells most.
+
+        Args:
+            step: of training.
+            metrics: of the step.
+            trajectories: that it trained on.
+            rows: which of them to keep.
+            arrays: what the learner made of these, by name, [len(rows), T] each.
+        """
         self._writer.write(step, metrics)
         if is_first():
-            write_trajectories(self._folder, step, trained, self._tokenizer)
+            write_trajectories(
+                self._folder, step, trajectories, self._tokenizer, rows=rows, arrays=arrays
+            )
         self._live.update(
             step,
             reward=metrics["reward"],

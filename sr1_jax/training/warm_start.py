@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.evaluation.metrics import Live
+from sr1_jax.evaluation.progress import Live
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.training.phases import Phase, phases_of
