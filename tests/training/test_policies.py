@@ -99,9 +99,7 @@ def test_a_critic_that_is_not_there(config):
 def test_a_mistyped_workdir_of_another_run(config, tmp_path):
     """It was made, and then refused."""
     config.base.path, config.base.workdir = "", str(tmp_path / "runs" / "dmeo")
-    with pytest.raises(
-        ValueError, match=r"base\.workdir=.*dmeo: there is no such folder"
-    ):
+    with pytest.raises(ValueError, match=r"base\.workdir=.*dmeo: there is no such folder"):
         check_base(config, MESH)
     assert not (tmp_path / "runs").exists()
     config.base.workdir = str(tmp_path)

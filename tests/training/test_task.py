@@ -1,6 +1,7 @@
 """Tasks of files: several question files, an index built before, and what is remembered of both."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_contents_are_those_of_the_files(config, tmp_path, changed):
     first = config.data[name].split(",")[0]
     (tmp_path / "elsewhere").mkdir()
     copy = tmp_path / "elsewhere" / "copy.jsonl"
-    copy.write_text(open(first).read())
+    copy.write_text(Path(first).read_text())
     config.data[name] = config.data[name].replace(first, str(copy))
     assert files_task(config, tmp_path / "run").contents == before
     copy.write_text(copy.read_text().replace("Bo", "Mu"))
