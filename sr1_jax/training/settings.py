@@ -12,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import METHODS, templates
+from sr1_jax.evaluation.methods import METHODS, TEMPLATES, templates
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import preset_config
@@ -111,7 +111,7 @@ RUN = Section(
         "environment": environment_settings.ENVIRONMENT,
         "retrieval": RETRIEVAL,
         "reward": REWARD,
-        "protocol": PROTOCOL,
+        "protocol": Section({**TEMPLATES, **PROTOCOL.parts}),
         "warm_start": Section(
             {
                 "phases": Setting((), "of a supervised start: dicts, see training/phases.py"),
