@@ -81,12 +81,19 @@ def wants_help(argv: Sequence[str]) -> bool:
 def help_text(values: flags.FlagValues, usage: str) -> str:
     """Usage, flags, and with a `config_flag` all settings; as wide as the terminal, at most 100."""
     width = min(100, shutil.get_terminal_size().columns)
-    parts = [usage.strip(), "", "Flags", *_flag_lines(values, width)]
+    parts = [_rewrapped(usage, width), "", "Flags", *_flag_lines(values, width)]
     if "config" in values:
         from sr1_jax.training.settings import RUN
 
         parts += ["", *settings_lines(RUN, width)]
     return "\n".join(parts)
+
+
+def _rewrapped(text: str, width: int) -> str:
+    """A docstring for a terminal: what is indented stays as it is."""
+    paragraphs = text.strip().split("\n\n")
+    filled = (p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
+    return "\n\n".join(filled)
 
 
 def _flag_lines(values: flags.FlagValues, width: int) -> Iterator[str]:
@@ -163,6 +170,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             sys.exit(1)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def notice(text: str) -> None:
+    """Tells a person what is no error, on stderr."""
+    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def _print_traceback() -> None:
