@@ -21,7 +21,7 @@ from sr1_jax.models.serving import (
     serving_params,
 )
 from sr1_jax.protocol.automaton import build_automaton
-from sr1_jax.protocol.tags import STOP_TAGS
+from sr1_jax.protocol.tags import SEARCH_TAGS
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import fork_lengths
 from sr1_jax.rollout.lockstep import row_counts
@@ -91,7 +91,7 @@ def rollout_programs(
             for length in fork_lengths(cache.positions)
         ]
     # The states of the automaton are those of the tags, whatever the tokenizer.
-    automaton = build_automaton([b"<"], [], STOP_TAGS)
+    automaton = build_automaton([b"<"], [], SEARCH_TAGS.stop_tags)
     states = len(automaton.next_state)
     slots = programs.Slots(
         *(ints(config.slots) for _ in range(4)),
