@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("questions", None, "JSON lines; several files with commas.", **define)
     flags.DEFINE_string("corpus", "", "Passages, JSON lines; where none is given those of the "
                         "config.", **define)  # fmt: skip
-    flags.DEFINE_enum("method", "search", methods.METHODS, "How questions are answered.", **define)
+    flags.DEFINE_enum("method", "search", list(methods.METHODS), "How questions are answered.", **define)
     flags.DEFINE_integer("limit", 0, "First so many questions of a file; 0: all.", **define)
     flags.DEFINE_bool("base", False, "The policy that training starts from.", **define)
     flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
