@@ -35,7 +35,7 @@ from sr1_jax.evaluation.scores import (
 )
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
-from sr1_jax.retrieval import Retriever
+from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.rewards import exact_match
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
@@ -43,7 +43,7 @@ from sr1_jax.training import task
 from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.same_settings import as_json_values
 from sr1_jax.training.saved_run import SavedRun, find_run
-from sr1_jax.training.settings import RUN, check_mesh, check_paths
+from sr1_jax.training.settings import RUN, check_mesh, check_paths, unknown_setting
 
 
 class Options(NamedTuple):
@@ -92,13 +92,15 @@ class QuestionFile(NamedTuple):
 
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
     flags.DEFINE_string("questions", None, "JSON lines; several files with commas.", **define)
     flags.DEFINE_string("corpus", "", "Passages, JSON lines; where none is given those of the "
                         "config.", **define)  # fmt: skip
-    flags.DEFINE_enum("method", "search", list(methods.METHODS), "How questions are answered.", **define)
+    flags.DEFINE_enum(
+        "method", "search", list(methods.METHODS), "How questions are answered.", **define
+    )
     flags.DEFINE_integer("limit", 0, "First so many questions of a file; 0: all.", **define)
     flags.DEFINE_bool("base", False, "The policy that training starts from.", **define)
     flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
@@ -221,12 +223,8 @@ def _retriever(config: ml_collections.ConfigDict, corpus: Path | None, folder: P
 
     with working("opening the index"):
         retriever = once_a_file_system(folder, opened)
-    check_same("What is searched", _contents_of(retriever))
+    check_same("What is searched", fingerprint_of(retriever))
     return retriever
-
-
-def _contents_of(retriever: Retriever | None) -> str:
-    return str(getattr(retriever, "fingerprint", ""))
 
 
 def _settings_of(config: ml_collections.ConfigDict, options: Options) -> dict[str, Any]:
@@ -248,7 +246,7 @@ def _changes(
     )
     changes = dict(results.changed_settings(before, _settings_of(config, options)))
     searched = run.facts.get("contents", {}).get("data.corpus", "")
-    now = _contents_of(retriever)
+    now = fingerprint_of(retriever) if retriever else ""
     if searched and now and searched != now:
         changes["data.corpus"] = (searched[:8], now[:8])
     if changes and cluster.is_first():

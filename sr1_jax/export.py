@@ -19,14 +19,14 @@ from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.policies import trained_policy
 from sr1_jax.training.saved_run import find_run
-from sr1_jax.training.settings import check_paths
+from sr1_jax.training.settings import RUN, check_paths, unknown_setting
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
     flags.DEFINE_string("output", None, "Folder to write; new, or empty.", **define)

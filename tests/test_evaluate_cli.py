@@ -119,7 +119,8 @@ def default_config_of(path):
 def world(tmp_path, monkeypatch, make_trajectory, small_tokenizer):
     world = World(tmp_path, make_trajectory, small_tokenizer)
     monkeypatch.setattr(evaluate, "trained_policy", world.trained_policy)
-    monkeypatch.setattr(evaluate.methods, "make_engine", world.make_engine, raising=False)
+    monkeypatch.setattr(evaluate, "check_base", lambda *arguments: None)
+    monkeypatch.setattr(evaluate.methods, "make_engine", world.make_engine)
     monkeypatch.setattr(evaluate.task, "open_index", lambda *arguments: world.retriever)
     monkeypatch.setenv("COLUMNS", "80")
     return world
