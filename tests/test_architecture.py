@@ -11,7 +11,7 @@ PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
     ("abstract", "import_path", "paths", "settings", "sharding", "terminal"),
-    ("cluster", "agreement", "lock"),
+    ("cluster", "agreement", "config_files", "lock"),
     ("cli",),
     ("data", "models"),
     ("retrieval", "rewards"),

@@ -11,7 +11,7 @@ from absl import flags
 from sr1_jax import __main__ as listing
 from sr1_jax import cli
 from sr1_jax.terminal import printable
-from sr1_jax.training.settings import MOVED, RUN
+from sr1_jax.training.settings import MOVED, RUN, unknown_setting
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def load(tmp_path):
 
 def parse(*arguments):
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     flags.DEFINE_string("workdir", None, "Folder.", flag_values=values)
     cli.parse(values, ["program", *arguments], required=("config",), usage="usage")
     return values.config
@@ -211,9 +211,10 @@ def test_what_is_no_file_of_settings(text, message):
 
 def as_program(*arguments, cwd=ROOT):
     code = (
-        "import sys; from absl import flags; from sr1_jax import cli\n"
+        "from absl import flags; from sr1_jax import cli\n"
+        "from sr1_jax.training.settings import RUN, unknown_setting\n"
         "def main(argv):\n"
-        "    values = flags.FlagValues(); cli.config_flag(values)\n"
+        "    values = flags.FlagValues(); cli.config_flag(values, RUN, unknown_setting)\n"
         "    cli.parse(values, argv, required=('config',), usage='usage')\n"
         "    print(values.config.learner.algorithm, values.config.rollout.slots)\n"
         "cli.run(main)"

@@ -21,6 +21,7 @@ from sr1_jax.planning.plan import advice, as_json, make_plan
 from sr1_jax.planning.step import Time
 from sr1_jax.planning.sweep import Case, cases_of, growth
 from sr1_jax.planning.tables import print_plan, print_sweep
+from sr1_jax.training.settings import RUN, unknown_setting
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -62,7 +63,7 @@ def tiny_config(monkeypatch):
     # Overrides of settings are read from there.
     monkeypatch.setattr(sys, "argv", ["plan", *TINY[:4]])
     values = plan.flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     cli.parse(values, sys.argv, required=("config",), usage="plan")
     return values.config
 
