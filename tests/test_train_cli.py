@@ -19,6 +19,7 @@ from flax import nnx
 from sr1_jax import cli, compare, evaluate, export, plan, train
 from sr1_jax.models import load_pretrained
 from sr1_jax.sharding import make_mesh
+from sr1_jax.training import base, loop
 from sr1_jax.training.policies import starting_policy, trained_policy
 
 CONFIG = Path(__file__).parent / "training" / "tiny_config.py"
@@ -53,7 +54,7 @@ def run(tmp_path, monkeypatch, capsys):
         assert error.count("\n") == 1 and error.endswith("\n")
         workdir = tmp_path / "run"
         if workdir.exists():
-            assert {path.name for path in workdir.iterdir()} <= {"data", "base"}
+            assert {path.name for path in workdir.iterdir()} <= {"data", "base", ".lock"}
             assert not [p for p in workdir.rglob("*") if p.name.startswith((".world", "tmp"))]
             assert not list(workdir.rglob("*.tmp"))
         return error.removeprefix("error: ").rstrip("\n")
@@ -111,7 +112,7 @@ def start(*arguments, config=CONFIG):
         (start("--config.rollout.slots=12"), "rollout.slots=12 does not divide over the 8 devices"),
         (start("--config.warm_start.batch=4"), "warm_start.batch=4 does not divide over the 8"),
         (start("--config.mesh.tensor=3"), "tensor=3 does not fit 8 devices"),
-        (start("--config.data.world_people=41"), "must be a multiple of 16 from 64 to 960, not 41"),
+        (start("--config.data.world_people=41"), "must be 0 or a multiple of 16 from 64 to 960"),
     ],
 )
 def test_training_refuses(run, tmp_path, arguments, message):
@@ -188,8 +189,8 @@ def test_the_policy_that_was_loaded_is_not_kept_beside_the_learner(
         assert [array for array in loaded if array() is not None] == []
         raise ValueError("far enough")
 
-    monkeypatch.setattr(train, "starting_policy", load)
-    monkeypatch.setattr(train, "reinforce", stop)
+    monkeypatch.setattr(base, "starting_policy", load)
+    monkeypatch.setattr(loop, "roll_out", stop)
     arguments = ["--config.mesh.data=4", "--config.mesh.tensor=2"]
     argv = [argument.format(tmp=tmp_path) for argument in start(*FILES, *arguments)]
     monkeypatch.setattr(sys, "argv", ["train", *argv])
@@ -280,7 +281,7 @@ def trained(tmp_path_factory):
         "--config.learner.kl_in=loss",
         "--config.learner.kl_kind=k3",
         "--config.learner.clip_high=0.28",  # None by default
-        "--config.rollout.format_weight=0.1",
+        "--config.reward.format_weight=0.1",
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)
@@ -318,7 +319,7 @@ def read_rows(path):
 def test_training_leaves_what_it_should(trained):
     names = {path.name for path in trained.workdir.iterdir()}
     assert names == {
-        "base", "checkpoints", "curves.png", "data", "dev_trajectories.jsonl", "metrics.jsonl",
+        ".lock", "base", "before.json", "checkpoints", "curves.png", "data", "dev_trajectories.jsonl", "metrics.jsonl",
         "result.json", "tensorboard", "trajectories",
     }  # fmt: skip
     result = json.loads((trained.workdir / "result.json").read_text())
