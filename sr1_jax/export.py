@@ -17,6 +17,7 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.models.export import check_free, save_pretrained
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
+from sr1_jax.terminal import one_line
 from sr1_jax.training.policies import trained_policy
 from sr1_jax.training.saved_run import find_run
 from sr1_jax.training.settings import RUN, check_paths, unknown_setting
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         )
     with working("writing the weights"):
         save_pretrained(policy, tokenizer, output, dtype=values.dtype)
-    print(f"Wrote the policy ({what}) to {output}.")
+    print(one_line(f"Wrote the policy ({what}) to {output}."))
 
 
 if __name__ == "__main__":
