@@ -20,9 +20,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
+from sr1_jax.models.attention import attention
 from sr1_jax.models.lora import LoraConfig, LoraLinear
+from sr1_jax.models.norm import RMSNorm
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
+from sr1_jax.models.rotary import RopeScaling, rope_angles, rotate
 from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import (
     axis_size,
@@ -122,8 +124,8 @@ def _between(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return constrain(x.reshape(shape), *_BETWEEN)
 
 
-def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
+def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> RMSNorm:
+    return RMSNorm(
         size,
         epsilon=config.norm_eps,
         dtype=config.dtype,
@@ -159,11 +161,8 @@ class Attention(nnx.Module):
         )
         if self.qk_norm:
             q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
-        return (
-            apply_rope(q_BTHE, cos_BTE2, sin_BTE2),
-            apply_rope(k_BTKE, cos_BTE2, sin_BTE2),
-            v_BTKE,
-        )
+        angles = cos_BTE2[:, :, None], sin_BTE2[:, :, None]
+        return rotate(q_BTHE, *angles, axis=-1), rotate(k_BTKE, *angles, axis=-1), v_BTKE
 
     def merge(self, heads_BTHE):
         """Output projection: heads_BTHE -> BTD."""

@@ -12,9 +12,9 @@ import tokenizers
 from gguf.constants import GGUFValueType, TokenType
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
-from sr1_jax.models.attention import RopeScaling, rope_frequencies
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.families import HEAD, Family, family_of
+from sr1_jax.models.rotary import RopeScaling, rope_frequencies
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.models.weights import Checkpoint
 

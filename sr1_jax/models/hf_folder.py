@@ -14,9 +14,9 @@ import numpy as np
 import safetensors
 import tokenizers
 
-from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.families import Family, Shape, family_of
+from sr1_jax.models.rotary import RopeScaling
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.models.weights import Checkpoint
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.rotary import RopeScaling
 
 
 class Shape(NamedTuple):
