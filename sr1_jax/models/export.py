@@ -18,8 +18,6 @@ from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.families import FAMILIES, HEAD, Weight
 from sr1_jax.models.tokenizer import Tokenizer
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
 
 def save_pretrained(
     model: Decoder,
@@ -74,11 +72,13 @@ def check_free(folder: Path) -> None:
 
 
 def family_name(config: DecoderConfig) -> str:
-    """The family whose decoder has the config's biases and norms.
+    """The family that the weights came from; of a model from scratch, one that computes alike.
 
     Raises:
         ValueError: there is none.
     """
+    if config.family is not None:
+        return config.family
     for name, family in FAMILIES.items():
         if (family.qkv_bias, family.qk_norm) == (config.qkv_bias, config.qk_norm):
             return name
@@ -103,7 +103,7 @@ def hf_config(
                 "original_max_position_embeddings": scaling.original_positions,
             }
     return {
-        "architectures": [_CLASSES[family]],
+        "architectures": [FAMILIES[family].hf_class],
         "model_type": family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -123,6 +123,7 @@ def hf_config(
         "eos_token_id": _one_or_all(tokenizer.eos_ids),
         "pad_token_id": tokenizer.pad_id,
         "torch_dtype": dtype,
+        **dict(FAMILIES[family].more),
     }
 
 

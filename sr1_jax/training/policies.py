@@ -60,7 +60,12 @@ def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     """
     found = read_checkpoint(config.base.path)
     if config.model.preset:
-        check_is_preset(found.config, config.model.preset, found.config_file)
+        try:
+            check_is_preset(found.config, config.model.preset, found.config_file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Name another model.preset, clear it, or give another base.path."
+            ) from error
     shape = dataclasses.replace(found.config, **_numerics(config))
     return dataclasses.replace(found, config=shape)
 

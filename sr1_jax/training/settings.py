@@ -15,7 +15,7 @@ from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation.methods import METHODS, templates
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
-from sr1_jax.models.shapes import preset_config
+from sr1_jax.models.shapes import SHAPES
 from sr1_jax.paths import local_path
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.settings import PROTOCOL
@@ -38,6 +38,12 @@ from sr1_jax.training.phases import phases_of
 DTYPES = ("float32", "bfloat16")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
+
+
+def _is_published(value: str) -> str | None:
+    """`Setting.check` of a published model's name; empty stands for none."""
+    return None if value == "" or value in SHAPES else "be one of " + ", ".join(SHAPES)
+
 
 RUN = Section(
     {
@@ -68,7 +74,9 @@ RUN = Section(
         ),
         "model": Section(
             {
-                "preset": Setting("", "the published model that base.path has to hold"),
+                "preset": Setting(
+                    "", "the published model that base.path has to hold", _is_published
+                ),
                 "vocab_size": Setting(1400, "at most, of a policy from scratch", at_least(1)),
                 "width": Setting(128, "of a policy from scratch", at_least(1)),
                 "layers": Setting(3, "of a policy from scratch", at_least(1)),
@@ -288,8 +296,6 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
                 "base under the adapters, which every program needs: leave it out."
             )
         LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-    if config.model.preset:
-        preset_config(config.model.preset)  # refuses unknown ones
     shape = config.model
     if shape.heads % shape.kv_heads or shape.width % shape.heads:
         raise ValueError(

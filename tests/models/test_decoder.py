@@ -237,8 +237,32 @@ def test_remat_and_unroll_change_no_number(model, remat):
 def test_names_of_remat_and_their_old_values():
     assert dataclasses.replace(CONFIG, remat=True).remat == "full"
     assert dataclasses.replace(CONFIG, remat=False).remat == CONFIG.remat == "none"
-    with pytest.raises(ValueError, match=r"base.remat must be one of none, dots, .*, not 'some'"):
+    with pytest.raises(
+        ValueError, match=r"DecoderConfig.remat must be one of none, dots, .*, not 'some'"
+    ):
         dataclasses.replace(CONFIG, remat="some")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(heads=0), "heads must be at least 1, not 0"),
+        (dict(layers=2.5), "layers must be at least 1, not 2.5"),
+        (dict(width=True), "width must be at least 1, not True"),
+        (dict(ff_width=None), "ff_width must be at least 1, not None"),
+        (dict(unroll=0), "unroll must be at least 1, not 0"),
+        (dict(heads=3), "heads=3 must be a multiple of kv_heads=2"),
+        (dict(head_dim=5), "head_dim=5 must be even"),
+        (dict(dtype="float31"), "dtype must be one of float32, .*, not 'float31'"),
+        (dict(param_dtype="int8"), "param_dtype must be one of float32, .*, not 'int8'"),
+        (dict(rope_theta=0.0), "rope_theta must be positive, not 0.0"),
+        (dict(rope_theta=float("nan")), "rope_theta must be positive, not nan"),
+        (dict(norm_eps="x"), "norm_eps must be positive, not 'x'"),
+    ],
+)
+def test_shapes_that_are_none(changes, message):
+    with pytest.raises(ValueError, match=f"^DecoderConfig.{message}"):
+        dataclasses.replace(CONFIG, **changes)
 
 
 def test_remat_keeps_as_little_as_it_says(model):
