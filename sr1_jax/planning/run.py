@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program
+from sr1_jax.evaluation.methods import rollout_config
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
 from sr1_jax.models.lora import without_adapters
 from sr1_jax.rl.learner import Learner
@@ -21,7 +22,7 @@ from sr1_jax.rollout.listing import rollout_programs
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.sharding import batch_parts, make_mesh
 from sr1_jax.training.policies import decoder_config, lora_config
-from sr1_jax.training.settings import check_config, check_mesh, rollout_config
+from sr1_jax.training.settings import check_config, check_mesh
 
 ROLLOUT = ("merge", "reshard", "extend", "fork", "decode")
 
