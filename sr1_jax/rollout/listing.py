@@ -23,7 +23,7 @@ from sr1_jax.models.serving import (
     serving_params,
 )
 from sr1_jax.protocol.automaton import build_automaton
-from sr1_jax.protocol.tags import STOP_TAGS
+from sr1_jax.protocol.tags import SEARCH_TAGS
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard, programs_on_slots
@@ -35,7 +35,7 @@ def rollout_programs(
     config: ml_collections.ConfigDict,
     mesh: Mesh,
     *,
-    stop_strings: Sequence[str] = STOP_TAGS,
+    stop_strings: Sequence[str] = SEARCH_TAGS.stop_tags,
 ) -> list[Program]:
     """The programs of `Engine.run`; computes nothing.
 
