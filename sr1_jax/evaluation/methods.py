@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import ml_collections
+from jax.sharding import Mesh
+
+from sr1_jax.environment import make_environment
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template
+from sr1_jax.retrieval.base import Retriever
+from sr1_jax.rollout import SplitEngine
 
 METHODS = ("search", "direct", "rag")
 
@@ -50,3 +58,45 @@ def rollout_config(
     if greedy:
         rollout.temperature = 0.0
     return rollout.lock()
+
+
+def prompt_template(
+    config: ml_collections.ConfigDict, method: str, tokenizer: Tokenizer
+) -> PromptTemplate:
+    """The prompt of a method, with protocol.chat in the model's chat template.
+
+    Raises:
+        ValueError: there is no such template, or the model's chat template does not work.
+    """
+    template = load_template(templates(config)[method])
+    return in_chat(template, tokenizer) if config.protocol.chat else template
+
+
+def make_engine(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    retriever: Retriever | None,
+    config: ml_collections.ConfigDict,
+    method: str,
+    *,
+    greedy: bool = False,
+    mesh: Mesh | None = None,
+) -> SplitEngine:
+    """The engine that answers questions by a method.
+
+    Args:
+        model: the policy.
+        tokenizer: of the policy.
+        retriever: may be None for `direct`.
+        config: of the run.
+        method: search, direct or rag.
+        greedy: instead of sampling.
+        mesh: the device mesh; by default one of the first device alone.
+
+    Raises:
+        ValueError: an unknown method, or settings that cannot work.
+    """
+    rollout = rollout_config(config, method, greedy=greedy)
+    template = prompt_template(config, method, tokenizer)
+    environment = make_environment(config, retriever, template)
+    return SplitEngine(model, tokenizer, retriever, rollout, environment=environment, mesh=mesh)

@@ -50,7 +50,7 @@ class RunCheckpoints:
         ValueError: processes see different file systems in `folder`.
     """
 
-    def __init__(self, folder: Path, *, keep: int):
+    def __init__(self, folder: Path, keep: int):
         check_shared(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -76,7 +76,13 @@ class RunCheckpoints:
         ]
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state saved at `step`, placed as `like` is."""
+        """The state saved at `step`.
+
+        Args:
+            step: of a checkpoint.
+            like: arrays, or shapes, with the dtypes and shardings that it is to have. Shapes
+                cost no memory beside what is restored.
+        """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_like(like)))
         return self._manager.restore(step, args=args)["state"]
 

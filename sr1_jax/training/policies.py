@@ -13,13 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import check_same
-from sr1_jax.models import Decoder, DecoderConfig, Tokenizer, ValueModel, value_from_policy
+from sr1_jax.evaluation.methods import templates
+from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
 from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import Checkpoint, build
 from sr1_jax.protocol.prompts import in_chat, load_template
-from sr1_jax.rl.settings import needs_critic
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
@@ -27,7 +27,6 @@ from sr1_jax.training.checkpoints import (
     load_base,
     read_base_config,
 )
-from sr1_jax.training.settings import templates
 
 # Below the workdir: the base policy of another run after supervised fine-tuning in this one.
 SUPERVISED = "supervised"
@@ -71,20 +70,27 @@ def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
 
 
 def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Refuses a base.path or critic.path that cannot be loaded into the mesh, or a model whose
-    chat template does not work where it is wanted; does nothing without a base.path.
+    """Refuses a base.path, base.workdir or critic.path that cannot be loaded into the mesh, or a
+    model whose chat template does not work where it is wanted. Nothing is loaded or made for it.
 
     Raises:
-        ValueError: as `base_checkpoint`, `critic_checkpoint` and `prompts.in_chat`, or an axis does
-            not divide over the mesh.
+        ValueError: as `base_checkpoint`, `critic_checkpoint` and `prompts.in_chat`; base.workdir is
+            not there; or an axis does not divide over the mesh.
     """
+    if config.base.workdir:
+        if not Path(config.base.workdir).is_dir():
+            raise ValueError(
+                f"base.workdir={config.base.workdir}: there is no such folder; name the --workdir "
+                "of a run that has been started."
+            )
+        _check_shardings(decoder_config(config), mesh)
     if not config.base.path:
         return
     found = base_checkpoint(config)
     _check_shardings(found.config, mesh)
     if config.critic.path:
         _check_shardings(critic_checkpoint(config, found.tokenizer).config, mesh)
-    for template in templates(config).values() if config.rollout.chat else ():
+    for template in templates(config).values() if config.protocol.chat else ():
         try:
             in_chat(load_template(template), found.tokenizer)
         except ValueError as error:
@@ -113,31 +119,22 @@ def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -
     return dataclasses.replace(found, config=dataclasses.replace(found.config, **_numerics(config)))
 
 
+def critic_config(config: ml_collections.ConfigDict) -> DecoderConfig:
+    """The shape of what critic.path holds, with an embedding of its own size.
+
+    Raises:
+        ValueError: it cannot be loaded; or, where base.path says what the policy's ids are, as
+            `critic_checkpoint`.
+    """
+    if config.base.path:
+        return critic_checkpoint(config, base_checkpoint(config).tokenizer).config
+    return dataclasses.replace(read_checkpoint(config.critic.path).config, **_numerics(config))
+
+
 def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
     """The adapters that training adds; None where all parameters are trained."""
     lora = config.lora
     return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
-
-
-def models_to_train(
-    config: ml_collections.ConfigDict, policy: Decoder, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[Decoder, ValueModel | None]:
-    """The policy, and for PPO its critic, with adapters if there are to be any.
-
-    With adapters the critic has its own on the policy's frozen trunk (or on that of critic.path),
-    and a head: no trunk is held twice.
-    """
-    lora, critic = lora_config(config), None
-    if needs_critic(config.learner):
-        source = policy
-        if config.critic.path:
-            source = build(critic_checkpoint(config, tokenizer), mesh)
-        critic = value_from_policy(source, rows=policy.config.vocab_size, copy=lora is None)
-    if lora is None:
-        return policy, critic
-    if critic is not None:
-        critic = add_adapters(critic, lora, seed=config.seed + 1, mesh=mesh)
-    return add_adapters(policy, lora, seed=config.seed, mesh=mesh), critic
 
 
 def _check_shardings(shape: DecoderConfig, mesh: Mesh) -> None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on traces: the warm start, and the SFT baseline."""
+"""Maximum likelihood on examples: batches of them, and the trainer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.observations import render_observation
-from sr1_jax.protocol.prompts import PromptTemplate
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import ModelState, place_model
 from sr1_jax.sharding import compute_on, named, place
-from sr1_jax.world.traces import Trace
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
@@ -29,45 +25,15 @@ _MUON_RATE = 7.0
 
 
 class Example(NamedTuple):
-    """Token ids of a trace, and 1 on those the policy would have written."""
+    """A text to imitate.
+
+    Attributes:
+        ids: of its tokens.
+        mask: 1 on those that a policy would have written and is to learn, else 0.
+    """
 
     ids: list[int]
     mask: list[int]
-
-
-def encode_trace(
-    trace: Trace,
-    templates: dict[str, PromptTemplate],
-    tokenizer: Tokenizer,
-    max_observation_tokens: int,
-    *,
-    arbitrary: bool = True,
-) -> Example:
-    """A trace as the rollout engine would have left it.
-
-    Args:
-        trace: what to encode.
-        templates: by mode of the trace.
-        tokenizer: of the policy.
-        max_observation_tokens: as in rollouts.
-        arbitrary: False gives what was drawn at random the mask 0: it is read, not learned.
-    """
-    segments = list(trace.segments)
-    information, first = None, 0
-    if templates[trace.mode].wants_information:
-        information = render_observation(segments.pop(0), tokenizer, max_observation_tokens)
-        first = 1
-    ids = templates[trace.mode].render(tokenizer, trace.question.question, information)
-    mask = [0] * len(ids)
-    for number, segment in enumerate(segments, start=first):
-        if isinstance(segment, str):
-            new = tokenizer.encode(segment)
-        else:
-            new = render_observation(segment, tokenizer, max_observation_tokens)
-        ids = ids + new
-        learned = isinstance(segment, str) and (arbitrary or number not in trace.arbitrary)
-        mask += [int(learned)] * len(new)
-    return Example(ids, mask)
 
 
 def supervised_batches(
