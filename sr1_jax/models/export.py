@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -42,20 +43,34 @@ def save_pretrained(
         ValueError: the folder holds something, no family has a decoder of this kind, it has
             adapters, or there are several processes.
     """
+    if model.config.lora is not None:
+        raise ValueError("The model has adapters: merge them (merged_model), or save_adapters.")
+    family = family_name(model.config)
+    with new_folder(folder) as draft:
+        write_json(draft / "config.json", hf_config(model.config, tokenizer, family, dtype))
+        _write_tokenizer(draft, tokenizer)
+        _write_weights(draft, _tensors(model, family, dtype), shard_bytes)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when the block has ended well.
+
+    Args:
+        folder: must not exist, or be empty.
+
+    Raises:
+        ValueError: it holds something, or there are several processes.
+    """
     folder = Path(folder).resolve()  # a link to an empty folder stays, and what it names is filled
     check_free(folder)
     if jax.process_count() > 1:
         raise ValueError("An export is written by one process: run it on a single host.")
-    if model.config.lora is not None:
-        raise ValueError("Adapters cannot be exported by themselves; merge them (merged_model).")
-    family = family_name(model.config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         draft = Path(temporary) / "draft"
         draft.mkdir()
-        _write_json(draft / "config.json", hf_config(model.config, tokenizer, family, dtype))
-        _write_tokenizer(draft, tokenizer)
-        _write_weights(draft, _tensors(model, family, dtype), shard_bytes)
+        yield draft
         os.replace(draft, folder)  # in the place of an empty folder too
 
 
@@ -140,9 +155,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         own["bos_token"] = tokenizer.bos_token
     if tokenizer.chat_template:
         own["chat_template"] = tokenizer.chat_template
-    _write_json(folder / "tokenizer_config.json", own)
+    write_json(folder / "tokenizer_config.json", own)
     generation = {"eos_token_id": _one_or_all(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)
 
 
 def _tensors(model: Decoder, family: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -191,8 +206,9 @@ def _write_weights(folder: Path, tensors: Iterator, shard_bytes: int) -> None:
         os.rename(folder / f"part-{number}", folder / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Writes an object as people read it."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

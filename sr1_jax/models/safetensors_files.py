@@ -20,6 +20,10 @@ from sr1_jax.models.json_file import JsonObject
 class SafetensorsFiles:
     """The tensors of all safetensors files of a folder, under one roof.
 
+    Args:
+        folder: with *.safetensors, and where they are several, perhaps their index.
+        only: the one file to read, if not all.
+
     Attributes:
         shapes: of every tensor, by name.
         files: that each is in, by name.
@@ -33,17 +37,17 @@ class SafetensorsFiles:
         "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16
     }  # fmt: skip
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, only: str | None = None):
         self.shapes: dict[str, Shape] = {}
         self.files: dict[str, Path] = {}
         self._place_of: dict[str, tuple[int, np.dtype]] = {}
-        indices = sorted(folder.glob("*.safetensors.index.json"))
+        indices = [] if only else sorted(folder.glob("*.safetensors.index.json"))
         promised = self._promised(indices[0]) if indices else {}
-        files = sorted(set(promised.values()) or folder.glob("*.safetensors"))
+        files = sorted(set(promised.values()) or folder.glob(only or "*.safetensors"))
         if not files:
             raise ValueError(
-                f"{folder}: there is no *.safetensors file. Weights of another form (such as "
-                "pytorch_model.bin) are not read; convert them to safetensors."
+                f"{folder}: there is no {only or '*.safetensors'} file. Weights of another form "
+                "(such as pytorch_model.bin) are not read; convert them to safetensors."
             )
         for file in files:
             self._scan(file)

@@ -138,7 +138,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if rows != parameter_shapes.keys():
         raise ValueError(
             f"{checkpoint.path}: no tensor is known to fill "
-            f"{_listed(parameter_shapes.keys() ^ rows)}."
+            f"{listed(parameter_shapes.keys() ^ rows)}."
         )
     expected = {
         name: weight.layout.stored_shape(
@@ -152,7 +152,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     }
     head, embedding = (getattr(row, checkpoint.form) for row in (HEAD, EMBEDDING))
     if missing := expected.keys() - found.keys():
-        raise ValueError(f"{checkpoint.path}: tensors are missing: {_listed(missing)}.")
+        raise ValueError(f"{checkpoint.path}: tensors are missing: {listed(missing)}.")
     if checkpoint.config.tied_embeddings and head in found:
         if not _are_equal(checkpoint, head, embedding):
             raise ValueError(
@@ -162,7 +162,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         del found[head]
     if unknown := found.keys() - expected.keys():
         raise ValueError(
-            f"{checkpoint.path}: tensors that have no place in the model: {_listed(unknown)}."
+            f"{checkpoint.path}: tensors that have no place in the model: {listed(unknown)}."
         )
     for name, shape in expected.items():
         if found[name] != shape:
@@ -320,7 +320,8 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _listed(names: Iterable[str], limit: int = 20) -> str:
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Names in order, for messages; of many, the first and how many more."""
     names = sorted(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

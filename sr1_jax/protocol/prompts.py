@@ -140,7 +140,7 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
     return PromptTemplate(f"{template.name} in chat", parts, complete=True)
 
 
-def prompt_template(name_or_path: str, tokenizer: Tokenizer, chat: bool | str) -> PromptTemplate:
+def template_for(name_or_path: str, tokenizer: Tokenizer, chat: bool | str) -> PromptTemplate:
     """The template that prompts of a model are rendered from.
 
     Args:

@@ -108,6 +108,11 @@ RUN = Section(
         ),
         "lora": Section(
             {
+                "path": Setting(
+                    "",
+                    "adapters to start from, a folder of peft (adapter_config.json, which says "
+                    "rank, alpha and targets)",
+                ),
                 "rank": Setting(0, "of adapters; 0: all parameters are trained", at_least(0)),
                 "alpha": Setting(32.0, "what adapters add is times alpha / rank", above(0)),
                 "targets": Setting(TARGETS, "kernels that have one", some_of(*TARGETS)),
@@ -219,7 +224,8 @@ MOVED = {
 }
 
 _PATHS = (
-    "base.path", "base.workdir", "critic.path", "data.corpus", "data.index", "checkpoint.folder",
+    "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
+    "checkpoint.folder",
 )  # fmt: skip
 _LISTS_OF_PATHS = ("data.questions", "data.dev")
 
@@ -316,12 +322,17 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
             f"learner.length_buckets={tuple(learner.length_buckets)}; the longest "
             "trajectories would not fit."
         )
-    if config.base.param_dtype == "bfloat16" and not config.lora.rank:
+    if config.base.param_dtype == "bfloat16" and not has_adapters(config):
         raise ValueError(
             "base.param_dtype='bfloat16' loses the small steps of training in its 8 bits: set "
             "base.param_dtype='float32' (base.dtype='bfloat16' still computes in bfloat16), or "
             "train adapters, lora.rank above 0."
         )
+
+
+def has_adapters(config: ml_collections.ConfigDict) -> bool:
+    """Whether training changes adapters alone."""
+    return bool(config.lora.rank or config.lora.path)
 
 
 def _check_models(config: ml_collections.ConfigDict) -> None:
@@ -337,13 +348,14 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
             "critic; clear it."
         )
-    if config.lora.rank:
+    if has_adapters(config):
         if "reference" in config.learner.offload:
             raise ValueError(
-                "learner.offload has 'reference', but with lora.rank above 0 the reference is the "
+                "learner.offload has 'reference', but with adapters the reference is the "
                 "base under the adapters, which every program needs: leave it out."
             )
-        LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+        if config.lora.rank:
+            LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
     shape = config.model
     if shape.heads % shape.kv_heads or shape.width % shape.heads:
         raise ValueError(

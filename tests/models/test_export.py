@@ -114,7 +114,7 @@ def test_nothing_is_left_half_written(write_folder, tmp_path, monkeypatch):
 def test_adapters_are_merged_first(write_folder, tmp_path):
     model, tokenizer = load_pretrained(write_folder()[0])
     adapted = add_adapters(model, LoraConfig(rank=2), seed=0)
-    with pytest.raises(ValueError, match="cannot be exported by themselves"):
+    with pytest.raises(ValueError, match="has adapters: merge them"):
         save_pretrained(adapted, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     save_pretrained(merged_model(adapted), tokenizer, tmp_path / "out")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sr1_jax.models import Tokenizer
 from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.protocol import chat_sandbox, observations, prompts
-from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template, prompt_template
+from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template, template_for
 from sr1_jax.protocol.settings import PROTOCOL
 
 SHIPPED = sorted(path.stem for path in (Path(prompts.__file__).parent / "templates").glob("*.txt"))
@@ -278,7 +278,7 @@ def test_a_chat_template_that_never_ends_is_stopped(small_tokenizer, monkeypatch
 def test_chat_by_setting(small_tokenizer, chat, source, in_a_chat):
     """ "auto" does as the original: in the chat template wherever the tokenizer has one."""
     tokenizer = with_chat(small_tokenizer, source)
-    template = prompt_template("compact_search", tokenizer, chat)
+    template = template_for("compact_search", tokenizer, chat)
     plain = load_template("compact_search")
     assert template == (in_chat(plain, tokenizer) if in_a_chat else plain)
 
