@@ -75,6 +75,7 @@ def refused(load, *arguments, **options):
         ("--config.lora.targets=('q', 'v')", ("q", "v")),
         ("--config.lora.targets=q,v", ("q", "v")),
         ("--config.lora.targets=q", ("q",)),
+        ("--config.lora.targets='q'", ("q",)),
         ("--config.learner.length_buckets=[64, 128]", (64, 128)),
         ("--config.learner.length_buckets=64,128", (64, 128)),
         ("--config.learner.length_buckets=64", (64,)),

@@ -299,6 +299,7 @@ def test_no_evaluation_overwrites_another(world):
         ("--config.retrieval.stemmer=none", *more, "--config.retrieval.b=0.1"),
         ("--config.retrieval.stemmer=none", *more, "--config.retrieval.b=0.2"),
         ("--greedy=false", "--config.rollout.temperature=0.5"),
+        ("--greedy=false", "--config.seed=7"),
         (f"--questions={world.folder}/b/nq.jsonl",),
     ]  # fmt: skip
     for number, arguments in enumerate(every, start=1):
@@ -342,8 +343,10 @@ def test_without_a_run_the_name_has_the_settings(world):
     world.evaluate(*base)
     world.evaluate(*base, "--config.rollout.slots=16")
     world.evaluate(*base, "--config.rollout.max_searches=3")
-    names = list(world.evaluate(*base, "--config.lora.path=x"))
-    assert len(names) == 3 and all(".base.greedy.questions_" in n for n in names)
+    world.evaluate(*base, "--config.lora.path=x")
+    world.retriever = Searched("another")
+    names = list(world.evaluate(*base))
+    assert len(names) == 4 and all(".base.greedy.questions_" in n for n in names)
     assert all(".settings_" in name for name in names)
 
 
@@ -417,6 +420,12 @@ def test_tables_of_hostile_names_are_harmless(world, capsys):
     world.evaluate(questions=f"{{tmp}}/{name}")
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out and "Results on nq]0;x[red]" in out
+
+
+def test_tools_without_search_need_no_passages(world):
+    world.checkpoints(2)
+    evaluate.main([*world.argv("--config.environment.tools=()"), "--corpus="])
+    assert world.engines == [(None, "search", True)]
 
 
 def test_settings_of_speed_exist():
