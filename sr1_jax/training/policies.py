@@ -114,6 +114,18 @@ def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -
     return dataclasses.replace(found, config=dataclasses.replace(found.config, **_numerics(config)))
 
 
+def critic_config(config: ml_collections.ConfigDict) -> DecoderConfig:
+    """The shape of what critic.path holds, with an embedding of its own size.
+
+    Raises:
+        ValueError: it cannot be loaded; or, where base.path says what the policy's ids are, as
+            `critic_checkpoint`.
+    """
+    if config.base.path:
+        return critic_checkpoint(config, base_checkpoint(config).tokenizer).config
+    return dataclasses.replace(read_checkpoint(config.critic.path).config, **_numerics(config))
+
+
 def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
     """The adapters that training adds; None where all parameters are trained."""
     lora = config.lora
