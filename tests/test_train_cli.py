@@ -204,7 +204,7 @@ def test_the_policy_that_was_loaded_is_not_kept_beside_the_learner(
         (
             ["--config.model.preset=qwen3-4b"],
             "{tmp}/model/config.json: by vocab_size the model's vocab_size is 300, but that of "
-            "model.preset='qwen3-4b' is 151936",
+            "qwen3-4b is 151936. Name another model.preset",
         ),
         (
             ["--config.mesh.tensor=8"],
