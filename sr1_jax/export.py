@@ -4,7 +4,7 @@
 
 The policy of the newest checkpoint, or of --step; with --base the one that training starts from.
 The folder has safetensors, config, tokenizer and generation config; transformers and vLLM load it.
-With --adapter it has the adapters alone, as peft and lora.path load them, in float32.
+With --adapter it has the adapters alone, as peft and lora.path load them; they are kept in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sr1_jax.models.export import check_free, save_pretrained
 from sr1_jax.models.peft_folder import save_adapters
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
+from sr1_jax.terminal import one_line
 from sr1_jax.training.policies import trained_policy
 from sr1_jax.training.saved_run import find_run
 from sr1_jax.training.settings import RUN, check_paths, unknown_setting
@@ -54,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
             save_adapters(policy, output, base=config.base.path)
         else:
             save_pretrained(policy, tokenizer, output, dtype=values.dtype)
-    print(f"Wrote the {'adapters' if values.adapter else 'policy'} ({what}) to {output}.")
+    kind = "adapters" if values.adapter else "policy"
+    print(one_line(f"Wrote the {kind} ({what}) to {output}."))
 
 
 if __name__ == "__main__":

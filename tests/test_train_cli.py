@@ -293,8 +293,13 @@ def evaluated(trained, monkeypatch):
     """Function of flags -> the result of an evaluation on eight held-out questions."""
 
     def run(method, *flags):
-        data = trained.workdir / "data"
-        argv = [*trained.arguments, f"--questions={data / 'heldout.jsonl'}", f"--method={method}"]
+        data, rows = trained.workdir / "data", trained.workdir / "dev_trajectories.jsonl"
+        # The questions of the run itself, which are drawn from the whole file.
+        line_of = {row["id"]: row for row in read_rows(data / "heldout.jsonl")}
+        asked = [line_of[row["question_id"]] for row in read_rows(rows)]
+        questions = trained.workdir.parent / "heldout.jsonl"
+        questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
+        argv = [*trained.arguments, f"--questions={questions}", f"--method={method}"]
         argv += ["--limit=8", *flags]
         if method != "direct":
             argv.append(f"--corpus={data / 'corpus.jsonl'}")

@@ -21,6 +21,7 @@ from sr1_jax.terminal import one_line
 
 # Settings that decide what a question is answered with.
 _SECTIONS = ("protocol", "environment", "retrieval", "rollout")
+_WEIGHTS = ("base.path", "base.workdir", "lora.path")
 # Of these, settings of speed: results differ by rounding alone.
 SPEED = (
     "rollout.slots", "rollout.decode_steps", "rollout.decode_sizes", "rollout.extend_buckets",
@@ -33,25 +34,23 @@ _LONGEST_CHANGES = 60
 Changes = Mapping[str, tuple[Any, Any]]
 
 
-def answering_settings(
-    config: Mapping[str, Any], method: str, *, greedy: bool, sections: Sequence[str] = _SECTIONS
-) -> dict[str, Any]:
+def answering_settings(config: Mapping[str, Any], method: str, *, greedy: bool) -> dict[str, Any]:
     """The settings by which a method answers, by dotted key.
 
     Args:
         config: of a run, as plain values.
-        method: prompts of others are left out.
-        greedy: leaves out how is sampled.
-        sections: of the config.
+        method: the prompts of others are left out.
+        greedy: leaves out how sampling is done.
     """
     unused = {*SPEED, *(_SAMPLING if greedy else ())}
     if method != "search":
         unused.add("protocol.template_path")
     return {
         key: value
-        for section in sections
+        for section in (*_SECTIONS, "base", "lora")
         for key, value in _flat(config.get(section, {}), f"{section}.")
-        if key not in unused and not _of_another_method(key, method)
+        if key in _WEIGHTS
+        or (section in _SECTIONS and key not in unused and not _of_another_method(key, method))
     }
 
 
