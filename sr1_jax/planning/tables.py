@@ -67,6 +67,7 @@ def print_sweep(found: Sequence[tuple[Case, Plan | str]], console: Console) -> N
             next(iter(plan.terms), ""),
         )
     _print_table(console, "All cases", table)
+    console.print()
     _say(
         console,
         "GiB: of the fullest program; tokens/s: of a chip; of peak: a policy update's FLOPs.",
@@ -109,7 +110,6 @@ def _print_table(console: Console, title: str, table: Table) -> None:
     console.print()
     _say(console, f"[bold]{title}[/]")
     console.print(table)
-    console.print()
 
 
 def _table(columns: Sequence[str], left: int = 1) -> Table:
@@ -188,6 +188,7 @@ def _time_table(plan: Plan) -> Table:
 
 def _print_step(plan: Plan, console: Console) -> None:
     config, a = plan.run.config, plan.assumed
+    console.print()
     episodes = config.questions * config.samples
     _say(
         console,
@@ -229,6 +230,7 @@ def _print_vocabulary(plan: Plan, console: Console) -> None:
 
 
 def _print_findings(plan: Plan, console: Console) -> None:
+    console.print()
     for row in plan.rows:
         if plan.holds_too_many_logits(row):
             _say(
