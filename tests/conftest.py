@@ -267,8 +267,17 @@ def make_trajectory():
             "well_formed": False,
             "golden_answers": ("x",),
             "reward": 0.0,
+            "rewards": {},
+            "trains": True,
+            "calls": [],
         }
         arrays = {"ids": np.array(ids, np.int32), "mask": np.array(mask, np.int32)}
-        return Trajectory(**arrays, **(defaults | fields))
+        fields = defaults | fields
+        if "segment_rewards" not in fields:
+            # The outcome, on the last segment.
+            segments = np.count_nonzero(np.diff(arrays["mask"], prepend=0) > 0)
+            fields["segment_rewards"] = np.zeros(segments, np.float32)
+            fields["segment_rewards"][-1:] = fields["reward"]
+        return Trajectory(**arrays, **fields)
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,11 @@ class Trajectory:
         status: "answered", "truncated" (a budget ran out) or "no_answer".
         well_formed: the format of `protocol.is_well_formed`, kept by the policy's own words.
         golden_answers: of the question.
-        reward: outcome reward.
+        reward: what it trains on, penalties included.
+        rewards: unweighted value of each term of the reward, by name.
+        segment_rewards: float32, weighted, one for each segment; they sum to `reward`.
+        trains: False leaves it out of training.
+        calls: of tools, in order.
     """
 
     question_id: str
@@ -48,3 +53,7 @@ class Trajectory:
     well_formed: bool
     golden_answers: tuple[str, ...]
     reward: float
+    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    segment_rewards: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    trains: bool = True
+    calls: list[Any] = dataclasses.field(default_factory=list)
