@@ -20,7 +20,7 @@ _KEY_COLUMNS = 34
 
 
 class _ConfigFlag(flags.Flag):
-    """--config, and what there is to know of the settings in the file."""
+    """The flag --config: the name of a file and, once that is read, the settings in it."""
 
     def __init__(self, settings: Section, unknown: Callable[[str], str]):
         super().__init__(
@@ -33,7 +33,7 @@ class _ConfigFlag(flags.Flag):
         self.settings, self.unknown = settings, unknown
 
     def read(self, overrides: Sequence[tuple[str, str | None]]) -> None:
-        """Puts the settings of the file in the place of its name."""
+        """Reads the file, and applies the overrides to its settings."""
         config = load_config(self.value, self.unknown)
         for key, value in overrides:
             override(config, key, value, settings=self.settings, unknown=self.unknown)
@@ -44,9 +44,9 @@ def config_flag(values: flags.FlagValues, settings: Section, unknown: Callable[[
     """Defines --config=FILE[:argument] with --config.key=value overrides.
 
     Args:
-        values: where to.
-        settings: that files and overrides set.
-        unknown: what to say of a key that is none of them.
+        values: where the flag is defined.
+        settings: all there are, for help and overrides.
+        unknown: says of a key that does not exist what to write instead.
     """
     flags.DEFINE_flag(_ConfigFlag(settings, unknown), values)
 
@@ -59,11 +59,11 @@ def parse(
     usage: str,
     positional: bool = False,
 ) -> list[str]:
-    """Parses `argv`; returns what is no flag, which must be nothing unless `positional`.
+    """Parses `argv` and returns the arguments that are no flags, allowed only if `positional`.
 
-    With a `config_flag`, `values.config` is then the settings of the file with all overrides. Asked
-    for help (--help, -help, -h) it prints `usage`, the flags and the settings, and exits with code
-    0.
+    With a `config_flag`, `values.config` then holds the settings of the file with all overrides.
+    Asked for help (--help, -help, -h), it prints `usage`, the flags and the settings, and exits
+    with code 0.
 
     Raises:
         ValueError: an unknown flag or key, a value of the wrong type, a required flag missing, an
@@ -108,7 +108,7 @@ def help_text(values: flags.FlagValues, usage: str) -> str:
 
 
 def _rewrapped(text: str, width: int) -> str:
-    """A docstring for a terminal: what is indented stays as it is."""
+    """Fits a docstring to a terminal; indented paragraphs, such as commands, stay as they are."""
     paragraphs = text.strip().split("\n\n")
     filled = (p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
     return "\n\n".join(filled)
@@ -162,8 +162,8 @@ def _entry(head: str, meaning: str, width: int) -> Iterator[str]:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry point; bad input becomes one line on stderr and exit code 2.
 
-    In a cluster any error does, and ends the other processes as well. What is not expected leaves
-    its traceback and code 1; with SR1_JAX_TRACEBACK set, every error is raised.
+    In a cluster every error does, and ends the other processes as well. An error that nobody
+    expected leaves its traceback and code 1. With SR1_JAX_TRACEBACK set, every error is raised.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -191,7 +191,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def notice(text: str) -> None:
-    """Tells a person what is no error, on stderr."""
+    """Prints to stderr what is worth knowing but no error."""
     print(one_line(text), file=sys.stderr, flush=True)
 
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     output = local_path(values.output, "--output") if values.output else None
     if len(folders) < 2:
         raise ValueError("Name at least two workdirs of finished runs.")
-    results = [(folder.name, read_result(folder)) for folder in folders]
+    results = list(zip(names_of(folders), map(read_result, folders)))
     check_same_questions(folders, [result for _, result in results])
     rows = [Row((name,), _scores(result)) for name, result in results]
     first = results[0][1]
@@ -45,6 +45,12 @@ def main(argv: Sequence[str]) -> None:
     print(verdict)
     if output:
         output.write_text(f"{markdown(['run'], rows, columns)}\n{verdict}\n")
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What runs are called: the names of their folders, or their paths where names are equal."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def read_result(folder: Path) -> dict[str, Any]:

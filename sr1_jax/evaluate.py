@@ -83,7 +83,7 @@ class Options(NamedTuple):
 
 
 class QuestionFile(NamedTuple):
-    """Questions of a file, by the name that results have."""
+    """The questions of a file, and what results call them."""
 
     name: str
     questions: list[Question]
@@ -134,12 +134,12 @@ def evaluate(
         config: of the run.
         workdir: of the run; only data and eval below it are written.
         paths: question files.
-        corpus: None: that of the config.
+        corpus: passages; None stands for those of the config.
         options: see `Options`.
 
     Raises:
-        ValueError, FileNotFoundError: bad settings or data, or no such policy; found before
-            anything is written or loaded.
+        ValueError, FileNotFoundError: bad settings or data, or there is no such policy; found
+            before anything is written or loaded.
     """
     options.check()
     _check_settings(config, options.method)
@@ -164,7 +164,7 @@ def evaluate(
         policy, tokenizer, retriever, config, options.method, greedy=options.greedy, mesh=mesh
     )
     params = nnx.state(policy)
-    settings = _settings_of(config, options)
+    settings = _settings_of(config, options) | {"searched": _searched(retriever)}
     folder, found = workdir / "eval", []
     for file in files:
         result, trajectories = _answer(engine, params, file, options, config.seed + 1)
@@ -205,16 +205,17 @@ def _read_files(paths: Sequence[Path], limit: int) -> list[QuestionFile]:
 
 def _needs_passages(config: ml_collections.ConfigDict, method: str) -> bool:
     template = load_template(methods.templates(config)[method])
-    return bool(methods.rollout_config(config, method).max_searches) or template.wants_information
+    calls = methods.rollout_config(config, method).max_searches
+    return template.wants_information or bool(calls and "search" in config.environment.tools)
 
 
 def _is_bm25(config: ml_collections.ConfigDict) -> bool:
-    """Whether the retriever is ours, which has to have passages; others may bring their own."""
+    """Whether the retriever is the one that needs a corpus; others may bring their own."""
     return config.retrieval.kind == "bm25"
 
 
 def _retriever(config: ml_collections.ConfigDict, corpus: Path | None, folder: Path) -> Retriever:
-    """What is searched: a corpus, or what the config names; an index is built in `folder`."""
+    """The retriever over a corpus, or over what the config names; an index goes to `folder`."""
 
     def opened() -> Retriever:
         if corpus is not None:
@@ -223,8 +224,12 @@ def _retriever(config: ml_collections.ConfigDict, corpus: Path | None, folder: P
 
     with working("opening the index"):
         retriever = once_a_file_system(folder, opened)
-    check_same("What is searched", fingerprint_of(retriever))
+    check_same("What is searched", _searched(retriever))
     return retriever
+
+
+def _searched(retriever: Retriever | None) -> str:
+    return fingerprint_of(retriever) if retriever else ""
 
 
 def _settings_of(config: ml_collections.ConfigDict, options: Options) -> dict[str, Any]:
@@ -238,7 +243,7 @@ def _changes(
     run: SavedRun,
     retriever: Retriever | None,
 ) -> results.Changes | None:
-    """Settings of the run that are others now; said on stderr. None where no run has settings."""
+    """Settings that differ from those of the run, also printed; None if there is no run."""
     if "config" not in run.facts:
         return None
     before = results.answering_settings(
@@ -246,7 +251,7 @@ def _changes(
     )
     changes = dict(results.changed_settings(before, _settings_of(config, options)))
     searched = run.facts.get("contents", {}).get("data.corpus", "")
-    now = fingerprint_of(retriever) if retriever else ""
+    now = _searched(retriever)
     if searched and now and searched != now:
         changes["data.corpus"] = (searched[:8], now[:8])
     if changes and cluster.is_first():
@@ -257,7 +262,7 @@ def _changes(
 def _answer(
     engine: Any, params: nnx.State, file: QuestionFile, options: Options, seed: int
 ) -> tuple[dict[str, Any], list]:
-    """The result of a question file, and the trajectories that it is of."""
+    """The result of a question file, and its trajectories."""
     began = time.perf_counter()
     with working(f"answering {len(file.questions)} questions of {file.name}"):
         trajectories = engine.run(file.questions, seed=seed, samples=options.samples, params=params)
@@ -280,7 +285,7 @@ def _answer(
 def _summarise(
     folder: Path, found: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> None:
-    """Prints what was found; of several files writes the average too."""
+    """Prints the results; where there are several files, writes their average too."""
     console = rich.get_console()
     if len(found) == 1:
         sha256 = found[0]["questions_sha256"]

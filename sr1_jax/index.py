@@ -16,6 +16,7 @@ from sr1_jax.evaluation.progress import duration, working
 from sr1_jax.paths import local_path
 from sr1_jax.retrieval import BM25Retriever
 from sr1_jax.retrieval.bm25 import none_or
+from sr1_jax.terminal import one_line
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
             stopwords=none_or(values.stopwords),
         )
     seconds = duration(time.perf_counter() - began)
-    print(f"{len(retriever):,} passages indexed in {seconds}: {index}")
+    print(one_line(f"{len(retriever):,} passages indexed in {seconds}: {index}"))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     cases = cases_of(topologies, values.vary)
     configs = [case.applied(values.config) for case in cases]
     assumed = {name: values[name].value for name in (*_ASSUMED, "occupancy")}
-    console = rich.console.Console(soft_wrap=True)
+    console = rich.console.Console()
     found: list[tuple[Case, Plan | str]] = []
     for case, config in zip(cases, configs):
         if case.settings:

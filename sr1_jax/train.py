@@ -87,7 +87,9 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
     result = {"method": config.method, "dev": development.name, "dev_questions": development.count}
     result |= policy.origin
     if development.count:
-        result["before"] = development.before(policy.params, workdir, run_facts(config, contents))
+        result["before"] = development.before(
+            policy.before_training(config, mesh), workdir, run_facts(config, contents)
+        )
     if config.warm_start.phases and config.base.workdir:
         result["supervised"] = fine_tune(config, workdir, task, policy, mesh, development)
     result["seconds_before_rl"] = time.perf_counter() - began
@@ -99,6 +101,8 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
         )
         if is_first():
             draw_curves(workdir)
+    elif config.lora.path:
+        policy.params = policy.before_training(config, mesh)
     result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]
 
     if development.count:

@@ -47,6 +47,15 @@ def test_an_ablation_is_no_baseline(finished, capsys):
     assert "demo 0.500; no baseline is among the others." in capsys.readouterr().out
 
 
+def test_runs_of_one_name_are_told_apart(finished, capsys, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        finished(f"{folder}/demo", 0.5)
+    compare.main(["compare", str(tmp_path / "one" / "demo"), str(tmp_path / "two" / "demo")])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/one/demo 0.500 against 0.500 of {tmp_path}/two/demo" in out
+
+
 @pytest.mark.parametrize(
     ("first", "other", "message"),
     [

@@ -48,7 +48,7 @@ class World:
         write_questions(folder / "hp.jsonl", 4, "hp")
         (folder / "corpus.jsonl").write_text('{"id": "0", "contents": "A\\nB"}\n')
 
-    def trained_policy(self, config, workdir, mesh, *, base=False, step=None):
+    def trained_policy(self, config, workdir, mesh, *, base=False, step=None, merge=True):
         self.loaded.append((base, step))
         return (
             nnx.Linear(1, 1, rngs=nnx.Rngs(0)),
@@ -191,6 +191,14 @@ class TestWorkdir:
         world.checkpoints(2)
         error = refused(program, self.argv(world, program, "--config.lora.rank=8"))
         assert "was trained with lora.rank=0, now it is 8" in error
+        error = refused(program, self.argv(world, program, "--config.lora.path=x"))
+        assert "was trained with lora.path='', now it is 'x'" in error
+
+    def test_adapters_say_what_to_run(self, world, monkeypatch, program):
+        monkeypatch.setattr(export, "trained_policy", world.trained_policy)
+        monkeypatch.setattr(export, "save_pretrained", lambda *a, **k: None)
+        program.main(self.argv(world, program, "--config.lora.path=x"))
+        assert world.loaded == [(False, None)]
 
     @pytest.mark.parametrize(
         ("flags", "loads"),
@@ -291,6 +299,7 @@ def test_no_evaluation_overwrites_another(world):
         ("--config.retrieval.stemmer=none", *more, "--config.retrieval.b=0.1"),
         ("--config.retrieval.stemmer=none", *more, "--config.retrieval.b=0.2"),
         ("--greedy=false", "--config.rollout.temperature=0.5"),
+        ("--greedy=false", "--config.seed=7"),
         (f"--questions={world.folder}/b/nq.jsonl",),
     ]  # fmt: skip
     for number, arguments in enumerate(every, start=1):
@@ -333,8 +342,11 @@ def test_without_a_run_the_name_has_the_settings(world):
     base = ("--base", f"--config.base.workdir={world.folder}/other")
     world.evaluate(*base)
     world.evaluate(*base, "--config.rollout.slots=16")
-    names = list(world.evaluate(*base, "--config.rollout.max_searches=3"))
-    assert len(names) == 2 and all(".base.greedy.questions_" in n for n in names)
+    world.evaluate(*base, "--config.rollout.max_searches=3")
+    world.evaluate(*base, "--config.lora.path=x")
+    world.retriever = Searched("another")
+    names = list(world.evaluate(*base))
+    assert len(names) == 4 and all(".base.greedy.questions_" in n for n in names)
     assert all(".settings_" in name for name in names)
 
 
@@ -410,9 +422,15 @@ def test_tables_of_hostile_names_are_harmless(world, capsys):
     assert "\x1b" not in out and "\x07" not in out and "Results on nq]0;x[red]" in out
 
 
+def test_tools_without_search_need_no_passages(world):
+    world.checkpoints(2)
+    evaluate.main([*world.argv("--config.environment.tools=()"), "--corpus="])
+    assert world.engines == [(None, "search", True)]
+
+
 def test_settings_of_speed_exist():
     known = dict(RUN.walk())
-    for key in (*results.SPEED, *results._SAMPLING):
+    for key in (*results.SPEED, *results._SAMPLING, *results._WEIGHTS):
         assert key in known
     told = results.answering_settings(default_config().to_dict(), "search", greedy=False)
     assert "rollout.max_searches" in told and "rollout.slots" not in told

@@ -205,7 +205,7 @@ def test_the_policy_that_was_loaded_is_not_kept_beside_the_learner(
         (
             ["--config.model.preset=qwen3-4b"],
             "{tmp}/model/config.json: by vocab_size the model's vocab_size is 300, but that of "
-            "model.preset='qwen3-4b' is 151936",
+            "qwen3-4b is 151936. Name another model.preset",
         ),
         (
             ["--config.mesh.tensor=8"],
@@ -294,8 +294,13 @@ def evaluated(trained, monkeypatch):
     """Function of flags -> the result of an evaluation on eight held-out questions."""
 
     def run(method, *flags):
-        data = trained.workdir / "data"
-        argv = [*trained.arguments, f"--questions={data / 'heldout.jsonl'}", f"--method={method}"]
+        data, rows = trained.workdir / "data", trained.workdir / "dev_trajectories.jsonl"
+        # The questions of the run itself, which are drawn from the whole file.
+        line_of = {row["id"]: row for row in read_rows(data / "heldout.jsonl")}
+        asked = [line_of[row["question_id"]] for row in read_rows(rows)]
+        questions = trained.workdir.parent / "heldout.jsonl"
+        questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
+        argv = [*trained.arguments, f"--questions={questions}", f"--method={method}"]
         argv += ["--limit=8", *flags]
         if method != "direct":
             argv.append(f"--corpus={data / 'corpus.jsonl'}")

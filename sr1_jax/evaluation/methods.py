@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sr1_jax.environment import make_environment
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template
+from sr1_jax.protocol.prompts import PromptTemplate, template_for
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.rollout import SplitEngine
 from sr1_jax.settings import Setting
@@ -96,8 +96,7 @@ def prompt_template(
     Raises:
         ValueError: there is no such template, or the model's chat template does not work.
     """
-    template = load_template(templates(config)[method])
-    return in_chat(template, tokenizer) if config.protocol.chat else template
+    return template_for(templates(config)[method], tokenizer, config.protocol.chat)
 
 
 def make_engine(

@@ -21,7 +21,8 @@ from sr1_jax.terminal import one_line
 
 # Settings that decide what a question is answered with.
 _SECTIONS = ("protocol", "environment", "retrieval", "rollout")
-# Of these, settings of speed: results differ by rounding alone.
+_WEIGHTS = ("base.path", "base.workdir", "lora.path")
+# Settings of these sections that only change the speed: results differ by rounding alone.
 SPEED = (
     "rollout.slots", "rollout.decode_steps", "rollout.decode_sizes", "rollout.extend_buckets",
     "rollout.turnover", "rollout.share_prefixes", "rollout.deterministic", "rollout.profile",
@@ -33,37 +34,39 @@ _LONGEST_CHANGES = 60
 Changes = Mapping[str, tuple[Any, Any]]
 
 
-def answering_settings(
-    config: Mapping[str, Any], method: str, *, greedy: bool, sections: Sequence[str] = _SECTIONS
-) -> dict[str, Any]:
-    """The settings by which a method answers, by dotted key.
+def answering_settings(config: Mapping[str, Any], method: str, *, greedy: bool) -> dict[str, Any]:
+    """The settings that answers depend on, by dotted key.
 
     Args:
         config: of a run, as plain values.
-        method: prompts of others are left out.
-        greedy: leaves out how is sampled.
-        sections: of the config.
+        method: how questions are answered; the prompts of other methods are left out.
+        greedy: whether settings of sampling are left out.
     """
     unused = {*SPEED, *(_SAMPLING if greedy else ())}
     if method != "search":
         unused.add("protocol.template_path")
-    return {
+    found = {} if greedy else {"seed": config.get("seed")}
+    return found | {
         key: value
-        for section in sections
+        for section in (*_SECTIONS, "base", "lora")
         for key, value in _flat(config.get(section, {}), f"{section}.")
-        if key not in unused and not _of_another_method(key, method)
+        if key in _WEIGHTS
+        or (section in _SECTIONS and key not in unused and not _of_another_method(key, method))
     }
 
 
 def changed_settings(run: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """Settings with different values. Those that only one has count where anybody may add keys;
-    elsewhere they came or went with a version of ours."""
-    both = [key for key in {**run, **now} if (key in run and key in now) or ".options." in key]
-    return {key: (run.get(key), now.get(key)) for key in both if run.get(key) != now.get(key)}
+    """Settings with different values.
+
+    Keys that only one side has count in the open sections, where users add their own. Elsewhere
+    they came or went with a version of this package.
+    """
+    compared = [key for key in {**run, **now} if (key in run and key in now) or ".options." in key]
+    return {key: (run.get(key), now.get(key)) for key in compared if run.get(key) != now.get(key)}
 
 
 def describe(changes: Changes) -> str:
-    """Changes as a sentence's part: key=now (run: before), …"""
+    """Changes in words: key=now (run: before), …"""
     return one_line(", ".join(f"{k}={now!r} (run: {run!r})" for k, (run, now) in changes.items()))
 
 
@@ -71,9 +74,9 @@ def result_name(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """A file name that differs wherever results may.
 
     Args:
-        result: see `evaluate`; its settings_changed are named, or, where there is no run to
-            differ from (None), `settings` by a hash.
-        settings: of `answering_settings`.
+        result: see `evaluate`. Its settings_changed become part of the name.
+        settings: of `answering_settings`. A hash of them becomes part of the name where
+            settings_changed is None: there is no run that they could differ from.
     """
     parts = [result["questions"], result["method"], result["policy"].replace(" ", "_")]
     parts.append("greedy" if result["greedy"] else "sampled")
@@ -110,14 +113,14 @@ def write_result(
 
 
 def read_results(folder: Path, questions_sha256: str) -> Iterator[dict[str, Any]]:
-    """All results on one set of questions; a damaged file is said on stderr and left out."""
+    """All results on one set of questions; damaged files are left out and reported on stderr."""
     for path in sorted(folder.glob("*.json")):
         try:
             result = json.loads(path.read_text())
             if result.get("questions_sha256") == questions_sha256:
                 yield result
         except (ValueError, AttributeError) as error:
-            print(f"{path} is damaged ({one_line(str(error))}) and left out.", file=sys.stderr)
+            print(one_line(f"{path} is damaged ({error}) and left out."), file=sys.stderr)
 
 
 def average(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from sr1_jax.settings import Section, Setting
+from sr1_jax.settings import Section, Setting, one_of
 
 PROTOCOL = Section(
     {
         "template_path": Setting("", "a file with {question} in it that replaces search_template"),
-        "chat": Setting(False, "the prompt is a user's message in the model's own chat template"),
+        "chat": Setting(
+            False,
+            "whether the prompt is a user's message in the model's own chat template; auto: where "
+            "its tokenizer has one, as published Search-R1 checkpoints expect",
+            one_of(False, True, "auto"),
+            object,
+        ),
     }
 )

@@ -15,9 +15,15 @@ from jax.sharding import Mesh
 from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
 from sr1_jax.models import Decoder, Tokenizer
+from sr1_jax.models.lora import merged_model
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.development import Development
-from sr1_jax.training.policies import SUPERVISED, fine_tuned_policy, starting_policy
+from sr1_jax.training.policies import (
+    SUPERVISED,
+    fine_tuned_policy,
+    starting_policy,
+    with_adapters,
+)
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.task import Task
 from sr1_jax.training.warm_start import scratch_model, train_supervised
@@ -46,6 +52,14 @@ class Policy:
     def of(cls, model: Decoder, tokenizer: Tokenizer, origin: dict[str, Any]) -> Policy:
         """The policy of a model, which the caller should then forget."""
         return cls(without_arrays(model), nnx.state(model), tokenizer, origin)
+
+    def before_training(self, config: ml_collections.ConfigDict, mesh: Mesh) -> nnx.State:
+        """Parameters of the plain model that training starts from: with lora.path those adapters
+        are added to kernels of its own."""
+        if not config.lora.path:
+            return self.params
+        model = nnx.merge(nnx.graphdef(self.shape), self.params)
+        return nnx.state(merged_model(with_adapters(config, model, mesh)))
 
     def hand_over(self) -> Decoder:
         """The model with its parameters, of which nothing stays here."""

@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
-from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.rotary import RopeScaling
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_collections
+from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.models import Decoder, Tokenizer, ValueModel, value_from_policy
@@ -10,7 +13,13 @@ from sr1_jax.models.lora import add_adapters
 from sr1_jax.models.weights import build
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import needs_critic
-from sr1_jax.training.policies import critic_checkpoint, lora_config
+from sr1_jax.training.policies import (
+    critic_checkpoint,
+    critic_config,
+    decoder_config,
+    lora_config,
+    with_adapters,
+)
 
 
 def make_learner(
@@ -18,8 +27,27 @@ def make_learner(
 ) -> Learner:
     """The learner of a run. But for the frozen base of adapters it has copies of its own of what
     it needs of `policy`, which may be freed."""
+    return _learner(config, models_to_train(config, policy, tokenizer, mesh), mesh)
+
+
+def make_abstract_learner(config: ml_collections.ConfigDict, mesh: Mesh) -> Learner:
+    """The same learner of shapes: it lists the programs of a step, and its state takes no memory.
+
+    Args:
+        config: of the run.
+        mesh: of devices that need not be there.
+
+    Raises:
+        ValueError: as `abstract_models` and `Learner`.
+    """
+    return _learner(config, abstract_models(config), mesh)
+
+
+def _learner(
+    config: ml_collections.ConfigDict, models: tuple[Decoder, ValueModel | None], mesh: Mesh
+) -> Learner:
     return Learner(
-        *models_to_train(config, policy, tokenizer, mesh),
+        *models,
         config.learner,
         mesh,
         trajectories=config.questions * config.samples,
@@ -46,4 +74,19 @@ def models_to_train(
         return policy, critic
     if critic is not None:
         critic = add_adapters(critic, lora, seed=config.seed + 1, mesh=mesh)
-    return add_adapters(policy, lora, seed=config.seed, mesh=mesh), critic
+    return with_adapters(config, policy, mesh), critic
+
+
+def abstract_models(config: ml_collections.ConfigDict) -> tuple[Decoder, ValueModel | None]:
+    """What `models_to_train` gives, of shapes; of files only the heads are read.
+
+    Raises:
+        ValueError: as `policies.decoder_config` and `policies.critic_config`.
+    """
+    lora, critic = lora_config(config), None
+    shape = dataclasses.replace(decoder_config(config), lora=lora)
+    if needs_critic(config.learner):
+        source = critic_config(config) if config.critic.path else shape
+        source = dataclasses.replace(source, vocab_size=shape.vocab_size, lora=lora)
+        critic = nnx.eval_shape(lambda: ValueModel(source, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0))), critic

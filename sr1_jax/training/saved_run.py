@@ -70,7 +70,7 @@ def find_run(
     if steps:
         _check_adapters(config, facts)
         return SavedRun(steps[-1] if step is None else step, facts)
-    if not config.lora.get("path"):
+    if not config.lora.path:
         _check_trained(workdir, folder, there)
     return SavedRun(None, facts)
 
@@ -93,6 +93,11 @@ def _check_trained(workdir: Path, folder: Path, there: Mapping[str, bool]) -> No
 
 def _check_adapters(config: ml_collections.ConfigDict, facts: Mapping[str, Any]) -> None:
     saved = facts.get("config", {}).get("lora", {})
+    if bool(saved.get("path")) != bool(config.lora.path):
+        raise ValueError(
+            f"The run was trained with lora.path={saved.get('path', '')!r}, now it is "
+            f"{config.lora.path!r}: give the config of the run."
+        )
     for key in ("rank", "alpha", "targets"):
         old, now = saved.get(key), config.lora[key]
         now = list(now) if isinstance(now, tuple) else now
