@@ -324,8 +324,8 @@ def read_rows(path):
 def test_training_leaves_what_it_should(trained):
     names = {path.name for path in trained.workdir.iterdir()}
     assert names == {
-        ".lock", "base", "before.json", "checkpoints", "curves.png", "data", "dev_trajectories.jsonl", "metrics.jsonl",
-        "result.json", "tensorboard", "trajectories",
+        ".lock", "base", "before.json", "checkpoints", "curves.png", "data",
+        "dev_trajectories.jsonl", "metrics.jsonl", "result.json", "tensorboard", "trajectories",
     }  # fmt: skip
     result = json.loads((trained.workdir / "result.json").read_text())
     assert (result["dev"], result["dev_questions"], result["method"]) == ("heldout", 8, "search")

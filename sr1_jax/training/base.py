@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
+from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.models.lora import merged_model
 from sr1_jax.training.checkpoints import save_base
@@ -82,7 +83,8 @@ def base_policy(config: ml_collections.ConfigDict, task: Task, source: Path, mes
     check_same(str(folder), {"holds a base policy": there})
     if config.base.path or config.base.workdir or there:
         origin = _read_facts(folder, {} if config.base.workdir else _settings_of(config))
-        return Policy.of(*starting_policy(config, source, mesh), origin)
+        with working("loading the policy"):
+            return Policy.of(*starting_policy(config, source, mesh), origin)
     if task.supervised is None:
         raise ValueError(
             "There is no policy to start from: set base.path, or base.workdir. Only a task with "

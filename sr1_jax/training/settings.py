@@ -112,6 +112,7 @@ RUN = Section(
                     "",
                     "adapters to start from, a folder of peft (adapter_config.json, which says "
                     "rank, alpha and targets)",
+                    free_on_resume=True,
                 ),
                 "rank": Setting(0, "of adapters; 0: all parameters are trained", at_least(0)),
                 "alpha": Setting(32.0, "what adapters add is times alpha / rank", above(0)),

@@ -102,7 +102,7 @@ class Memory:
 
 
 def test_nothing_is_assumed_of_a_retriever(config, tmp_path):
-    config.retrieval.kind = "test_task:Memory"
+    config.retrieval.kind = "test_files_task:Memory"
     config.data.corpus = ""
     task = files_task(config, tmp_path / "run")
     assert task.retriever.corpus is None
