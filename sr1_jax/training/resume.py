@@ -12,7 +12,7 @@ from sr1_jax.agreement import check_same
 from sr1_jax.rl.learner import Learner, LearnerState
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.fingerprints import weights_fingerprint
-from sr1_jax.training.policies import base_checkpoint
+from sr1_jax.training.policies import base_files
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import RUN, fixed_settings
 
@@ -55,7 +55,7 @@ def weights_contents(config: ml_collections.ConfigDict, source: Path) -> dict[st
     """
     contents = {}
     if config.base.path:
-        contents["base"] = weights_fingerprint(Path(base_checkpoint(config).path))
+        contents["base"] = weights_fingerprint(Path(base_files(config).path))
     elif (source / "base" / "model.json").is_file():
         contents["base"] = weights_fingerprint(source / "base")
     if config.critic.path:
