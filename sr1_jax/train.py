@@ -35,7 +35,7 @@ from sr1_jax.training.learning import make_learner
 from sr1_jax.training.loop import reinforce
 from sr1_jax.training.policies import check_base
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
-from sr1_jax.training.settings import check_config, check_mesh
+from sr1_jax.training.settings import RUN, check_config, check_mesh, unknown_setting
 from sr1_jax.training.task import files_task
 from sr1_jax.world.task import world_task
 
@@ -44,7 +44,7 @@ _SHOWN_TRAJECTORIES = 10
 
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)

@@ -48,8 +48,7 @@ def print_sweep(found: Sequence[tuple[Case, Plan | str]], console: Console) -> N
         found: cases with their plans, or with why there is none.
         console: to print on.
     """
-    columns = ("", "slice", "chips", "fits", "fullest, GiB", "s/step", "tokens/s, chip",
-               "update, of peak", "largest term")  # fmt: skip
+    columns = ("", "slice", "chips", "fits", "GiB", "s/step", "tokens/s", "of peak", "largest term")
     table = _table(columns, left=2)
     for number, (case, plan) in enumerate(found, start=1):
         if isinstance(plan, str):
@@ -68,6 +67,11 @@ def print_sweep(found: Sequence[tuple[Case, Plan | str]], console: Console) -> N
             next(iter(plan.terms), ""),
         )
     _print_table(console, "All cases", table)
+    console.print()
+    _say(
+        console,
+        "GiB: of the fullest program; tokens/s: of a chip; of peak: a policy update's FLOPs.",
+    )
     for number, (case, _) in enumerate(found, start=1):
         if case.settings:
             _say(console, f"{number:3} {escape(str(case))}")
@@ -106,7 +110,6 @@ def _print_table(console: Console, title: str, table: Table) -> None:
     console.print()
     _say(console, f"[bold]{title}[/]")
     console.print(table)
-    console.print()
 
 
 def _table(columns: Sequence[str], left: int = 1) -> Table:
@@ -157,10 +160,10 @@ def _work_table(plan: Plan) -> Table:
         table.add_row(
             row.name,
             calls,
-            f"{costs.flops / 1e12:.2f}",
-            f"{costs.bytes / 1e9:.1f}",
-            f"{sum(costs.collectives.values()) / 1e9:.2f}",
-            f"{costs.blocking / 1e9:.2f}",
+            _short(costs.flops / 1e12),
+            _short(costs.bytes / 1e9),
+            _short(sum(costs.collectives.values()) / 1e9),
+            _short(costs.blocking / 1e9),
         )
     return table
 
@@ -177,7 +180,7 @@ def _time_table(plan: Plan) -> Table:
         parts = (time.compute, time.memory, time.cycles, time.network, waits, time.seconds)
         table.add_row(
             row.name,
-            *(f"{1e3 * seconds:.1f}" for seconds in parts),
+            *map(_ms, parts),
             f"{row.share_of_peak:.0%}" if row.needed else "",
         )
     return table
@@ -185,6 +188,7 @@ def _time_table(plan: Plan) -> Table:
 
 def _print_step(plan: Plan, console: Console) -> None:
     config, a = plan.run.config, plan.assumed
+    console.print()
     episodes = config.questions * config.samples
     _say(
         console,
@@ -210,7 +214,7 @@ def _print_collectives(plan: Plan, console: Console) -> None:
     for row in rows:
         for number, (kind, sent) in enumerate(row.costs.collectives.most_common()):
             calls = f"{row.costs.collective_calls[kind]}"
-            table.add_row(row.name if number == 0 else "", kind, f"{sent / 1e9:.2f}", calls)
+            table.add_row(row.name if number == 0 else "", kind, _short(sent / 1e9), calls)
     _print_table(console, "Collectives of one call", table)
 
 
@@ -226,6 +230,7 @@ def _print_vocabulary(plan: Plan, console: Console) -> None:
 
 
 def _print_findings(plan: Plan, console: Console) -> None:
+    console.print()
     for row in plan.rows:
         if plan.holds_too_many_logits(row):
             _say(
@@ -259,4 +264,15 @@ def _print_findings(plan: Plan, console: Console) -> None:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
+    return _short(size / GIB)
+
+
+def _short(value: float) -> str:
+    """Two digits after the point where there is room for them in five characters, or one, or
+    none."""
+    digits = 2 if value < 99.995 else 1 if value < 999.95 else 0
+    return f"{value:.{digits}f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.{0 if seconds > 1 else 1}f}"

@@ -60,6 +60,11 @@ class RunCheckpoints:
         """Steps done when the newest checkpoint was written; None without one."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """After which steps there are checkpoints, rising."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Saves `state` after `step` steps, with JSON-able `facts` beside it."""
         self._manager.save(

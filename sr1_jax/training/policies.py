@@ -225,15 +225,17 @@ def trained_policy(
     mesh: Mesh,
     *,
     base: bool = False,
+    step: int | None = None,
     merge: bool = True,
 ) -> tuple[Decoder, Tokenizer, str]:
-    """The policy of the newest checkpoint below `workdir`, or the one training starts from.
+    """The policy of a checkpoint below `workdir`, or the one training starts from.
 
     Args:
         config: of the run.
         workdir: of the run.
         mesh: the device mesh.
         base: take the starting policy in any case.
+        step: of the checkpoint, which must be there; None: the newest, if there is any.
         merge: add adapters to the kernels; False leaves them beside, where there are any.
 
     Returns:
@@ -242,10 +244,10 @@ def trained_policy(
     tuned = None if base else fine_tuned_policy(config, workdir, mesh)
     policy, tokenizer = tuned or starting_policy(config, workdir, mesh)
     folder = checkpoint_folder(config, workdir)
-    step = None
     there = not base and folder.is_dir()
     check_same(f"Folder {folder}", {"is there": there})
-    if there:
+    step = None if base else step
+    if there and step is None:
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             step = checkpoints.latest_step
     if step is None:

@@ -13,7 +13,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import METHODS, templates
+from sr1_jax.evaluation.methods import METHODS, TEMPLATES, templates
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
@@ -159,7 +159,7 @@ RUN = Section(
         "environment": environment_settings.ENVIRONMENT,
         "retrieval": RETRIEVAL,
         "reward": REWARD,
-        "protocol": PROTOCOL,
+        "protocol": Section({**TEMPLATES, **PROTOCOL.parts}),
         "warm_start": Section(
             {
                 "phases": Setting((), "of a supervised start: dicts, see training/phases.py"),
