@@ -1,22 +1,5 @@
-"""Several sequences in one row: which token belongs to which, and where in it."""
+"""The former name of `models.packed.PackedSequences`."""
 
-from __future__ import annotations
+from sr1_jax.models.packed import PackedSequences as Segments
 
-from typing import NamedTuple
-
-import jax
-import numpy as np
-
-
-class Segments(NamedTuple):
-    """What a model has to know of packed rows: attention does not leave a sequence, and positions
-    count within it.
-
-    Attributes:
-        id_BT: int32, the sequence of each token; its tokens follow each other. Padding has a
-            number of its own.
-        position_BT: int32, from 0 at the first token of each sequence.
-    """
-
-    id_BT: jax.Array | np.ndarray
-    position_BT: jax.Array | np.ndarray
+__all__ = ["Segments"]
