@@ -42,8 +42,8 @@ from sr1_jax.models import Decoder, DecoderConfig, ValueModel
 from sr1_jax.models.decoder import Trunk, parameter_count
 from sr1_jax.models.export import save_pretrained
 from sr1_jax.rl.batch import Batch
-from sr1_jax.rl.cuts import cut
 from sr1_jax.rl.learner import Learner
+from sr1_jax.rl.micro_batches import plan_micro_batches
 from sr1_jax.rl.settings import default_config
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.sharding import make_mesh
@@ -83,16 +83,22 @@ def make_batch(args, vocab_size: int) -> tuple[Batch, np.ndarray]:
                 mask += [0] * args.observation * (turn > 0) + [1] * size
         rows.append(mask)
     length_B = np.array([len(mask) for mask in rows])
-    mask_BT = np.zeros((args.sequences, length_B.max()), np.float32)
-    ids_BT = np.zeros(mask_BT.shape, np.int32)
+    trains_BT = np.zeros((args.sequences, length_B.max()), np.float32)
+    ids_BT = np.zeros(trains_BT.shape, np.int32)
     for row, mask in enumerate(rows):
-        mask_BT[row, : len(mask)] = mask
+        trains_BT[row, : len(mask)] = mask
         ids_BT[row, : len(mask)] = rng.integers(300, vocab_size, len(mask))
+    reward_B = rng.uniform(0, 1, args.sequences).astype(np.float32)
+    # All of it on the last token, which every sequence has sampled.
+    rewards_BT = np.zeros_like(trains_BT)
+    rewards_BT[np.arange(args.sequences), length_B - 1] = reward_B
     return Batch(
         ids_BT=ids_BT,
-        mask_BT=mask_BT,
-        logp_BT=np.zeros_like(mask_BT),
-        reward_B=rng.uniform(0, 1, args.sequences).astype(np.float32),
+        trains_BT=trains_BT,
+        sampled_BT=trains_BT,
+        logp_BT=np.zeros_like(trains_BT),
+        rewards_BT=rewards_BT,
+        reward_B=reward_B,
         group_B=np.arange(args.sequences, dtype=np.int32) // GROUP,
     ), length_B
 
@@ -103,11 +109,11 @@ def sampled_logp(policy: Decoder, batch: Batch, rows: int) -> np.ndarray:
     length = batch.ids_BT.shape[1]
 
     @jax.jit
-    def compute(params, ids_RT, mask_RT):
-        return token_logp(nnx.merge(graph, params), ids_RT, mask_RT, most=length)[0]
+    def compute(params, ids_RT, trains_RT):
+        return token_logp(nnx.merge(graph, params), ids_RT, trains_RT, max_wanted=length)[0]
 
     parts = np.split(np.arange(len(batch.ids_BT)), len(batch.ids_BT) // rows)
-    return np.concatenate([compute(params, batch.ids_BT[R], batch.mask_BT[R]) for R in parts])
+    return np.concatenate([compute(params, batch.ids_BT[R], batch.trains_BT[R]) for R in parts])
 
 
 class Ours:
@@ -129,11 +135,11 @@ class Ours:
         batch, length_B = make_batch(args, shape.vocab_size)
         self.batch = batch._replace(logp_BT=sampled_logp(self.policy, batch, args.micro_batch))
         self.tokens = int(length_B.sum())
-        longest = self.batch.mask_BT.shape[1]
+        longest = self.batch.trains_BT.shape[1]
         self.config = default_config()
         self.config.update(
             algorithm=algorithm,
-            minibatches=args.minibatches,
+            minibatch_size=args.sequences // args.minibatches,
             micro_batch=args.micro_batch,
             length_buckets=tuple(range(args.bucket, longest + args.bucket, args.bucket)),
             **settings,
@@ -144,29 +150,30 @@ class Ours:
             self.config,
             make_mesh(),
             trajectories=args.sequences,
+            steps=1,
         )
         self._learner.reference = jax.tree.map(
             lambda new, old: jax.device_put(new, old.sharding),
             nnx.state(self.reference),
             self._learner.reference,
         )
-        self._state = self._learner.initial_state
+        self._state = self._learner.initial_state()
         print(
             f"{parameter_count(self.policy) / 1e6:.1f}M parameters; {args.sequences} sequences, "
             f"{self.tokens} real tokens of at most {longest} a sequence, "
-            f"{self.batch.mask_BT.sum():.0f} of them trained; padded to the longest "
+            f"{self.batch.trains_BT.sum():.0f} of them trained; padded to the longest "
             f"{length_B.size * longest / self.tokens - 1:.0%} more"
         )
 
-    def plan(self, mask_BT: np.ndarray, rows: np.ndarray):
-        """Micro-batches as our learner cuts them."""
-        return cut(mask_BT, rows, self.config)
+    def plan(self, trains_BT: np.ndarray, rows: np.ndarray):
+        """Micro-batches as our learner lays them out."""
+        return plan_micro_batches(trains_BT, rows, self.config)
 
     def step(self) -> dict[str, float]:
         # Always the same shuffle: after one step all lengths of micro-batches are compiled.
-        self._state, metrics = self._learner.step(self._state, self.batch, seed=0, step=0)
-        jax.block_until_ready(self._state)
-        return metrics
+        result = self._learner.step(self._state, self.batch, seed=0, step=0)
+        self._state = jax.block_until_ready(result.state)
+        return result.metrics
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Writes the weights of each model; the critic without its head."""
@@ -202,7 +209,7 @@ def tunix(args) -> None:
         shape={name: getattr(ours.policy.config, name) for name in vars(QWEN2_SMALL)},
         prompts=batch.ids_BT[:, : args.prompt].tolist(),
         completions=batch.ids_BT[:, args.prompt :].tolist(),
-        mask=batch.mask_BT[:, args.prompt :].astype(int).tolist(),
+        mask=batch.trains_BT[:, args.prompt :].astype(int).tolist(),
         rewards=batch.reward_B.tolist(),
         group=GROUP,
         mini_batch=args.sequences // args.minibatches,

@@ -18,8 +18,7 @@ import time
 import numpy as np
 
 from sr1_jax.models.shapes import preset_config
-from sr1_jax.rl.cuts import cut
-from sr1_jax.rl.micro_batches import padding_share
+from sr1_jax.rl.micro_batches import padding_share, plan_micro_batches
 from sr1_jax.rl.settings import default_config
 
 OBSERVATION_TOKENS, SEGMENT_TOKENS = 500, 500
@@ -81,18 +80,18 @@ def main() -> None:
         tokens_B = np.array([episode_tokens(rng, args.context) for _ in range(args.batch)])
         batches.append((np.arange(args.context)[None] < tokens_B[:, None]).astype(np.int8))
     minibatches = np.split(np.arange(args.batch), args.batch // args.minibatch)
-    needed = sum(layer_flops(mask_BT.sum(axis=1), args.preset) for mask_BT in batches)
+    needed = sum(layer_flops(trains_BT.sum(axis=1), args.preset) for trains_BT in batches)
     for size in (8, 16, 32, 64):
         for name, changes in settings(args.context).items():
             config = default_config()
             config.update(changes | dict(micro_batch=size))
             shares, lengths, seconds, flops = [], set(), 0.0, 0.0
-            for mask_BT in batches:
+            for trains_BT in batches:
                 for rows in minibatches:
                     began = time.perf_counter()
-                    plan = cut(mask_BT, rows, config)
+                    plan = plan_micro_batches(trains_BT, rows, config)
                     seconds += time.perf_counter() - began
-                    shares.append(padding_share(mask_BT, plan))
+                    shares.append(padding_share(trains_BT, plan))
                     lengths |= {part.length for part in plan}
                     flops += sum(
                         layer_flops(np.full(size, part.length), args.preset) for part in plan

@@ -27,7 +27,7 @@ class TorchPPO:
         policy, reference, critic: Hugging Face folders; of the critic only the trunk is taken.
         head: weights [D] and bias of the value head.
         config: settings of our learner.
-        plan: cuts rows of a batch into micro-batches, as our learner does.
+        plan: lays rows of a batch out in micro-batches, as our learner does.
     """
 
     def __init__(self, policy: Path, reference: Path, critic: Path, head, config, plan):
@@ -47,29 +47,28 @@ class TorchPPO:
     def step(self, batch: Batch, *, seed: int, step: int) -> dict[str, float]:
         """One step; metrics are means over the updates, by the names of ours."""
         config = self._config
-        ids_BT, mask_BT = torch.tensor(batch.ids_BT).long(), torch.tensor(batch.mask_BT)
+        ids_BT, mask_BT = torch.tensor(batch.ids_BT).long(), torch.tensor(batch.trains_BT)
         everything = np.arange(len(ids_BT))
         logp_BT, ref_BT, values_BT = (torch.zeros(ids_BT.shape) for _ in range(3))
         with torch.no_grad():
-            for rows, length, _ in self._plan(batch.mask_BT, everything):
+            for rows, length, _ in self._plan(batch.trains_BT, everything):
                 at = torch.tensor(rows).long()[:, None], torch.arange(length)
                 ids, mask = ids_BT[at], mask_BT[at]
                 logp_BT[at] = _logp(self._policy, ids, mask)[0]
                 ref_BT[at] = _logp(self._reference, ids, mask)[0]
                 values_BT[at] = self._values(ids)
         rewards_BT = -config.kl_coefficient * (logp_BT - ref_BT) * mask_BT
-        after_BT = mask_BT.flip(1).cumsum(1).flip(1)
-        rewards_BT += torch.tensor(batch.reward_B)[:, None] * (after_BT == 1) * mask_BT
+        rewards_BT += torch.tensor(batch.rewards_BT)
         advantages_BT = _gae(rewards_BT, values_BT, mask_BT, config.gamma, config.lam)
         returns_BT = advantages_BT + values_BT
         chosen = advantages_BT[mask_BT > 0]
         advantages_BT = (advantages_BT - chosen.mean()) / torch.sqrt(chosen.var() + 1e-8) * mask_BT
         history = []
         order = np.random.default_rng((seed, step)).permutation(everything)
-        for rows in np.split(order, config.minibatches):
-            plan = self._plan(batch.mask_BT, rows)
+        for rows in np.split(order, len(order) // config.minibatch_size):
+            plan = self._plan(batch.trains_BT, rows)
             tensors = (ids_BT, mask_BT, logp_BT, advantages_BT, values_BT, returns_BT)
-            history.append(self._update(tensors, plan, float(batch.mask_BT[rows].sum())))
+            history.append(self._update(tensors, plan, float(batch.trains_BT[rows].sum())))
         return {key: float(np.mean([h[key] for h in history])) for key in history[0]}
 
     def _update(self, tensors, plan: Sequence[MicroBatch], total: float) -> dict[str, float]:

@@ -123,15 +123,17 @@ def group_relative(
     """Advantage of each trajectory within its group: (score - mean) / (std + eps).
 
     Source: GRPO, Shao et al. 2024 (arXiv 2402.03300), section 4.1.2, with the unbiased standard
-    deviation. A group of one keeps its score. A group whose scores are all equal gets exact zeros.
+    deviation. A group of one keeps its score. A group whose scores are all equal gets exact zeros,
+    and so does what is left of a larger group if `valid_B` leaves one member: there is nothing to
+    compare it with.
 
     Args:
         scores_B: one score per trajectory.
         group_B: one integer per trajectory, equal within a group; any integers, in any order. NumPy
             ids may use all 64 bits; JAX ids are what JAX keeps of them, 32 bits by default.
         eps: added to the standard deviation.
-        valid_B: nonzero on trajectories that count; by default all do. The others get 0, and
-            their groups are as if they were not there.
+        valid_B: nonzero on trajectories that count; by default all do. The others get 0 and have
+            no part in the baseline of their group; they do count as its members.
 
     Returns:
         advantages_B, float32.
@@ -212,18 +214,21 @@ def reinforce_pp(
     return whiten(returns_BT, mask_BT, eps=eps)
 
 
-def all_equal(
+def nothing_to_compare(
     scores_B: Num[Array, "B"],
     group_B: Int[Array, "B"] | Int[np.ndarray, "B"],
     *,
     valid_B: Num[Array, "B"] | Bool[Array, "B"] | None = None,
 ) -> Bool[Array, "B"]:
-    """Whether each trajectory's group has several members, and all with one score.
+    """Whether each trajectory's group is of several, no two valid ones of which differ in score.
+
+    Such a group teaches nothing: its advantages are 0 by every estimator that compares the samples
+    of a question. A group of one is not meant, since it is compared with nothing by design.
 
     Arguments and errors as in `group_relative`.
     """
     groups = _Groups.of(scores_B, group_B, valid_B)
-    return groups.flat() & (groups.size_B > 1)
+    return groups.flat() & (groups.members_B > 1)
 
 
 class _Groups(NamedTuple):
@@ -232,12 +237,14 @@ class _Groups(NamedTuple):
     Attributes:
         scores_B: float32, 0 where not valid.
         valid_B: bool.
+        members_B: int32 size of each trajectory's group, those not valid included.
         same_BB: bool, row i marks the valid members of i's group.
         size_B: their number, at least 1.
     """
 
     scores_B: jax.Array
     valid_B: jax.Array
+    members_B: jax.Array
     same_BB: jax.Array
     size_B: jax.Array
 
@@ -252,9 +259,12 @@ class _Groups(NamedTuple):
             valid_B = jnp.ones(group_B.shape, bool)
         require_same_shape(scores=scores_B, valid=valid_B)
         valid_B = jnp.asarray(valid_B) != 0
-        same_BB = (group_B[:, None] == group_B[None, :]) & valid_B[None, :]
+        members_BB = group_B[:, None] == group_B[None, :]
+        same_BB = members_BB & valid_B[None, :]
         size_B = jnp.maximum(jnp.sum(same_BB, axis=1), 1)
-        return cls(masked_input(scores_B, valid_B), valid_B, same_BB, size_B)
+        return cls(
+            masked_input(scores_B, valid_B), valid_B, jnp.sum(members_BB, axis=1), same_BB, size_B
+        )
 
     def sum(self, x_B):
         """Sum over the valid members of each trajectory's group."""
@@ -262,14 +272,15 @@ class _Groups(NamedTuple):
         return jnp.sum(jnp.where(self.same_BB, x_B[None, :], 0.0), axis=1)
 
     def flat(self):
-        """Whether all scores of each trajectory's group are equal."""
+        """Whether all valid scores of each trajectory's group are equal, or there are none."""
         scores_1B = self.scores_B[None, :]
         low_B = jnp.min(jnp.where(self.same_BB, scores_1B, jnp.inf), axis=1, initial=jnp.inf)
         high_B = jnp.max(jnp.where(self.same_BB, scores_1B, -jnp.inf), axis=1, initial=-jnp.inf)
-        return low_B == high_B
+        # Asked this way round, a nan stays visible.
+        return (low_B == high_B) | ~self.same_BB.any(axis=1)
 
     def settled(self, advantages_B):
         """The advantages, but scores of groups of one, and 0 where all are equal or not valid."""
         advantages_B = jnp.where(self.flat(), 0.0, advantages_B)
-        advantages_B = jnp.where(self.size_B == 1, self.scores_B, advantages_B)
+        advantages_B = jnp.where(self.members_B == 1, self.scores_B, advantages_B)
         return jnp.where(self.valid_B, advantages_B, 0.0)

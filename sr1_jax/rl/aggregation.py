@@ -45,7 +45,7 @@ def token_weights(
     tokens: float | Float[Array, ""],
     sequences: float | Float[Array, ""],
     constant: float | None = None,
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
     """Weight of each token in the loss of a mini-batch.
 
@@ -63,7 +63,7 @@ def token_weights(
         tokens: N.
         sequences: S.
         constant: C > 0, in tokens; only for "constant".
-        segment_BT: of packed rows, see `sequence_sums`.
+        sequence_BT: of packed rows, see `sequence_sums`.
 
     Returns:
         weights_BT, float32, 0 on masked tokens.
@@ -78,28 +78,28 @@ def token_weights(
         return valid_BT / jnp.maximum(tokens, 1)
     per_sequence_BT = valid_BT / jnp.maximum(sequences, 1)
     if aggregation == "sequence":
-        return per_sequence_BT / jnp.maximum(sequence_sums(valid_BT, segment_BT), 1)
+        return per_sequence_BT / jnp.maximum(sequence_sums(valid_BT, sequence_BT), 1)
     if not constant:
         raise ValueError(f"aggregation 'constant' divides by a number of tokens, not {constant}")
     return per_sequence_BT / constant
 
 
 def sequence_sums(
-    x_BT: Float[Array, "B T"], segment_BT: Int[Array, "B T"] | None = None
+    x_BT: Float[Array, "B T"], sequence_BT: Int[Array, "B T"] | None = None
 ) -> Float[Array, "B T"] | Float[Array, "B 1"]:
     """Sum over the sequence of each token.
 
     Args:
         x_BT: any.
-        segment_BT: of packed rows, the sequence of each token, whose tokens follow each other;
+        sequence_BT: of packed rows, the sequence of each token, whose tokens follow each other;
             None: a row is a sequence.
 
     Returns:
         One number a row, or, packed, one a token.
     """
-    if segment_BT is None:
+    if sequence_BT is None:
         return x_BT.sum(axis=1, keepdims=True)
-    begins_BT = jnp.diff(segment_BT, axis=1, prepend=segment_BT[:, :1]) != 0
+    begins_BT = jnp.diff(sequence_BT, axis=1, prepend=sequence_BT[:, :1]) != 0
 
     def of_row(x_T, number_T):
         return jax.ops.segment_sum(x_T, number_T, num_segments=len(x_T))[number_T]

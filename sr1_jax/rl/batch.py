@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from sr1_jax.environment.trajectory import Trajectory
@@ -13,58 +14,27 @@ from sr1_jax.environment.trajectory import Trajectory
 class Batch(NamedTuple):
     """Right-padded trajectories.
 
+    A token was *sampled* if the policy wrote it, and it *trains* if the losses see it. All that a
+    trajectory which trains has sampled trains; observations train in an ablation, too.
+
     Attributes:
         ids_BT: int32 tokens.
-        mask_BT: float32, 1 on tokens that train.
-        logp_BT: float32 behaviour log-probs, 0 where nothing was sampled.
-        reward_B: float32 outcome rewards.
+        trains_BT: float32, 1 on tokens that train.
+        sampled_BT: float32, 1 on tokens that were sampled and train.
+        logp_BT: float32 behaviour log-probabilities, 0 where nothing was sampled.
+        rewards_BT: float32, the reward of each segment the policy wrote, on its last token; 0
+            elsewhere, and in trajectories that do not train.
+        reward_B: float32 reward of each trajectory, the sum of those of its segments.
         group_B: int32; trajectories of one question share a number.
     """
 
     ids_BT: np.ndarray
-    mask_BT: np.ndarray
+    trains_BT: np.ndarray
+    sampled_BT: np.ndarray
     logp_BT: np.ndarray
+    rewards_BT: np.ndarray
     reward_B: np.ndarray
     group_B: np.ndarray
-
-
-def outcome(
-    trajectory: Trajectory,
-    *,
-    truncated: str = "mask",
-    truncation_penalty: float = 0.0,
-    overlong_buffer: int = 0,
-    overlong_penalty: float = 1.0,
-    budget: int = 0,
-) -> tuple[float, bool]:
-    """The reward that a trajectory trains on, and whether it trains at all.
-
-    Args:
-        trajectory: any.
-        truncated: what an episode that ran out of budget counts for: "mask" trains on none of
-            its tokens, "penalise" gives it the reward `-truncation_penalty`, or, with an overlong
-            buffer, what the whole budget costs if that is more.
-        truncation_penalty: see above.
-        overlong_buffer: tokens before the budget from which on length costs; 0: it never does.
-        overlong_penalty: what a trajectory of the whole budget pays; in the buffer the price grows
-            linearly (DAPO, arXiv 2503.14476, equation 13).
-        budget: tokens a trajectory may have, prompt included; only for the above.
-
-    Raises:
-        ValueError: `truncated` is unknown.
-    """
-    if truncated not in ("mask", "penalise"):
-        raise ValueError(f'learner.truncated must be "mask" or "penalise", not {truncated!r}.')
-    if trajectory.status == "truncated":
-        if truncated == "mask":
-            return trajectory.reward, False
-        # Who ends in time never pays more than who does not.
-        return -max(truncation_penalty, overlong_penalty if overlong_buffer else 0.0), True
-    if not overlong_buffer:
-        return trajectory.reward, True
-    over = len(trajectory.ids) - (budget - overlong_buffer)
-    share = min(max(over / overlong_buffer, 0.0), 1.0)
-    return trajectory.reward - overlong_penalty * share, True
 
 
 def make_batch(
@@ -73,7 +43,6 @@ def make_batch(
     length: int,
     pad_id: int,
     mask_observations: bool = True,
-    **judged: Any,
 ) -> Batch:
     """Stacks trajectories.
 
@@ -82,16 +51,18 @@ def make_batch(
         length: T.
         pad_id: fills `ids_BT`; never read, masks say what counts.
         mask_observations: False trains on everything after the prompt (an ablation).
-        judged: settings of `outcome`: the rewards, and which trajectories train.
+
+    Returns:
+        The batch; rows are in the order of the trajectories.
 
     Raises:
-        ValueError: a trajectory is longer than `length`, or a setting is unknown.
+        ValueError: a trajectory is longer than `length`, or has other rewards of segments than
+            segments.
     """
     shape = (len(trajectories), length)
-    ids_BT, mask_BT = np.full(shape, pad_id, np.int32), np.zeros(shape, np.float32)
-    logp_BT, reward_B = np.zeros(shape, np.float32), np.zeros(len(trajectories), np.float32)
+    ids_BT = np.full(shape, pad_id, np.int32)
+    trains_BT, sampled_BT, logp_BT, rewards_BT = np.zeros((4, *shape), np.float32)
     group_of: dict[str, int] = {}
-    group_B = np.zeros(len(trajectories), np.int32)
     for row, trajectory in enumerate(trajectories):
         size = len(trajectory.ids)
         if size > length:
@@ -100,11 +71,47 @@ def make_batch(
             )
         ids_BT[row, :size] = trajectory.ids
         logp_BT[row, :size] = trajectory.logp
-        reward_B[row], trains = outcome(trajectory, **judged)
-        group_B[row] = group_of.setdefault(trajectory.question_id, len(group_of))
-        mask_BT[row, :size] = trajectory.mask
+        group_of.setdefault(trajectory.question_id, len(group_of))
+        if not trajectory.trains:
+            continue
+        sampled_BT[row, :size] = trajectory.mask
+        trains_BT[row, :size] = trajectory.mask
         if not mask_observations:
-            mask_BT[row, trajectory.prompt_length : size] = 1
-        if not trains:
-            mask_BT[row] = 0
-    return Batch(ids_BT, mask_BT, logp_BT, reward_B, group_B)
+            trains_BT[row, trajectory.prompt_length : size] = 1
+        rewards_BT[row, _segment_ends(trajectory)] = trajectory.segment_rewards
+    return Batch(
+        ids_BT,
+        trains_BT,
+        sampled_BT,
+        logp_BT,
+        rewards_BT,
+        np.array([trajectory.reward for trajectory in trajectories], np.float32),
+        np.array([group_of[trajectory.question_id] for trajectory in trajectories], np.int32),
+    )
+
+
+def trajectory_scores(rewards_BT: jax.Array, batch: Batch) -> jax.Array:
+    """What each trajectory earns in all: its reward, less the KL that is part of `rewards_BT`.
+
+    Not the sum of the row: rewards of segments that add up to the same reward may round to sums
+    that differ, and a group of equal rewards has to have equal scores.
+
+    Args:
+        rewards_BT: those of the batch, changed or not.
+        batch: of `make_batch`.
+
+    Returns:
+        scores_B, float32.
+    """
+    return batch.reward_B + (rewards_BT - batch.rewards_BT).sum(axis=1)
+
+
+def _segment_ends(trajectory: Trajectory) -> np.ndarray:
+    """Index of the last token of each segment, a contiguous run of sampled tokens."""
+    ends = np.flatnonzero(np.diff(trajectory.mask, append=0) < 0)
+    if len(ends) != len(trajectory.segment_rewards):
+        raise ValueError(
+            f"Trajectory {trajectory.question_id} has {len(ends)} segments, and rewards of "
+            f"{len(trajectory.segment_rewards)}."
+        )
+    return ends

@@ -1,23 +1,19 @@
 """The learner: jitted, sharded updates of policy and critic from batches of trajectories.
 
-Formulas live in `advantages`, `losses`, `aggregation` and `token_logp`; this file and `prepare`
-string them together:
+It strings together what the other modules compute:
 
-    score        old, reference and critic passes over each micro-batch
-    prepare      advantages and returns of the whole batch, by learner.algorithm
+    score        old, reference and critic passes over each micro-batch (`passes`)
+    prepare      advantages and returns of the whole batch, by learner.algorithm (`prepare`)
     accumulate   gradients of the clipped losses, summed over the micro-batches of a mini-batch
-                 with the weights of learner.loss_aggregation
-    apply        the sum, clipped, by optax
-
-Array alignment: everything at index t belongs to token t. The critic's value at t is that of the
-state before token t, so the model's output is shifted by one.
+                 with the weights of learner.loss_aggregation (`passes`, `update`)
+    apply        the sum, clipped, by optax (`update`)
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,31 +22,25 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.abstract import Program, is_abstract, placed
+from sr1_jax.abstract import Program, is_abstract
 from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.lora import merge_adapters, without_adapters
-from sr1_jax.models.segments import Segments
-from sr1_jax.rl.aggregation import Totals, count_totals, token_weights, weighted_sum
+from sr1_jax.rl import program_keys
+from sr1_jax.rl.aggregation import Totals, count_totals
 from sr1_jax.rl.batch import Batch
-from sr1_jax.rl.cuts import cut, kinds_of_micro_batches
 from sr1_jax.rl.kl_control import adaptive_kl_coefficient
-from sr1_jax.rl.losses import displacement_penalty, kl_estimate, policy_loss, value_loss
-from sr1_jax.rl.masked import masked_mean
-from sr1_jax.rl.micro_batches import MicroBatch, padding_share
-from sr1_jax.rl.prepare import Prepared, Scores, prepare
-from sr1_jax.rl.settings import check_config, needs_critic
-from sr1_jax.rl.token_logp import token_logp
-from sr1_jax.rl.update import (
-    ModelState,
-    Update,
-    frozen_copy,
-    make_optimizer,
-    on_chip,
-    place_model,
-    put_rows,
-    take_rows,
+from sr1_jax.rl.micro_batches import (
+    MicroBatch,
+    micro_batch_shapes,
+    padding_share,
+    plan_micro_batches,
 )
-from sr1_jax.sharding import compute_on, named, place, tree_shardings
+from sr1_jax.rl.passes import Passes
+from sr1_jax.rl.prepare import Prepared, Scores, prepare, step_shapes
+from sr1_jax.rl.settings import check_config, minibatches, needs_critic, optimizer_steps
+from sr1_jax.rl.trained_model import TrainedModel, shapes_of
+from sr1_jax.rl.update import ModelState, Update, frozen_copy, on_chip, rate_schedule
+from sr1_jax.sharding import batch_parts, named, place, tree_shardings
 
 
 class LearnerState(NamedTuple):
@@ -67,21 +57,44 @@ class LearnerState(NamedTuple):
     kl_coefficient: jax.Array
 
 
+class StepResult(NamedTuple):
+    """What a step leaves.
+
+    Attributes:
+        state: the new one.
+        metrics: averaged over the updates.
+        prepared: the batch with its advantages, on the mesh, for `Learner.rows_of`.
+    """
+
+    state: LearnerState
+    metrics: dict[str, float]
+    prepared: Prepared
+
+
 class Learner:
     """PPO, or an algorithm without a critic, on a mesh.
 
-    Of a model with adapters those alone are trained, beside the critic's head. The base is shared
-    with the model given; without its adapters it is the reference.
+    Where a model has adapters, those alone are trained, beside the critic's head. The base is
+    shared with the model given; without its adapters it is the reference.
+
+    The learner holds no state of training. It holds the parameters it was given, for
+    `initial_state`, until it is first given a state; a run that goes on from a checkpoint restores
+    `abstract_state` and never builds another.
 
     Args:
-        policy: the policy; its parameters are copied, and copied again as the frozen reference.
-            One of shapes (`nnx.eval_shape`) makes a learner of shapes: it cannot step, but it
-            lists the programs of one that can.
-        critic: the value model, for PPO.
+        policy: the policy; its parameters are copied as the frozen reference. One of shapes
+            (`nnx.eval_shape`) makes a learner of shapes: it cannot step, but it lists the
+            programs of one that can.
+        critic: the value model, for algorithms that need one.
         config: see `settings.default_config`.
-        mesh: of `sharding.make_mesh`.
+        mesh: the device mesh.
         trajectories: B, trajectories a step.
+        steps: of the run; warm-up and decay of learning rates are shares of it.
         temperature: of sampling.
+
+    Attributes:
+        reference: parameters of the reference; None without a KL term, unless the policy has
+            adapters.
 
     Raises:
         ValueError: settings or sizes that cannot work.
@@ -95,87 +108,111 @@ class Learner:
         mesh: Mesh,
         *,
         trajectories: int,
+        steps: int,
         temperature: float = 1.0,
     ):
         check_config(config, trajectories)
-        if (critic is not None) != needs_critic(config):
-            raise ValueError(
-                f"learner.algorithm={config.algorithm!r}: ppo needs a critic, all others have none."
-            )
-        batch_devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        if config.micro_batch % batch_devices:
-            raise ValueError(
-                f"learner.micro_batch={config.micro_batch} does not divide over the "
-                f"{batch_devices} devices of mesh axes data and fsdp."
-            )
+        _check_models(critic, config, mesh)
         self._config = config
         self._mesh = mesh
         self._trajectories = trajectories
-        self._temperature = temperature
+        self._abstract = is_abstract(nnx.state(policy))
         self._lora = policy.config.lora
-        self._policy_graph, policy_params, frozen = nnx.split(policy, policy.trainable, ...)
-        abstract = is_abstract(nnx.state(policy))
-        move = placed if abstract else jax.device_put
-        self._policy_frozen = move(frozen, tree_shardings(frozen, mesh))
-        offload_optimizer = "optimizer" in config.offload
-        self._policy_optimizer = make_optimizer(config.learning_rate, config.warmup_steps, config)
-        self._critic_graph = self._critic_frozen = critic_state = None
-        if critic is not None:
-            self._critic_graph, critic_params, frozen = nnx.split(critic, critic.trainable, ...)
-            self._critic_frozen = move(frozen, tree_shardings(frozen, mesh))
-            self._critic_optimizer = make_optimizer(
-                config.critic_learning_rate, config.critic_warmup_steps, config
-            )
-            critic_state = place_model(
-                critic_params, self._critic_optimizer, mesh, offload_optimizer=offload_optimizer
-            )
-        kl_coefficient = np.float32(0 if config.kl_in == "none" else config.kl_coefficient)
-        self.initial_state = LearnerState(
-            policy=place_model(
-                policy_params, self._policy_optimizer, mesh, offload_optimizer=offload_optimizer
-            ),
-            critic=critic_state,
-            kl_coefficient=(placed if abstract else place)(kl_coefficient, named(mesh)),
+        rate = functools.partial(
+            rate_schedule,
+            decay_share=config.decay_share,
+            updates=optimizer_steps(config, trajectories, steps),
         )
-        self._reference_graph = self._policy_graph
-        if self._lora is None:
-            self.reference = None  # nothing asks it without a KL
-            if config.kl_in != "none":
-                self.reference = frozen_copy(
-                    policy_params,
-                    mesh,
-                    dtype=policy.config.dtype,
-                    offload="reference" in config.offload,
-                )
-        else:
-            self._reference_graph = nnx.graphdef(without_adapters(policy))
-            self.reference = self._policy_frozen
+        schedule = rate(config.learning_rate, warmup_share=config.warmup_share)
+        self._policy = TrainedModel(policy, schedule, config, mesh)
+        self._critic = None
+        if critic is not None:
+            schedule = rate(config.critic_learning_rate, warmup_share=config.critic_warmup_share)
+            self._critic = TrainedModel(critic, schedule, config, mesh)
+        self.reference = self._reference_of(policy)
+        adapted = self._lora is not None
+        passes = Passes(
+            config,
+            mesh,
+            temperature,
+            policy=self._policy.graph,
+            reference=nnx.graphdef(without_adapters(policy)) if adapted else self._policy.graph,
+            critic=None if critic is None else self._critic.graph,
+        )
+        self._jit(passes)
+
+    def _reference_of(self, policy: Decoder) -> Any:
+        """Parameters of the frozen reference, where anything reads them."""
+        config = self._config
+        if self._lora is not None:
+            return self._policy.frozen
+        if config.kl_in == "none":
+            return None
+        return frozen_copy(
+            self._policy.given,
+            self._mesh,
+            dtype=policy.config.dtype,
+            offload="reference" in config.offload,
+        )
+
+    def _jit(self, passes: Passes) -> None:
+        """The programs; nothing is compiled before it is called."""
+        mesh, by_row, whole = self._mesh, named(self._mesh, "batch"), named(self._mesh)
+        self._score = jax.jit(
+            passes.score,
+            donate_argnums=0,
+            static_argnames=("length", "trained"),
+            out_shardings=by_row,
+        )
+        self._prepare = jax.jit(
+            functools.partial(prepare, config=self._config), out_shardings=(by_row, None)
+        )
+        self._totals = jax.jit(_totals_of_rows)
+        self._gather = jax.jit(
+            lambda arrays, trains_BT, rows: {
+                name: jnp.where(trains_BT[rows] != 0, x_BT[rows], 0.0)
+                for name, x_BT in arrays.items()
+            },
+            out_shardings=whole,
+        )
+        policy, critic = self._policy, self._critic
+        self._update_policy = Update(
+            "policy", passes.policy_loss, policy.optimizer, policy.abstract_state, mesh
+        )
+        if critic is not None:
+            self._update_critic = Update(
+                "critic", passes.critic_loss, critic.optimizer, critic.abstract_state, mesh
+            )
+        if self._lora is not None:
             self._merge = jax.jit(
                 lambda params, frozen: merge_adapters(nnx.merge_state(params, frozen), self._lora),
                 out_shardings=tree_shardings(self.reference, mesh),
             )
-        rows = named(mesh, "batch")
-        self._score = jax.jit(
-            self._score_fn,
-            donate_argnums=0,
-            static_argnames=("length", "most"),
-            out_shardings=rows,
-        )
-        self._prepare = jax.jit(
-            functools.partial(prepare, config=config), out_shardings=(rows, None)
-        )
-        self._totals = jax.jit(_totals_of_rows)
-        self._update_policy = Update(
-            self._policy_loss, self._policy_optimizer, self.initial_state.policy, mesh
-        )
-        if critic is not None:
-            self._update_critic = Update(
-                self._critic_loss, self._critic_optimizer, critic_state, mesh
-            )
 
-    def step(
-        self, state: LearnerState, batch: Batch, *, seed: int, step: int
-    ) -> tuple[LearnerState, dict[str, float]]:
+    @property
+    def abstract_state(self) -> LearnerState:
+        """Shapes with shardings of a state: what a checkpoint is restored into."""
+        scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(self._mesh))
+        critic = None if self._critic is None else self._critic.abstract_state
+        return LearnerState(self._policy.abstract_state, critic, scalar)
+
+    def initial_state(self) -> LearnerState:
+        """The state of a run that starts: a new one each time, of which nothing is kept.
+
+        Raises:
+            RuntimeError: the learner has been given a state before.
+        """
+        if self._abstract:
+            return self.abstract_state
+        config = self._config
+        coefficient = np.float32(0 if config.kl_in == "none" else config.kl_coefficient)
+        return LearnerState(
+            policy=self._policy.initial_state(),
+            critic=None if self._critic is None else self._critic.initial_state(),
+            kl_coefficient=place(coefficient, named(self._mesh)),
+        )
+
+    def step(self, state: LearnerState, batch: Batch, *, seed: int, step: int) -> StepResult:
         """One step over a batch: advantages, then config.epochs passes of updates.
 
         Args:
@@ -184,33 +221,27 @@ class Learner:
             seed, step: decide the shuffle into mini-batches.
 
         Returns:
-            The new state and metrics averaged over the updates.
+            The new state, metrics, and the batch with its advantages.
 
         Raises:
             ValueError: a trajectory is longer than the last of learner.length_buckets.
         """
-        everything = np.arange(len(batch.reward_B))
+        self._forget_given()
+        everything = np.arange(self._trajectories)
         on_mesh = place(batch, named(self._mesh, "batch"))
-        scores = self._scores(state, on_mesh, cut(batch.mask_BT, everything, self._config))
+        scores = self._scores(
+            state, on_mesh, plan_micro_batches(batch.trains_BT, everything, self._config)
+        )
         prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
         plans: list[MicroBatch] = []
-        policy, critic = state.policy, state.critic
         for _ in range(self._config.epochs):
             order = rng.permutation(everything)
-            for rows in np.split(order, self._config.minibatches):
-                totals = self._totals(prepared, rows)
-                plan = cut(batch.mask_BT, rows, self._config)
+            for rows in np.split(order, minibatches(self._config, self._trajectories)):
+                plan = plan_micro_batches(batch.trains_BT, rows, self._config)
                 plans += plan
-                minibatch = (prepared, plan, totals)
-                policy, logged = self._update_policy(
-                    policy, *minibatch, state.kl_coefficient, self._policy_frozen
-                )
-                logged = {f"policy/{key}": value for key, value in logged.items()}
-                if critic is not None:
-                    critic, more = self._update_critic(critic, *minibatch, self._critic_frozen)
-                    logged |= {f"critic/{key}": value for key, value in more.items()}
+                state, logged = self._update(state, prepared, plan, rows)
                 history.append(logged)
         history, metrics, coefficient = jax.device_get((history, metrics, state.kl_coefficient))
         means = {key: float(np.mean([h[key] for h in history])) for key in history[0]}
@@ -218,9 +249,25 @@ class Learner:
         # the difference is numerics: the sampler/trainer mismatch.
         means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
         means |= {key: float(value) for key, value in metrics.items()}
-        means["padding_share"] = padding_share(batch.mask_BT, plans)
+        means["padding_share"] = padding_share(batch.trains_BT, plans)
         means["kl_coefficient"] = float(coefficient)
-        return LearnerState(policy, critic, self._next_kl_coefficient(state, means)), means
+        state = state._replace(kl_coefficient=self._next_kl_coefficient(state, means))
+        return StepResult(state, means, prepared)
+
+    def _update(
+        self, state: LearnerState, prepared: Prepared, plan: Sequence[MicroBatch], rows: np.ndarray
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        """An optimizer step of each model over a mini-batch."""
+        minibatch = (prepared, plan, self._totals(prepared, rows))
+        policy, logged = self._update_policy(
+            state.policy, *minibatch, state.kl_coefficient, self._policy.frozen
+        )
+        metrics = {f"policy/{key}": value for key, value in logged.items()}
+        critic = state.critic
+        if critic is not None:
+            critic, logged = self._update_critic(critic, *minibatch, self._critic.frozen)
+            metrics |= {f"critic/{key}": value for key, value in logged.items()}
+        return LearnerState(policy, critic, state.kl_coefficient), metrics
 
     def _next_kl_coefficient(self, state: LearnerState, means: dict[str, float]) -> jax.Array:
         """Steered towards learner.kl_target by the KL before the updates, or as it was."""
@@ -236,186 +283,113 @@ class Learner:
         )
         return place(np.float32(coefficient), named(self._mesh))
 
+    def rows_of(self, prepared: Prepared, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """What the updates were given for some trajectories of a step; every process calls it.
+
+        Args:
+            prepared: of a `StepResult`.
+            rows: of the batch, the same in every process. Each number of rows is a program.
+
+        Returns:
+            float32 [rows, T] by name, 0 on tokens that do not train: "advantages"; with a critic
+            "values" and "returns"; with a KL term "ref_logp".
+        """
+        arrays = {"advantages": prepared.advantages_BT}
+        if self._critic is not None:
+            arrays |= {"values": prepared.old_values_BT, "returns": prepared.returns_BT}
+        if self._config.kl_in != "none":
+            arrays["ref_logp"] = prepared.ref_logp_BT
+        rows = np.asarray(rows, np.int32)
+        return jax.device_get(self._gather(arrays, prepared.trains_BT, rows))
+
     def policy_params(self, state: LearnerState) -> nnx.State:
         """All parameters of the policy as a plain decoder has them: what rollouts run with.
 
         With adapters they are merged into a copy of the base, in its dtype.
         """
+        self._forget_given()
         if self._lora is None:
             return state.policy.params
-        return self._merge(state.policy.params, self._policy_frozen)
+        return self._merge(state.policy.params, self._policy.frozen)
 
     def programs(self) -> list[Program]:
         """Every program that a step may call, with shapes for arguments; computes nothing.
 
-        Of micro-batches there is one for each of learner.length_buckets, or, with packing, of
-        learner.row_lengths, and each bound on the trained tokens of a row.
+        Micro-batches have one for each of learner.length_buckets, or, with packing, of
+        learner.row_lengths, and each bound on the tokens of a row that train.
         """
-        config, mesh, state = self._config, self._mesh, self.initial_state
-        shape_BT = (self._trajectories, config.length_buckets[-1])
-        reals_BT, ids_BT = (jax.ShapeDtypeStruct(shape_BT, x) for x in (jnp.float32, jnp.int32))
-        of_rows = (jax.ShapeDtypeStruct(shape_BT[:1], x) for x in (jnp.float32, jnp.int32))
-        by_row = named(mesh, "batch")
-        batch = placed(Batch(ids_BT, reals_BT, reals_BT, *of_rows), by_row)
-        scores = placed(Scores(*[reals_BT] * len(Scores._fields)), by_row)
-        prepared = placed(Prepared(ids_BT, *[reals_BT] * (len(Prepared._fields) - 1)), by_row)
-        kinds = kinds_of_micro_batches(config)
-        critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
-        reference = on_chip(self.reference) if config.kl_in != "none" else None
-        models = ((state.policy.params, self._policy_frozen), critic, reference)
+        state = self.abstract_state
+        longest = self._config.length_buckets[-1]
+        batch, scores, prepared = step_shapes(self._trajectories, longest, self._mesh)
+        shapes = micro_batch_shapes(self._config)
+        frozen = shapes_of(self._policy.frozen)
+        models = self._models(state, abstract=True)
+        minibatch = self._trajectories // minibatches(self._config, self._trajectories)
+        rows_R = jax.ShapeDtypeStruct((minibatch,), jnp.int32)
         found = [
             Program(
-                f"score {length}/{most}",
+                program_keys.Score(length, trained),
                 self._score,
                 (scores, batch, *models, rows),
-                {"length": length, "most": most},
-                config.micro_batch * length,
+                {"length": length, "trained": trained},
+                self._config.micro_batch * length,
             )
-            for rows, length, most in kinds
+            for rows, length, trained in shapes
         ]
-        found.append(Program("prepare", self._prepare, (batch, scores, state.kl_coefficient)))
-        minibatch_R = (self._trajectories // config.minibatches,)
-        found.append(
-            Program(
-                "totals", self._totals, (prepared, jax.ShapeDtypeStruct(minibatch_R, jnp.int32))
-            )
-        )
-        found += self._update_policy.programs(
-            "policy",
-            state.policy,
-            prepared,
-            kinds,
-            state.kl_coefficient,
-            self._policy_frozen,
-        )
+        found += [
+            Program(program_keys.Prepare(), self._prepare, (batch, scores, state.kl_coefficient)),
+            Program(program_keys.Totals(), self._totals, (prepared, rows_R)),
+            *self._update_policy.programs(
+                state.policy, prepared, shapes, state.kl_coefficient, frozen
+            ),
+        ]
         if state.critic is not None:
             found += self._update_critic.programs(
-                "critic", state.critic, prepared, kinds, self._critic_frozen
+                state.critic, prepared, shapes, shapes_of(self._critic.frozen)
             )
         if self._lora is not None:
-            adapted = (state.policy.params, self._policy_frozen)
-            found.append(Program("merge", self._merge, adapted))
-        shapes = jax.tree.map(
-            lambda x: placed(x, x.sharding) if isinstance(x, jax.Array) else x,
-            [program.arguments for program in found],
-        )
-        return [program._replace(arguments=given) for program, given in zip(found, shapes)]
+            arguments = (state.policy.params, frozen)
+            found.append(Program(program_keys.Merge(), self._merge, arguments))
+        return found
+
+    def _models(self, state: LearnerState, *, abstract: bool = False) -> tuple[Any, Any, Any]:
+        """Parameters of policy, critic and reference, as `Passes.score` takes them."""
+        view = shapes_of if abstract else lambda tree: tree
+        critic = None
+        if state.critic is not None:
+            critic = (state.critic.params, view(self._critic.frozen))
+        reference = None
+        if self._config.kl_in != "none":
+            reference = on_chip(view(self.reference))
+        return (state.policy.params, view(self._policy.frozen)), critic, reference
 
     def _scores(self, state: LearnerState, batch: Batch, plan: Sequence[MicroBatch]) -> Scores:
         """What policy, reference and critic say of the batch."""
         zeros = [np.zeros(batch.ids_BT.shape, np.float32) for _ in Scores._fields]
         scores = place(Scores(*zeros), named(self._mesh, "batch"))
-        critic = None if state.critic is None else (state.critic.params, self._critic_frozen)
-        # On the devices for as long as this takes.
-        reference = on_chip(self.reference) if self._config.kl_in != "none" else None
-        for rows, length, most in plan:
-            scores = self._score(
-                scores,
-                batch,
-                (state.policy.params, self._policy_frozen),
-                critic,
-                reference,
-                rows,
-                length=length,
-                most=most,
-            )
+        models = self._models(state)  # on the devices for as long as this takes
+        for rows, length, trained in plan:
+            scores = self._score(scores, batch, *models, rows, length=length, trained=trained)
         return scores
 
-    # Everything below is traced.
+    def _forget_given(self) -> None:
+        for model in (self._policy, self._critic):
+            if model is not None:
+                model.forget_given()
 
-    def _score_fn(
-        self, scores: Scores, batch: Batch, policy, critic, reference, rows, *, length, most
-    ) -> Scores:
-        """`scores` with those of a micro-batch filled in."""
-        config = self._config
-        taken, segments = take_rows((batch.ids_BT, batch.mask_BT), rows, length, self._mesh)
-        found = {}
-        if config.old_logp == "trainer":
-            model = nnx.merge(self._policy_graph, *policy)
-            found["logp_BT"] = self._token_logp(model, *taken, most, segments)[0]
-        if config.kl_in != "none":
-            model = nnx.merge(self._reference_graph, reference)
-            found["ref_logp_BT"] = self._token_logp(model, *taken, most, segments)[0]
-        if critic is not None:
-            found["values_BT"] = self._values(*critic, taken[0], segments)
-        return scores._replace(
-            **{name: put_rows(getattr(scores, name), rows, x) for name, x in found.items()}
+
+def _check_models(critic: ValueModel | None, config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    if (critic is not None) != needs_critic(config):
+        wanted = "needs a critic" if needs_critic(config) else "has none"
+        given = "none" if critic is None else "one"
+        raise ValueError(f"learner.algorithm={config.algorithm!r} {wanted}, but {given} was given.")
+    parts = batch_parts(mesh)
+    if config.micro_batch % parts:
+        raise ValueError(
+            f"learner.micro_batch={config.micro_batch} does not divide over the {parts} devices of "
+            "mesh axes data and fsdp."
         )
 
-    def _values(self, params, frozen, ids_BT, segments: Segments | None):
-        with compute_on(self._mesh):
-            values_BT = nnx.merge(self._critic_graph, params, frozen)(ids_BT, segments)
-        before_BT = jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
-        # Not what the row's last sequence was worth at its end.
-        return before_BT if segments is None else before_BT * (segments.position_BT > 0)
 
-    def _token_logp(self, model: Decoder, ids_BT, mask_BT, most: int, segments: Segments | None):
-        with compute_on(self._mesh):
-            return token_logp(
-                model,
-                ids_BT,
-                mask_BT,
-                most=most,
-                temperature=self._temperature,
-                chunk_tokens=self._config.chunk_tokens,
-                segments=segments,
-            )
-
-    def _policy_loss(
-        self, params, b: Prepared, totals: Totals, most: int, segments, kl_coefficient, frozen
-    ):
-        config = self._config
-        model = nnx.merge(self._policy_graph, params, frozen)
-        logp_BT, entropy_BT = self._token_logp(model, b.ids_BT, b.mask_BT, most, segments)
-        segment_BT = None if segments is None else segments.id_BT
-        weights_BT = token_weights(
-            b.mask_BT,
-            config.loss_aggregation,
-            tokens=totals.tokens,
-            sequences=totals.sequences,
-            constant=config.loss_constant,
-            segment_BT=segment_BT,
-        )
-        surrogate, means = policy_loss(
-            logp_BT,
-            b.old_logp_BT,
-            b.advantages_BT,
-            b.mask_BT,
-            clip=(config.clip, config.clip if config.clip_high is None else config.clip_high),
-            ratio=config.ratio,
-            dual_clip=config.dual_clip,
-            weights_BT=weights_BT,
-            segment_BT=segment_BT,
-        )
-        means |= {
-            "entropy": masked_mean(entropy_BT, b.mask_BT),
-            "old_logp_gap": masked_mean(jnp.abs(logp_BT - b.old_logp_BT), b.mask_BT),
-        }
-        terms = {"surrogate": surrogate}
-        if config.entropy_coefficient:
-            bonus = weighted_sum(entropy_BT, weights_BT)
-            terms["entropy_loss"] = -config.entropy_coefficient * bonus
-        if config.kl_in == "loss":
-            kl_BT = kl_estimate(logp_BT, b.ref_logp_BT, config.kl_kind, mask_BT=b.mask_BT)
-            terms["kl_loss"] = kl_coefficient * weighted_sum(kl_BT, weights_BT)
-        if config.displacement_coefficient:
-            lost = displacement_penalty(
-                logp_BT, b.old_logp_BT, b.advantages_BT, b.mask_BT, count=totals.favoured
-            )
-            terms["displacement_loss"] = config.displacement_coefficient * lost
-        return terms, means
-
-    def _critic_loss(self, params, b: Prepared, totals: Totals, most: int, segments, frozen):
-        del most  # every token passes the value head
-        loss, means = value_loss(
-            self._values(params, frozen, b.ids_BT, segments),
-            b.old_values_BT,
-            b.returns_BT,
-            b.mask_BT,
-            clip=self._config.value_clip,
-        )
-        return {"loss": loss * b.mask_BT.sum() / jnp.maximum(totals.tokens, 1)}, means
-
-
-def _totals_of_rows(prepared: Prepared, rows_R) -> Totals:
-    return count_totals(prepared.mask_BT[rows_R], prepared.advantages_BT[rows_R])
+def _totals_of_rows(prepared: Prepared, rows_R: jax.Array) -> Totals:
+    return count_totals(prepared.trains_BT[rows_R], prepared.advantages_BT[rows_R])

@@ -52,7 +52,7 @@ def policy_loss(
     ratio: str = "token",
     dual_clip: float | None = None,
     weights_BT: Float[Array, "B T"] | None = None,
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """PPO's clipped surrogate, negated, averaged over the valid tokens.
 
@@ -76,7 +76,7 @@ def policy_loss(
         dual_clip: c > 1; where A < 0 the surrogate is at least c A, so that a token that has
             become far likelier cannot dominate (arXiv 1912.09729). None: no bound.
         weights_BT: weight of each token in place of the mean, as of `aggregation.token_weights`.
-        segment_BT: of packed rows, the sequence of each token (`aggregation.sequence_sums`); for
+        sequence_BT: of packed rows, the sequence of each token (`aggregation.sequence_sums`); for
             the ratio of sequences.
 
     Returns:
@@ -99,7 +99,7 @@ def policy_loss(
     advantages_BT = jax.lax.stop_gradient(masked_input(advantages_BT, mask_BT))
 
     log_ratio_BT = logp_BT - old_logp_BT
-    ratio_BT = _ratio(log_ratio_BT, mask_BT, ratio, segment_BT)
+    ratio_BT = _ratio(log_ratio_BT, mask_BT, ratio, sequence_BT)
     # Spelled out by the sign of A, because min() splits the gradient between its branches at a tie.
     bound_BT = jnp.where(advantages_BT > 0, 1.0 + high, 1.0 - low)
     clipped_BT = jnp.where(
@@ -124,13 +124,13 @@ def policy_loss(
     return loss, jax.lax.stop_gradient(metrics)
 
 
-def _ratio(log_ratio_BT, mask_BT, kind: str, segment_BT):
+def _ratio(log_ratio_BT, mask_BT, kind: str, sequence_BT):
     """The importance ratio of each token, or of its sequence."""
     if kind not in RATIOS:
         raise ValueError(f"unknown ratio {kind!r}; choose one of {list(RATIOS)}")
     if kind == "sequence":
         valid_BT = (jnp.asarray(mask_BT) != 0).astype(jnp.float32)
-        sums, counts = (sequence_sums(x_BT, segment_BT) for x_BT in (log_ratio_BT, valid_BT))
+        sums, counts = (sequence_sums(x_BT, sequence_BT) for x_BT in (log_ratio_BT, valid_BT))
         log_ratio_BT = jnp.broadcast_to(sums / jnp.maximum(counts, 1), log_ratio_BT.shape)
     return jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
 

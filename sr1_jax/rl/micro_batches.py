@@ -1,9 +1,16 @@
-"""Which trajectories pass the models together, and in arrays of which length.
+"""How trajectories are laid out to pass a model: which go together, in arrays of which shape.
 
+A mini-batch passes a model in micro-batches of few shapes, since each shape is a program.
 Trajectories of a search agent differ in length by a factor of ten, and what a device computes on
-padding is lost. Rows of like length share a micro-batch, which is cut to the smallest bucket
-that holds all of its trained tokens: models are causal, so what follows the last of them changes
-nothing. `packing` makes micro-batches of another kind.
+padding is lost. Two layouts keep it small, and both rest on models being causal: what follows the
+last token of a trajectory that trains changes nothing, and is left off.
+
+    length buckets  a trajectory a row; rows of like length share a micro-batch, whose arrays have
+                    the length of the smallest bucket that holds them
+    packed rows     a row holds several trajectories, which nearly add up to its length (`packing`)
+
+Only the tokens that train pass the output head; a micro-batch therefore knows a bound on how many
+of them a row has, one of three values for each length.
 """
 
 from __future__ import annotations
@@ -12,9 +19,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from sr1_jax.models.segments import Segments
+from sr1_jax.rl.packing import best_fit_decreasing, packed_sequences
+from sr1_jax.rl.settings import row_lengths
 
 
 class MicroBatch(NamedTuple):
@@ -25,84 +36,165 @@ class MicroBatch(NamedTuple):
             row of the batch that it is taken from, and its position there. Rows that are not
             in the batch stand for padding.
         length: tokens of a row that are read, one of few values.
-        most: bound on the trained tokens of a row, one of few values for each length.
+        trained: bound on the tokens of a row that train, one of few values for each length.
     """
 
     rows: np.ndarray | Segments | jax.ShapeDtypeStruct
     length: int
-    most: int
+    trained: int
 
 
 def plan_micro_batches(
-    mask_BT: np.ndarray, rows: np.ndarray, *, size: int, buckets: Sequence[int]
+    trains_BT: np.ndarray, rows: np.ndarray, config: ml_collections.ConfigDict
 ) -> list[MicroBatch]:
-    """Cuts rows of a batch into micro-batches of like length, the longest first.
-
-    A micro-batch without a token to train is left out, unless there is no other.
+    """Micro-batches of some rows of a batch, laid out as the settings say.
 
     Args:
-        mask_BT: nonzero on the tokens that train.
-        rows: those to cut up; `size` divides their number.
+        trains_BT: nonzero on the tokens that train.
+        rows: int [R], those wanted.
+        config: of the learner.
+
+    Returns:
+        Micro-batches that together hold every token of the rows that trains, once.
+
+    Raises:
+        ValueError: a trajectory is longer than any row.
+    """
+    size = config.micro_batch
+    if config.packing:
+        return plan_packed(trains_BT, rows, size=size, lengths=row_lengths(config))
+    return plan_buckets(trains_BT, rows, size=size, buckets=config.length_buckets)
+
+
+def micro_batch_shapes(config: ml_collections.ConfigDict) -> list[MicroBatch]:
+    """Every shape that a micro-batch of `plan_micro_batches` may have, with shapes for arrays."""
+    size = config.micro_batch
+    shapes = []
+    for length in row_lengths(config) if config.packing else config.length_buckets:
+        rows = jax.ShapeDtypeStruct((size,), jnp.int32)
+        if config.packing:
+            rows = Segments(*[jax.ShapeDtypeStruct((size, length), jnp.int32)] * 2)
+        shapes += [MicroBatch(rows, length, trained) for trained in trained_bounds(length)]
+    return shapes
+
+
+def plan_buckets(
+    trains_BT: np.ndarray, rows: np.ndarray, *, size: int, buckets: Sequence[int]
+) -> list[MicroBatch]:
+    """Micro-batches of rows of like length, the longest first.
+
+    A micro-batch without a token that trains is left out, unless there is no other.
+
+    Args:
+        trains_BT: nonzero on the tokens that train.
+        rows: int [R], those wanted; `size` divides their number.
         size: rows of a micro-batch.
         buckets: increasing lengths.
 
     Raises:
         ValueError: a row is longer than the last bucket.
     """
-    mask_RT = mask_BT[rows] != 0
-    end_R = trained_ends(mask_RT)
-    # Stable, so that the same batch is always cut in the same way.
+    trains_RT = trains_BT[rows] != 0
+    end_R = trained_ends(trains_RT)
+    # Stable, so that the same batch is always laid out in the same way.
     order = np.argsort(-end_R, kind="stable").reshape(-1, size)
     plan = []
     for index in order:
-        if plan and not end_R[index[0]]:
+        longest = end_R[index[0]]
+        if plan and not longest:
             break
-        length = min(bucket(end_R[index[0]], buckets), mask_BT.shape[1])
-        most = trained_bound(int(mask_RT[index].sum(axis=1).max()), length)
-        plan.append(MicroBatch(rows[index].astype(np.int32), length, most))
+        length = min(smallest_bucket(longest, buckets), trains_BT.shape[1])
+        trained = int(trains_RT[index].sum(axis=1).max())
+        rows_of_it = rows[index].astype(np.int32)
+        plan.append(MicroBatch(rows_of_it, length, trained_bound(trained, length)))
     return plan
 
 
-def padding_share(mask_BT: np.ndarray, plan: Sequence[MicroBatch]) -> float:
-    """Share of the tokens in micro-batches that stand after the last trained one of their
-    trajectory, or are of none."""
+def plan_packed(
+    trains_BT: np.ndarray, rows: np.ndarray, *, size: int, lengths: Sequence[int]
+) -> list[MicroBatch]:
+    """Micro-batches of packed rows, all of one length: that with which the fewest tokens are
+    computed.
+
+    A trajectory is packed up to its last token that trains. Those without any are left out; if
+    there is no other, one micro-batch is all padding.
+
+    Args:
+        trains_BT: nonzero on the tokens that train.
+        rows: int [R], the trajectories to pack.
+        size: packed rows of a micro-batch; the last one may have empty ones.
+        lengths: increasing; what a packed row may hold.
+
+    Returns:
+        Micro-batches with `Segments` whose ids are rows of the batch; those of padding are the
+        number of rows there are.
+
+    Raises:
+        ValueError: a trajectory is longer than the last of the lengths.
+    """
+    rows = rows[trains_BT[rows].any(axis=1)]
+    end_R = trained_ends(trains_BT[rows] != 0)
+    longest = int(end_R.max(initial=1))
+    holding = [length for length in lengths if length >= longest]
+    if not holding:
+        raise ValueError(
+            f"A trajectory of {longest} tokens fits no packed row: they hold {tuple(lengths)}."
+        )
+    packings = {length: best_fit_decreasing(end_R.tolist(), length) for length in holding}
+    # Of lengths with as many tokens the shortest: attention costs the square of it.
+    length = min(holding, key=lambda length: -(-len(packings[length]) // size) * length)
+    bins = packings[length]
+    plan = []
+    for start in range(0, max(len(bins), 1), size):
+        members = bins[start : start + size]
+        packed = packed_sequences(
+            members, rows, end_R, shape=(size, length), padding=len(trains_BT)
+        )
+        trained = max((np.count_nonzero(trains_BT[rows[row]]) for row in members), default=0)
+        plan.append(MicroBatch(packed, length, trained_bound(int(trained), length)))
+    return plan
+
+
+def padding_share(trains_BT: np.ndarray, plan: Sequence[MicroBatch]) -> float:
+    """Share of the tokens in micro-batches that stand after the last one of their trajectory
+    that trains, or belong to none."""
     computed = needed = 0
     for rows, length, _ in plan:
         if isinstance(rows, Segments):
             computed += rows.id_BT.size
-            needed += np.count_nonzero(rows.id_BT < len(mask_BT))
+            needed += np.count_nonzero(rows.id_BT < len(trains_BT))
         else:
             computed += rows.size * length
-            needed += trained_ends(mask_BT[rows] != 0).sum()
+            needed += trained_ends(trains_BT[rows] != 0).sum()
     return float(1 - needed / computed)
 
 
-def bucket(longest: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `longest` tokens.
+def smallest_bucket(tokens: int, buckets: Sequence[int]) -> int:
+    """The smallest of increasing lengths that holds `tokens`.
 
     Raises:
         ValueError: none does.
     """
-    for size in buckets:
-        if size >= longest:
-            return size
+    for length in buckets:
+        if length >= tokens:
+            return length
     raise ValueError(
-        f"A trajectory of {longest} tokens fits no learner.length_buckets {tuple(buckets)}."
+        f"A trajectory of {tokens} tokens fits no length bucket: they are {tuple(buckets)}."
     )
 
 
 def trained_bounds(length: int) -> list[int]:
-    """A quarter of the length, a half and all of it: few, since each is a program."""
+    """What may bound the tokens that train in a row of `length`: a quarter of it, a half, all."""
     quarter = -(-length // 4)
     return sorted({min(quarter * times, length) for times in (1, 2, 4)})
 
 
-def trained_ends(mask_RT: np.ndarray) -> np.ndarray:
-    """Tokens of each row up to its last trained one."""
-    after_last_R = mask_RT[:, ::-1].argmax(axis=1)
-    return np.where(mask_RT.any(axis=1), mask_RT.shape[1] - after_last_R, 0)
+def trained_bound(tokens: int, length: int) -> int:
+    """The smallest of `trained_bounds` that is not exceeded by `tokens` that train."""
+    return next(bound for bound in trained_bounds(length) if bound >= tokens)
 
 
-def trained_bound(most: int, length: int) -> int:
-    """The smallest of `trained_bounds` that holds `most` trained tokens."""
-    return next(bound for bound in trained_bounds(length) if bound >= most)
+def trained_ends(trains_RT: np.ndarray) -> np.ndarray:
+    """Tokens of each row up to its last one that trains: int [R]."""
+    after_last_R = trains_RT[:, ::-1].argmax(axis=1)
+    return np.where(trains_RT.any(axis=1), trains_RT.shape[1] - after_last_R, 0)

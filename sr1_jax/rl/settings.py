@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 
 from sr1_jax.rl.aggregation import AGGREGATIONS
+from sr1_jax.rl.estimators import ESTIMATORS
 from sr1_jax.rl.losses import KL_KINDS, RATIOS
 from sr1_jax.settings import (
     Section,
@@ -18,9 +19,9 @@ from sr1_jax.settings import (
     some_of,
 )
 
+ALGORITHMS = tuple(ESTIMATORS)
 # Baselines are made of the samples of a question; these algorithms need more than one.
-GROUP_ALGORITHMS = ("grpo", "dr_grpo", "rloo")
-ALGORITHMS = ("ppo", *GROUP_ALGORITHMS, "reinforce_pp")
+GROUP_ALGORITHMS = tuple(name for name, known in ESTIMATORS.items() if known.compares_samples)
 
 OFFLOADABLE = ("reference", "optimizer")
 
@@ -30,9 +31,10 @@ LEARNER = Section(
     {
         "algorithm": Setting(
             "ppo",
-            "advantages: ppo (critic, GAE); grpo, dr_grpo, rloo (samples of a question); "
-            "reinforce_pp (the batch)",
-            one_of(*ALGORITHMS),
+            "advantages: "
+            + "; ".join(f"{name} ({known.meaning})" for name, known in ESTIMATORS.items()),
+            # Looked up when asked, so that what is added to the table later is known.
+            lambda value: one_of(*ESTIMATORS)(value),
         ),
         "learning_rate": Setting(1e-6, "of the policy", above(0), free_on_resume=True),
         "critic_learning_rate": Setting(1e-5, "of the critic", above(0), free_on_resume=True),
@@ -130,7 +132,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 def needs_critic(config: ml_collections.ConfigDict) -> bool:
     """Whether the algorithm learns a value model."""
-    return config.algorithm == "ppo"
+    return ESTIMATORS[config.algorithm].needs_critic
 
 
 def minibatches(config: ml_collections.ConfigDict, trajectories: int) -> int:
@@ -206,10 +208,11 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
             "learner.mask_observations=False needs learner.old_logp='trainer': retrieved tokens "
             "were not sampled, so they have no stored log-probability."
         )
-    if config.ratio == "sequence" and config.algorithm not in GROUP_ALGORITHMS:
+    if config.ratio == "sequence" and not ESTIMATORS[config.algorithm].per_trajectory:
+        good = [name for name, known in ESTIMATORS.items() if known.per_trajectory]
         raise ValueError(
             "learner.ratio='sequence' needs one advantage a trajectory, as of learner.algorithm="
-            f"{', '.join(GROUP_ALGORITHMS)}; {config.algorithm} has one a token."
+            f"{', '.join(good)}; {config.algorithm} has one a token."
         )
     constant = config.loss_aggregation == "constant"
     if constant != bool(config.loss_constant):

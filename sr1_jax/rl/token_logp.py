@@ -16,17 +16,17 @@ from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 def token_logp(
     model: Decoder,
     ids_BT: Int[Array, "B T"],
-    mask_BT: Float[Array, "B T"],
+    wanted_BT: Float[Array, "B T"],
     *,
-    most: int,
+    max_wanted: int,
     temperature: float = 1.0,
     chunk_tokens: int = 4096,
-    segments: Segments | None = None,
+    packed: Segments | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Log-probability of each masked-in token given those before it, and the entropy it was
-    drawn with.
+    """Log-probability of each wanted token given those before it, and the entropy it was drawn
+    with.
 
-    Only tokens of mask 1 pass the output head: a search agent reads far more than it writes.
+    Only wanted tokens pass the output head: a search agent reads far more than it writes.
     They are gathered row by row, so rows stay on their devices; pass the head `chunk_tokens` at
     a time; and are recomputed in the backward pass: the largest buffer is [chunk_tokens, V] on
     each device, or its share of V where the vocabulary is split.
@@ -34,25 +34,26 @@ def token_logp(
     Args:
         model: the policy.
         ids_BT: right-padded sequences.
-        mask_BT: nonzero on the tokens wanted; the first token of a sequence has no
+        wanted_BT: nonzero on the tokens wanted; the first token of a sequence has no
             log-probability.
-        most: static bound on the tokens wanted in a row; those past it come back as 0.
+        max_wanted: static bound on the tokens wanted in a row; those past it come back as 0.
         temperature: of sampling; logits are divided by it, here as there. 0 stands for greedy
             decoding and counts as 1.
         chunk_tokens: tokens a chunk on each part of the batch (`sharding.compute_on`).
-        segments: of packed rows.
+        packed: of packed rows, the sequence and position of each token.
 
     Returns:
-        logp_BT and entropy_BT (nats), float32; 0 where mask_BT is 0 and at the first token.
+        logp_BT and entropy_BT (nats), float32; 0 where nothing is wanted and at the
+        first token.
     """
     batch, length = ids_BT.shape
-    most = min(most, length - 1)
-    hidden_BTD = model.trunk(ids_BT, segments)
-    wanted_BT = (mask_BT != 0).at[:, 0].set(False)
-    if segments is not None:
-        wanted_BT &= segments.position_BT > 0
+    max_wanted = min(max_wanted, length - 1)
+    hidden_BTD = model.trunk(ids_BT, packed)
+    wanted_BT = (wanted_BT != 0).at[:, 0].set(False)
+    if packed is not None:
+        wanted_BT &= packed.position_BT > 0
     # Stable: wanted tokens come first, in their order.
-    index_BM = jnp.argsort(~wanted_BT, axis=1, stable=True)[:, :most]
+    index_BM = jnp.argsort(~wanted_BT, axis=1, stable=True)[:, :max_wanted]
     kept_BM = jnp.take_along_axis(wanted_BT, index_BM, axis=1)
     target_BM = jnp.take_along_axis(ids_BT, index_BM, axis=1)
     # The hidden state before a token predicts it. Mapped over rows, so that a device finds those
@@ -62,9 +63,9 @@ def token_logp(
 
     # Every chunk holds tokens of every row: rows are split over devices, so all have a share.
     rows = -(-batch // batch_parts(current_mesh()))
-    chunks = -(-rows * most // chunk_tokens)
-    size = -(-most // chunks)
-    padding = chunks * size - most
+    chunks = -(-rows * max_wanted // chunk_tokens)
+    size = -(-max_wanted // chunks)
+    padding = chunks * size - max_wanted
 
     def in_chunks(x_BM):
         x_BM = jnp.pad(x_BM, ((0, 0), (0, padding)) + ((0, 0),) * (x_BM.ndim - 2))
@@ -81,7 +82,7 @@ def token_logp(
     logp_CBN, entropy_CBN = jax.lax.map(chunk, (in_chunks(hidden_BMD), in_chunks(target_BM)))
 
     def to_BT(x_CBN):
-        x_BM = x_CBN.swapaxes(0, 1).reshape(batch, -1)[:, :most]
+        x_BM = x_CBN.swapaxes(0, 1).reshape(batch, -1)[:, :max_wanted]
         x_BM = jnp.where(kept_BM, x_BM, 0.0)
         return jax.vmap(lambda x_M, at_M: jnp.zeros(length).at[at_M].set(x_M))(x_BM, index_BM)
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, is_abstract, placed
 from sr1_jax.models.segments import Segments
+from sr1_jax.rl import program_keys
 from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
 from sr1_jax.sharding import named, tree_shardings
@@ -25,26 +26,48 @@ class ModelState(NamedTuple):
     opt_state: Any
 
 
+def rate_schedule(
+    learning_rate: float, *, warmup_share: float, decay_share: float, updates: int
+) -> optax.Schedule:
+    """The learning rate by optimizer step: it warms up linearly, then stays, or falls along a
+    cosine to a tenth.
+
+    Args:
+        learning_rate: at its highest.
+        warmup_share: of the run; above 0 it is at least one step.
+        decay_share: share of the run, warm-up included, after which the rate is a tenth; 0: it
+            stays.
+        updates: optimizer steps of the run.
+    """
+    warmup = _whole_steps(warmup_share, updates)
+    if decay_share:
+        # The cosine takes a step at least, also where both shares round to the same number.
+        decay = max(_whole_steps(decay_share, updates), warmup + 1)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, warmup, decay, 0.1 * learning_rate
+        )
+    if warmup:
+        return optax.linear_schedule(0.0, learning_rate, warmup)
+    return optax.constant_schedule(learning_rate)
+
+
+def _whole_steps(share: float, updates: int) -> int:
+    return max(1, round(share * updates)) if share else 0
+
+
 def make_optimizer(
-    learning_rate: float, warmup_steps: int, config: ml_collections.ConfigDict
+    schedule: optax.Schedule, config: ml_collections.ConfigDict
 ) -> optax.GradientTransformation:
     """AdamW with a clipped global norm.
-
-    The rate warms up linearly, then stays, or falls along a cosine to a tenth where
-    config.decay_steps, counted from the first step, is not 0.
 
     With config.optimizer_dtype "bfloat16" the first moment is kept in bfloat16. The second stays
     float32: with b2 = 0.999 a step moves it by a thousandth, and bfloat16 rounds to one part
     in 256, so it would never move.
+
+    Args:
+        schedule: learning rate by optimizer step.
+        config: of the learner.
     """
-    if config.decay_steps:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup_steps, config.decay_steps, 0.1 * learning_rate
-        )
-    elif warmup_steps:
-        schedule = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    else:
-        schedule = optax.constant_schedule(learning_rate)
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),
         optax.adamw(
@@ -57,7 +80,7 @@ def make_optimizer(
 
 
 def copy_to_mesh(params: Any, mesh: Mesh) -> Any:
-    """The parameters, placed on the mesh, in buffers of their own; of shapes, shapes."""
+    """The parameters, placed on the mesh, in buffers of their own; given shapes, shapes."""
     if is_abstract(params):
         return placed(params, tree_shardings(params, mesh))
     # jit gives new buffers: donating them cannot touch the caller's.
@@ -73,12 +96,13 @@ def frozen_copy(params: Any, mesh: Mesh, *, dtype: str, offload: bool) -> Any:
     Layers cast matrices to it anyway, so no result changes; scales and biases stay as they are.
 
     Args:
-        params: of a decoder.
-        mesh: where the copy goes.
+        params: of a decoder; arrays or shapes.
+        mesh: the device mesh that the copy goes to.
         dtype: of the model's activations.
         offload: keeps the copy in the memory of the hosts; see `on_chip`.
 
-    Of shapes it makes shapes.
+    Returns:
+        The copy; given shapes, its shapes with their shardings.
     """
 
     def one(path, array):
@@ -121,12 +145,13 @@ def place_model(
     """A copy of the parameters and a fresh optimizer state, initialised straight into place.
 
     Args:
-        params: copied.
+        params: copied; arrays or shapes.
         optimizer: of the model.
-        mesh: where the state goes.
+        mesh: the device mesh that the state goes to.
         offload_optimizer: keeps the moments in pinned memory of the hosts.
 
-    Of shapes it makes shapes, with the same shardings.
+    Returns:
+        The state; given shapes, its shapes with their shardings.
     """
     shapes = jax.eval_shape(optimizer.init, params)
     where = tree_shardings(shapes, mesh)
@@ -147,11 +172,11 @@ def take_rows(
         batch: tree of arrays.
         rows: of `MicroBatch`: rows of the batch, or for each token where it is taken from.
         length: tokens of a row.
-        mesh: of `sharding.make_mesh`.
+        mesh: the device mesh.
 
     Returns:
         The first `length` tokens of the rows, and None; or packed rows, 0 where nothing is, and
-        their segments.
+        the sequence and position of their tokens.
     """
 
     def split(x_RT):
@@ -185,14 +210,14 @@ def add_gradients(
             term of the loss, and means over its own tokens.
         params: differentiated.
         grads: what to add to.
-        micro_batch: tree with `mask_BT`.
+        micro_batch: tree with `trains_BT`.
         totals: counts over all micro-batches.
 
     Returns:
         (gradients, the micro-batch's shares of "loss", the sum of the terms, of each term, and of
         the token means of all micro-batches).
     """
-    weight = micro_batch.mask_BT.sum() / jnp.maximum(totals.tokens, 1)
+    weight = micro_batch.trains_BT.sum() / jnp.maximum(totals.tokens, 1)
 
     def share(params):
         terms, means = loss_fn(params, micro_batch, totals)
@@ -210,96 +235,66 @@ class Update:
     moves between steps.
 
     Args:
-        loss_fn: (params, rows of a batch, totals, most, segments, *context) -> (terms, means) as
-            of `add_gradients`, where `most` bounds the trained tokens of a row, and packed rows
-            have segments.
+        name: of the model, for the keys of its programs.
+        loss_fn: (params, micro-batch, totals, trained, packed, *context) -> (terms, means) as of
+            `add_gradients`, where `trained` bounds the tokens of a row that train, and `packed`
+            tells the sequences of packed rows apart, or is None.
         optimizer: of the model.
         state: of the model; only its shapes and shardings are looked at.
-        mesh: of `sharding.make_mesh`.
+        mesh: the device mesh.
     """
 
     def __init__(
         self,
+        name: str,
         loss_fn: Callable,
         optimizer: optax.GradientTransformation,
         state: ModelState,
         mesh: Mesh,
     ):
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-
-        def accumulate(grads, params, batch, rows, totals, context, *, length, most):
-            taken, segments = take_rows(batch, rows, length, mesh)
-            return add_gradients(
-                lambda params, taken, totals: loss_fn(
-                    params, taken, totals, most, segments, *context
-                ),
-                params,
-                grads,
-                taken,
-                totals,
-            )
-
-        def apply(state, grads):
-            norm = optax.global_norm(grads)
-            # Moments that are kept on the hosts come over for the update; the compiler moves
-            # each as it is needed, and none in the other case.
-            opt_state = jax.tree.map(
-                lambda x, where: (
-                    jax.device_put(x, where.with_memory_kind("device"))
-                    if where.memory_kind == "pinned_host"
-                    else x
-                ),
-                state.opt_state,
-                shardings.opt_state,
-            )
-            updates, opt_state = optimizer.update(grads, opt_state, state.params)
-            return ModelState(optax.apply_updates(state.params, updates), opt_state), norm
-
+        self._name = name
+        self._loss_fn = loss_fn
+        self._optimizer = optimizer
+        self._mesh = mesh
+        self._shardings = shardings = jax.tree.map(lambda x: x.sharding, state)
         self.zeros = jax.jit(
             lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
             out_shardings=shardings.params,
         )
         self.accumulate = jax.jit(
-            accumulate,
+            self._accumulate_fn,
             donate_argnums=0,
-            static_argnames=("length", "most"),
+            static_argnames=("length", "trained"),
             out_shardings=(shardings.params, None),
         )
-        self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
+        self.apply = jax.jit(self._apply_fn, donate_argnums=0, out_shardings=(shardings, None))
 
     def programs(
-        self,
-        name: str,
-        state: ModelState,
-        batch: Any,
-        kinds: Sequence[MicroBatch],
-        *context,
+        self, state: ModelState, batch: Any, shapes: Sequence[MicroBatch], *context
     ) -> list[Program]:
         """Every program that a call may run; computes nothing.
 
         Args:
-            name: of the model.
             state, batch, context: as of a call; arrays or shapes.
-            kinds: one micro-batch of each kind that there may be.
+            shapes: one micro-batch of each shape that there may be.
         """
-        where = jax.tree.map(lambda x: x.sharding, state.params)
-        grads = placed(jax.eval_shape(self.zeros, state.params), where)
+        grads = placed(jax.eval_shape(self.zeros, state.params), self._shardings.params)
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         totals = Totals(*[scalar] * len(Totals._fields))
         accumulate = [
             Program(
-                f"{name} accumulate {length}/{most}",
+                program_keys.Accumulate(self._name, length, trained),
                 self.accumulate,
                 (grads, state.params, batch, rows, totals, context),
-                {"length": length, "most": most},
+                {"length": length, "trained": trained},
                 jax.tree.leaves(rows)[0].shape[0] * length,
             )
-            for rows, length, most in kinds
+            for rows, length, trained in shapes
         ]
         return [
-            Program(f"{name} zeros", self.zeros, (state.params,)),
+            Program(program_keys.Zeros(self._name), self.zeros, (state.params,)),
             *accumulate,
-            Program(f"{name} apply", self.apply, (state, grads)),
+            Program(program_keys.Apply(self._name), self.apply, (state, grads)),
         ]
 
     def __call__(
@@ -309,8 +304,8 @@ class Update:
 
         Args:
             state: donated; use the returned one.
-            batch: tree of [B, T] arrays with `mask_BT`.
-            plan: of `plan_micro_batches` or `plan_packed`.
+            batch: tree of [B, T] arrays with `trains_BT`.
+            plan: of `plan_micro_batches`.
             totals: counts over all of it.
             context: handed on to the loss.
 
@@ -318,11 +313,35 @@ class Update:
             The new state and the metrics: the loss, its terms, and means over the tokens.
         """
         grads, shares = self.zeros(state.params), []
-        for rows, length, most in plan:
+        for rows, length, trained in plan:
             grads, metrics = self.accumulate(
-                grads, state.params, batch, rows, totals, context, length=length, most=most
+                grads, state.params, batch, rows, totals, context, length=length, trained=trained
             )
             shares.append(metrics)
         metrics = jax.tree.map(lambda *x: sum(x), *shares)
         state, metrics["gradient_norm"] = self.apply(state, grads)
         return state, metrics
+
+    def _accumulate_fn(self, grads, params, batch, rows, totals, context, *, length, trained):
+        micro_batch, packed = take_rows(batch, rows, length, self._mesh)
+
+        def loss_fn(params, micro_batch, totals):
+            return self._loss_fn(params, micro_batch, totals, trained, packed, *context)
+
+        return add_gradients(loss_fn, params, grads, micro_batch, totals)
+
+    def _apply_fn(self, state: ModelState, grads):
+        norm = optax.global_norm(grads)
+        # Moments that are kept on the hosts come over for the update; the compiler moves each as
+        # it is needed, and none in the other case.
+        opt_state = jax.tree.map(
+            lambda x, where: (
+                jax.device_put(x, where.with_memory_kind("device"))
+                if where.memory_kind == "pinned_host"
+                else x
+            ),
+            state.opt_state,
+            self._shardings.opt_state,
+        )
+        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        return ModelState(optax.apply_updates(state.params, updates), opt_state), norm

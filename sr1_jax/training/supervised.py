@@ -133,7 +133,7 @@ class SupervisedTrainer:
         def loss_fn(params):
             model = nnx.merge(self._graph, params)
             with compute_on(self._mesh):
-                logp_BT, _ = token_logp(model, ids_BT, weight_BT, most=most)
+                logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=most)
             return -(logp_BT * weight_BT).sum() / mask_BT.sum()
 
         weight_BT = mask_BT

@@ -82,7 +82,7 @@ def full_logp(rl_policy):
 def trajectories(full_logp, make_trajectory) -> list[Trajectory]:
     """16 trajectories, four samples a question, with exact behaviour log-probs.
 
-    Three lengths, one to four segments, 1 to 15 policy tokens.
+    Three lengths, one to four segments that each earn a reward, 1 to 15 policy tokens.
     """
     rng = np.random.default_rng(11)
     made = []
@@ -99,6 +99,7 @@ def trajectories(full_logp, make_trajectory) -> list[Trajectory]:
             mask[prompt + 1 :] = 0  # a single token of its own
         ids = rng.integers(0, VOCAB, length).astype(np.int32)
         logp = full_logp(ids)[np.arange(length), ids]
+        segment_rewards = rng.choice(np.float32([0.0, 0.25, 0.5]), np.sum(np.diff(mask) > 0))
         made.append(
             make_trajectory(
                 ids=ids,
@@ -107,7 +108,8 @@ def trajectories(full_logp, make_trajectory) -> list[Trajectory]:
                 prompt_length=prompt,
                 question_id=f"made:train:{row // 4}",
                 sample=row % 4,
-                reward=float(rng.choice([0.0, 0.25, 1.0])),
+                reward=float(segment_rewards.sum()),
+                segment_rewards=segment_rewards,
             )
         )
     assert min(t.mask.sum() for t in made) == 1 and max(t.mask.sum() for t in made) > 10

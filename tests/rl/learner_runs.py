@@ -1,5 +1,6 @@
 """Learners for tests: their settings, and steps that leave the initial state as it is."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,10 @@ import numpy as np
 
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rl.settings import default_config
+from sr1_jax.rl.settings import default_config, needs_critic
 from sr1_jax.rl.update import ModelState
 
-LENGTH, TRAJECTORIES = 24, 16
+LENGTH, TRAJECTORIES, STEPS = 24, 16, 100
 
 batch_of = functools.partial(make_batch, length=LENGTH, pad_id=0)
 
@@ -22,7 +23,6 @@ def learner_config(**changes):
         learning_rate=1e-4,
         critic_learning_rate=1e-4,
         gradient_clip=0.05,  # below the norms met here: clipping is at work
-        minibatches=1,
         micro_batch=8,
         kl_coefficient=0.3,
         entropy_coefficient=0.1,
@@ -40,19 +40,28 @@ class LearnerRun:
 
     def __init__(self, policy, critic, config, mesh):
         self.config = config
-        ppo = config.algorithm == "ppo"
-        self.learner = Learner(
-            policy, critic if ppo else None, config, mesh, trajectories=TRAJECTORIES
-        )
-        start = self.learner.initial_state
+        critic = critic if needs_critic(config) else None
+        self.learner = Learner(policy, critic, config, mesh, trajectories=TRAJECTORIES, steps=STEPS)
+        start = self.learner.initial_state()
         self.start = start
         self.moved = start._replace(policy=ModelState(_moved(start.policy.params), start[0][1]))
 
     def step(self, batch, state=None, *, seed=0, step=1):
-        """Runs one step from a copy of `state`, by default the initial one."""
+        """Runs one step from a copy of `state`, by default the initial one; new state, metrics."""
+        return self.result(batch, state, seed=seed, step=step)[:2]
+
+    def result(self, batch, state=None, *, seed=0, step=1):
+        """The same, with all that the step returns."""
         state = self.start if state is None else state
         copy = jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), state)
         return self.learner.step(copy, batch, seed=seed, step=step)
+
+
+def with_reward(trajectory, reward):
+    """The same trajectory with another reward, all of it for its last segment."""
+    segment_rewards = np.zeros_like(trajectory.segment_rewards)
+    segment_rewards[-1] = reward
+    return dataclasses.replace(trajectory, reward=reward, segment_rewards=segment_rewards)
 
 
 def _moved(params):

@@ -35,13 +35,15 @@ def main(folder, coordinator, process):
         config,
         make_mesh(*job["mesh"]),
         trajectories=len(job["batches"][0].reward_B),
+        steps=100,
     )
-    state, metrics = learner.initial_state, []
+    state, metrics = learner.initial_state(), []
     for step, batch in enumerate(job["batches"], start=1):
-        state, logged = learner.step(state, batch, seed=0, step=step)
+        state, logged, prepared = learner.step(state, batch, seed=0, step=step)
         metrics.append(logged)
+    rows = learner.rows_of(prepared, job["rows"])
     leaves = multihost_utils.process_allgather(jax.tree.leaves(state), tiled=True)
-    (folder / f"{process}.pkl").write_bytes(pickle.dumps((leaves, metrics)))
+    (folder / f"{process}.pkl").write_bytes(pickle.dumps((leaves, metrics, rows)))
 
 
 main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -54,7 +54,8 @@ class Oracle:
             old = self.logp(state.policy.params, t) if trainer else t.logp[own]
             ref = self.logp(reference, t)
             rewards = np.zeros(len(own))
-            rewards[-1] = t.reward
+            # A segment ends where the next token of its own is not the next token.
+            rewards[np.append(np.diff(own), 2) > 1] = t.segment_rewards
             if config.kl_in == "reward":
                 rewards -= config.kl_coefficient * self.kl(old, ref)
             values = np.zeros(len(own))

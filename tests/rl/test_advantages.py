@@ -8,19 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rl.advantages import (
-    all_equal,
     gae,
     group_centred,
     group_relative,
     leave_one_out,
+    nothing_to_compare,
     reinforce_pp,
     whiten,
 )
-from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.masked import masked_mean, require_same_shape
-from sr1_jax.rl.prepare import Scores, prepare
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -236,11 +233,22 @@ def test_group_advantages_masked_equals_removed(function, loop, seed):
     scores = rng.integers(0, 5, size=10) / 4
     expected = np.zeros(10)
     expected[valid] = loop(scores[valid], groups[valid])
+    for group in set(groups):
+        if (groups == group).sum() > 1 == (valid & (groups == group)).sum():
+            expected[groups == group] = 0
     spoiled = jnp.asarray(np.where(valid, scores, np.nan))
     got = function(spoiled, groups, valid_B=jnp.asarray(valid))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     compiled = jax.jit(function)(spoiled, groups, valid_B=valid.astype("f4"))
     np.testing.assert_allclose(compiled, got, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [group_relative, group_centred, leave_one_out])
+def test_the_only_one_left_of_a_group_has_no_advantage(function):
+    """It has nothing to be compared with; a group of one by configuration keeps its score."""
+    scores, groups = jnp.array([0.2, 1.0, 1.0, 0.2, 1.0]), jnp.array([4, 4, 4, 7, 8])
+    got = function(scores, groups, valid_B=jnp.array([1, 0, 0, 1, 1]))
+    np.testing.assert_allclose(got, [0, 0, 0, 0.2, 1.0], rtol=1e-6)
 
 
 def test_group_baselines_hand_numbers():
@@ -321,30 +329,11 @@ def test_shapes_that_would_only_broadcast_are_refused():
         group_relative(jnp.ones(3), jnp.array([1]))
 
 
-def test_groups_whose_scores_are_all_equal():
-    scores = jnp.array([1.0, 1.0, 0.0, 1.0, 0.5, 7.0, 1.0])
-    group, valid = jnp.array([3, 3, 5, 5, 8, 3, 8]), jnp.array([1, 1, 1, 1, 1, 0, 0])
-    got = all_equal(scores, group, valid_B=valid)
-    # Group 3 without the one that does not count; 5 differs; of 8 one member is left.
-    np.testing.assert_array_equal(got, [1, 1, 0, 0, 0, 1, 0])
-
-
-def test_grpo_learns_nothing_from_the_kl_of_a_group_of_equal_rewards():
-    """Four that are all wrong, and four that are not, with a KL in the reward."""
-    config = learner_settings.default_config()
-    config.algorithm, config.kl_in = "grpo", "reward"
-    rng = np.random.default_rng(0)
-    mask_BT = np.ones((8, 5), np.float32)
-    reward_B = np.array([0, 0, 0, 0, 0, 1, 0, 0], np.float32)
-    batch = Batch(
-        jnp.ones((8, 5), jnp.int32), mask_BT, jnp.zeros((8, 5)), reward_B,
-        np.repeat(np.arange(2, dtype=np.int32), 4),
-    )  # fmt: skip
-    ref_BT = jnp.asarray(rng.normal(size=(8, 5)) / 100, jnp.float32)
-    scores = Scores(jnp.zeros((8, 5)), ref_BT, jnp.zeros((8, 5)))
-    prepared, metrics = prepare(batch, scores, jnp.float32(0.001), config=config)
-    assert metrics["kl"] != 0
-    np.testing.assert_array_equal(prepared.advantages_BT[:4], 0)
-    score_B = reward_B - 0.001 * (0 - np.asarray(ref_BT)).sum(1)
-    want = group_relative_loop(score_B[4:], np.zeros(4), 1e-6)
-    np.testing.assert_allclose(prepared.advantages_BT[4:, 0], want, rtol=1e-4)
+def test_groups_with_nothing_to_compare():
+    scores = jnp.array([1.0, 1.0, 0.0, 1.0, 0.5, 7.0, 1.0, 2.0, 3.0, 4.0])
+    group = jnp.array([3, 3, 5, 5, 8, 3, 8, 9, 4, 4])
+    valid = jnp.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0])
+    got = nothing_to_compare(scores, group, valid_B=valid)
+    # Group 3 without the one that does not count; 5 differs; of 8 one member is left, of 4 none;
+    # 9 is one by design.
+    np.testing.assert_array_equal(got, [1, 1, 0, 0, 1, 1, 1, 0, 1, 1])

@@ -109,9 +109,9 @@ def test_errors(aggregation, constant, message):
 
 def test_sums_of_sequences_that_share_a_row():
     x_BT = jnp.asarray([[1.0, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32]])
-    segment_BT = jnp.asarray([[7, 7, 3, 3, 3, 9], [5, 5, 5, 5, 5, 5]])
+    sequence_BT = jnp.asarray([[7, 7, 3, 3, 3, 9], [5, 5, 5, 5, 5, 5]])
     np.testing.assert_array_equal(
-        sequence_sums(x_BT, segment_BT), [[3, 3, 28, 28, 28, 32], [63] * 6]
+        sequence_sums(x_BT, sequence_BT), [[3, 3, 28, 28, 28, 32], [63] * 6]
     )
     np.testing.assert_array_equal(sequence_sums(x_BT), [[63], [63]])
 
@@ -128,6 +128,6 @@ def test_weights_of_packed_rows(aggregation):
         blank = np.zeros(7)
         return np.stack([np.r_[x_BT[1], x_BT[2], blank[:2]], np.r_[x_BT[0], blank]])
 
-    segment_BT = jnp.asarray([[1] * 5 + [2] * 5 + [3] * 2, [0] * 5 + [3] * 7])
-    got = token_weights(packed(mask_BT), aggregation, **settings, segment_BT=segment_BT)
+    sequence_BT = jnp.asarray([[1] * 5 + [2] * 5 + [3] * 2, [0] * 5 + [3] * 7])
+    got = token_weights(packed(mask_BT), aggregation, **settings, sequence_BT=sequence_BT)
     np.testing.assert_allclose(got, packed(plain_BT), rtol=1e-6)

@@ -1,9 +1,11 @@
 """Trajectories stacked into arrays."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from sr1_jax.rl.batch import make_batch, outcome
+from sr1_jax.rl.batch import make_batch
 
 
 @pytest.fixture
@@ -16,6 +18,7 @@ def pair(make_trajectory):
             logp=np.float32([0, 0, -1, -2, 0, 0, -3]),
             question_id="a",
             reward=0.5,
+            segment_rewards=np.float32([-0.25, 0.75]),
         ),
         make_trajectory(
             ids=[12, 33], mask=[0, 1], logp=np.float32([0, -4]), question_id="b", reward=1.0
@@ -29,31 +32,33 @@ def test_arrays(pair):
         batch.ids_BT,
         [[10, 11, 30, 31, 40, 41, 32, 99], [12, 33, 99, 99, 99, 99, 99, 99]],
     )
-    np.testing.assert_array_equal(
-        batch.mask_BT, [[0, 0, 1, 1, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
-    )
+    for mask_BT in (batch.trains_BT, batch.sampled_BT):
+        np.testing.assert_array_equal(mask_BT, [[0, 0, 1, 1, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(
         batch.logp_BT, [[0, 0, -1, -2, 0, 0, -3, 0], [0, -4, 0, 0, 0, 0, 0, 0]]
     )
+    np.testing.assert_array_equal(
+        batch.rewards_BT, [[0, 0, 0, -0.25, 0, 0, 0.75, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
+    )
     np.testing.assert_array_equal(batch.reward_B, [0.5, 1.0])
-    assert [array.dtype.name for array in batch] == [
-        "int32", "float32", "float32", "float32", "int32",
-    ]  # fmt: skip
+    assert [array.dtype.name for array in batch] == ["int32", *["float32"] * 5, "int32"]
 
 
 def test_rewards_keep_their_fractions(make_trajectory):
     rewards = [0.5, 0.1, 1.0]
-    batch = make_batch(
-        [make_trajectory(reward=r) for r in rewards],
-        length=2,
-        pad_id=0,
-    )
+    batch = make_batch([make_trajectory(reward=r) for r in rewards], length=2, pad_id=0)
     np.testing.assert_array_equal(batch.reward_B, np.float32(rewards))
+    np.testing.assert_array_equal(batch.rewards_BT[:, 1], np.float32(rewards))
 
 
 def test_a_real_token_that_looks_like_padding_stays(make_trajectory):
     row = make_trajectory(ids=[7, 0, 0], mask=[0, 1, 1])
-    np.testing.assert_array_equal(make_batch([row], length=4, pad_id=0).mask_BT, [[0, 1, 1, 0]])
+    np.testing.assert_array_equal(make_batch([row], length=4, pad_id=0).trains_BT, [[0, 1, 1, 0]])
+
+
+def test_a_token_of_probability_one_was_sampled(make_trajectory):
+    row = make_trajectory(ids=[7, 8, 9], mask=[0, 1, 1], logp=np.float32([0, 0, -1]))
+    np.testing.assert_array_equal(make_batch([row], length=3, pad_id=0).sampled_BT, [[0, 1, 1]])
 
 
 def test_groups_are_questions_whatever_their_order(make_trajectory):
@@ -62,65 +67,32 @@ def test_groups_are_questions_whatever_their_order(make_trajectory):
     assert make_batch(rows, length=2, pad_id=0).group_B.tolist() == [0, 1, 0, 2, 1]
 
 
-def test_unmasked_observations_train_from_the_prompt_to_the_end(pair):
+def test_unmasked_observations_train_from_the_prompt_to_the_end_but_were_not_sampled(pair):
+    masked = make_batch(pair, length=8, pad_id=99)
     batch = make_batch(pair, length=8, pad_id=99, mask_observations=False)
     np.testing.assert_array_equal(
-        batch.mask_BT, [[0, 0, 1, 1, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
+        batch.trains_BT, [[0, 0, 1, 1, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
     )
+    np.testing.assert_array_equal(batch.sampled_BT, masked.sampled_BT)
+    np.testing.assert_array_equal(batch.rewards_BT, masked.rewards_BT)
 
 
-@pytest.mark.parametrize(
-    ("truncated", "tokens", "reward"), [("mask", 0, 0.75), ("penalise", 2, -0.3)]
-)
 @pytest.mark.parametrize("mask_observations", [True, False])
-def test_truncated(make_trajectory, pair, truncated, tokens, reward, mask_observations):
-    cut = make_trajectory(ids=[1, 2, 3], mask=[0, 1, 1], reward=0.75, status="truncated")
-    batch = make_batch(
-        [cut, *pair],
-        length=8,
-        pad_id=0,
-        mask_observations=mask_observations,
-        truncated=truncated,
-        truncation_penalty=0.3,
-    )
-    assert batch.mask_BT[0].sum() == tokens
-    assert batch.reward_B[0] == np.float32(reward)
-    # The others are as ever.
+def test_one_that_is_left_out_has_neither_tokens_nor_rewards(pair, mask_observations):
+    left_out = dataclasses.replace(pair[0], trains=False)
+    batch = make_batch([left_out, *pair], length=8, pad_id=0, mask_observations=mask_observations)
+    for array_BT in (batch.trains_BT, batch.sampled_BT, batch.rewards_BT):
+        assert not array_BT[0].any()
+    # It is a member of its group as ever, and the others do not know of it.
+    assert batch.reward_B[0] == 0.5 and batch.group_B.tolist() == [0, 0, 1]
     alone = make_batch(pair, length=8, pad_id=0, mask_observations=mask_observations)
-    np.testing.assert_array_equal(batch.mask_BT[1:], alone.mask_BT)
-    np.testing.assert_array_equal(batch.reward_B[1:], alone.reward_B)
-
-
-def test_no_answer_is_a_wrong_answer_not_a_cut_one(make_trajectory):
-    row = make_trajectory(status="no_answer")
-    batch = make_batch([row], length=2, pad_id=0, truncated="penalise", truncation_penalty=1.0)
-    assert (batch.mask_BT.sum(), batch.reward_B[0]) == (1, 0)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "reward"),
-    [(4, 1.0), (6, 1.0), (7, 0.875), (9, 0.625), (10, 0.5), (12, 0.5)],
-)
-def test_length_costs_in_the_buffer_before_the_budget(make_trajectory, tokens, reward):
-    """DAPO's soft penalty, here of half a point over the last four of ten tokens."""
-    row = make_trajectory(ids=range(tokens), mask=[0] + [1] * (tokens - 1), reward=1.0)
-    settings = dict(overlong_buffer=4, overlong_penalty=0.5, budget=10)
-    assert outcome(row, **settings) == (pytest.approx(reward), True)
-    batch = make_batch([row], length=12, pad_id=0, **settings)
-    assert batch.reward_B[0] == np.float32(reward)
-
-
-def test_a_cut_trajectory_pays_no_less_than_one_that_ends_in_time(make_trajectory):
-    row = make_trajectory(ids=range(10), mask=[0] + [1] * 9, reward=1.0, status="truncated")
-    settings = dict(overlong_buffer=4, overlong_penalty=0.5, budget=10)
-    assert outcome(row, truncated="penalise", truncation_penalty=2.0, **settings) == (-2.0, True)
-    assert outcome(row, truncated="penalise", truncation_penalty=0.25, **settings) == (-0.5, True)
-    assert outcome(row, truncated="penalise", truncation_penalty=0.25) == (-0.25, True)
-    assert outcome(row, truncated="mask", **settings)[1] is False
+    for array, other in zip(batch[:-1], alone[:-1]):
+        np.testing.assert_array_equal(array[1:], other)
 
 
 def test_errors(pair):
     with pytest.raises(ValueError, match=r"Trajectory a has 7 tokens, the batch holds 6\."):
         make_batch(pair, length=6, pad_id=0)
-    with pytest.raises(ValueError, match=r'learner.truncated must be "mask" or "penalise".*drop'):
-        make_batch(pair, length=8, pad_id=0, truncated="drop")
+    wrong = dataclasses.replace(pair[0], segment_rewards=np.float32([1.0]))
+    with pytest.raises(ValueError, match=r"Trajectory a has 2 segments, and rewards of 1\."):
+        make_batch([wrong], length=8, pad_id=0)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from learner_runs import LENGTH, batch_of
+from learner_runs import LENGTH, batch_of, with_reward
 from oracle import Oracle, first_adam_step
 from trees import adam, assert_trees_close, changed, first_gradient
 
@@ -16,7 +16,7 @@ from sr1_jax.sharding import make_mesh
 GRPO = dict(algorithm="grpo", kl_in="loss", kl_kind="k3", micro_batch=2)
 ROLLOUT = dict(algorithm="grpo", kl_in="none", micro_batch=4)
 TRAINER = ROLLOUT | dict(old_logp="trainer")
-EPOCHS = ROLLOUT | dict(epochs=2, minibatches=2)
+EPOCHS = ROLLOUT | dict(epochs=2, minibatch_size=8)
 # All switches of the loss, each with every other it goes with.
 DR_GRPO = dict(
     algorithm="dr_grpo",
@@ -156,7 +156,7 @@ def test_padding_does_not_matter(learner_run, trajectories, batch, changes):
 @pytest.mark.parametrize("garbage", [np.nan, -np.inf, 3.0])
 def test_behaviour_logp_of_masked_tokens_does_not_matter(learner_run, batch, garbage):
     run = learner_run()
-    logp_BT = np.where(batch.mask_BT == 1, batch.logp_BT, garbage).astype(np.float32)
+    logp_BT = np.where(batch.trains_BT == 1, batch.logp_BT, garbage).astype(np.float32)
     after, metrics = run.step(batch)
     after_garbage, metrics_garbage = run.step(batch._replace(logp_BT=logp_BT))
     assert metrics_garbage == pytest.approx(metrics, rel=1e-6, abs=1e-7)
@@ -164,18 +164,19 @@ def test_behaviour_logp_of_masked_tokens_does_not_matter(learner_run, batch, gar
 
 
 @pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=ALGORITHMS)
-def test_a_masked_trajectory_does_not_matter(learner_run, trajectories, changes):
-    """`truncated="mask"`: neither its reward nor its tokens reach loss, whitening, critic, or the
-    baseline of its group."""
+def test_a_trajectory_that_is_left_out_does_not_matter(learner_run, trajectories, changes):
+    """Neither the reward nor the tokens of one that does not train reach loss, whitening, critic,
+    or the baseline of its group."""
     run = learner_run(**changes)
 
-    def step(**cut):
-        cut = dataclasses.replace(trajectories[5], status="truncated", **cut)
-        return run.step(batch_of([*trajectories[:5], cut, *trajectories[6:]]))
+    def step(left_out):
+        left_out = dataclasses.replace(left_out, trains=False)
+        return run.step(batch_of([*trajectories[:5], left_out, *trajectories[6:]]))
 
-    after, metrics = step()
+    after, metrics = step(trajectories[5])
     ids = (trajectories[5].ids + 1) % 24
-    after_other, metrics_other = step(reward=50.0, ids=ids, logp=trajectories[5].logp * 2)
+    other = dataclasses.replace(trajectories[5], ids=ids, logp=trajectories[5].logp * 2)
+    after_other, metrics_other = step(with_reward(other, 50.0))
     assert metrics_other == pytest.approx(metrics, rel=1e-6, abs=1e-7)
     assert_trees_close(after_other, after, atol=1e-7)
     assert metrics["policy/gradient_norm"] > 0
@@ -184,18 +185,21 @@ def test_a_masked_trajectory_does_not_matter(learner_run, trajectories, changes)
     )
 
 
-def test_a_penalised_trajectory_matters(learner_run, trajectories):
+def test_a_segment_earns_its_reward_where_it_ends(learner_run, trajectories):
+    """With a discount it matters which segment a reward is for, though they add up to the same."""
     run = learner_run()
-    cut = dataclasses.replace(trajectories[5], status="truncated")
-    rows = [*trajectories[:5], cut, *trajectories[6:]]
-    after, metrics = run.step(batch_of(rows, truncated="penalise", truncation_penalty=2.0))
-    # The same as a trajectory that ended with this reward.
-    wrong = dataclasses.replace(trajectories[5], reward=-2.0)
-    after_wrong, metrics_wrong = run.step(batch_of([*trajectories[:5], wrong, *trajectories[6:]]))
-    assert metrics == metrics_wrong
-    assert_trees_close(after, after_wrong, rtol=0)
-    milder, _ = run.step(batch_of(rows, truncated="penalise", truncation_penalty=0.5))
-    assert changed(milder.policy.params, after.policy.params)
+    row = next(i for i, t in enumerate(trajectories) if len(t.segment_rewards) > 2)
+    early, late = (
+        run.step(batch_of([*trajectories[:row], moved, *trajectories[row + 1 :]]))[0]
+        for moved in (
+            dataclasses.replace(
+                with_reward(trajectories[row], 1.0),
+                segment_rewards=np.eye(len(trajectories[row].segment_rewards), dtype="f4")[segment],
+            )
+            for segment in (0, -1)
+        )
+    )
+    assert changed(first_gradient(early.policy), first_gradient(late.policy))
 
 
 def test_the_order_of_trajectories_does_not_matter(learner_run, trajectories, batch):
@@ -230,7 +234,7 @@ def test_old_logp_of_rollout_and_trainer_agree(learner_run, batch):
 
 def test_old_logp_of_the_trainer_ignores_the_stored_but_shows_the_gap(learner_run, batch):
     run = learner_run(**TRAINER)
-    off = batch._replace(logp_BT=batch.logp_BT - 0.5 * batch.mask_BT)
+    off = batch._replace(logp_BT=batch.logp_BT - 0.5 * batch.sampled_BT)
     after, metrics = run.step(batch)
     after_off, metrics_off = run.step(off)
     assert metrics.pop("rollout_gap") == pytest.approx(0, abs=2e-6)
@@ -243,7 +247,11 @@ def test_unmasked_observations_train(learner_run, rl_policy, full_logp, trajecto
     """The ablation equals the loop over everything after the prompt."""
     run = learner_run(**TRAINER)
     everything = [
-        dataclasses.replace(t, mask=(np.arange(len(t.ids)) >= t.prompt_length).astype(np.int32))
+        dataclasses.replace(
+            t,
+            mask=(np.arange(len(t.ids)) >= t.prompt_length).astype(np.int32),
+            segment_rewards=np.float32([t.reward]),
+        )
         for t in trajectories
     ]
     after, metrics = run.step(batch_of(trajectories, mask_observations=False))
@@ -259,6 +267,28 @@ def test_unmasked_observations_train(learner_run, rl_policy, full_logp, trajecto
     assert_trees_close(after.policy.params, params, atol=5e-6)
     masked, _ = run.step(batch)
     assert changed(first_gradient(masked.policy), first_gradient(after.policy))
+
+
+def test_rows_of_a_batch_as_the_updates_had_them(
+    learner_run, rl_policy, rl_critic, full_logp, stale
+):
+    """In the order asked for, against the loop over unpadded trajectories."""
+    run = learner_run()
+    oracle = Oracle(rl_policy, rl_critic, run.config, stale, full_logp)
+    want = oracle.prepare(run.moved, run.start.policy.params)
+    result = run.result(batch_of(stale), run.moved)
+    rows = [5, 0, 11]
+    got = run.learner.rows_of(result.prepared, rows)
+    assert got.keys() == {"advantages", "values", "returns", "ref_logp"}
+    for name, x_RT in got.items():
+        assert isinstance(x_RT, np.ndarray) and x_RT.shape == (3, LENGTH)
+        for x_T, row in zip(x_RT, rows):
+            own = np.flatnonzero(stale[row].mask)
+            wanted = want[row]["ref" if name == "ref_logp" else name]
+            np.testing.assert_allclose(x_T[own], wanted, atol=2e-5)
+            np.testing.assert_array_equal(np.delete(x_T, own), 0)
+    result = learner_run(**ROLLOUT).result(batch_of(stale))
+    assert learner_run(**ROLLOUT).learner.rows_of(result.prepared, [1]).keys() == {"advantages"}
 
 
 def test_epochs_and_minibatches(learner_run, batch):
@@ -291,7 +321,7 @@ def test_the_size_of_micro_batches_does_not_matter(learner_run, stale, changes):
 
 
 def test_displacement_is_that_of_the_favoured_tokens(learner_run, rl_policy, full_logp, stale):
-    run = learner_run(**DISPLACEMENT | dict(learning_rate=0.0))  # both epochs meet one policy
+    run = learner_run(**DISPLACEMENT | dict(learning_rate=1e-30))  # both epochs meet one policy
     oracle = Oracle(rl_policy, None, run.config, stale, full_logp)
     rows = oracle.prepare(run.start, run.start.policy.params)
     lost = [
@@ -341,13 +371,13 @@ def test_sampling_temperature_reaches_the_log_probs(
 ):
     config = learner_run(**ROLLOUT).config
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    learner = Learner(rl_policy, None, config, mesh, trajectories=16, temperature=0.6)
+    learner = Learner(rl_policy, None, config, mesh, trajectories=16, steps=1, temperature=0.6)
     rows = []
     for t in trajectories:
         logp = full_logp(t.ids, temperature=0.6)[np.arange(len(t.ids)), t.ids]
         rows.append(dataclasses.replace(t, logp=np.where(t.mask, logp, 0).astype(np.float32)))
-    _, metrics = learner.step(learner.initial_state, batch_of(rows), seed=0, step=1)
-    assert metrics["rollout_gap"] < 4e-6
+    result = learner.step(learner.initial_state(), batch_of(rows), seed=0, step=1)
+    assert result.metrics["rollout_gap"] < 4e-6
 
 
 # Errors
@@ -356,12 +386,12 @@ def test_sampling_temperature_reaches_the_log_probs(
 @pytest.mark.parametrize(
     ("changes", "critic", "shape", "message"),
     [
-        ({}, False, (1, 1, 1), "algorithm='ppo': ppo needs a critic, all others have none"),
+        ({}, False, (1, 1, 1), "algorithm='ppo' needs a critic, but none was given"),
         (
             dict(algorithm="rloo"),
             True,
             (1, 1, 1),
-            "algorithm='rloo': ppo needs a critic, all others",
+            "algorithm='rloo' has none, but one was given",
         ),
         (
             dict(micro_batch=4),
@@ -369,7 +399,7 @@ def test_sampling_temperature_reaches_the_log_probs(
             (4, 2, 1),
             "learner.micro_batch=4 does not divide over the 8 devices of mesh axes data and fsdp",
         ),
-        (dict(minibatches=3), True, (1, 1, 1), "16 trajectories a step do not divide into"),
+        (dict(minibatch_size=5), True, (1, 1, 1), "minibatch_size=5 does not divide the 16"),
     ],
 )
 def test_errors(rl_policy, rl_critic, changes, critic, shape, message):
@@ -378,4 +408,4 @@ def test_errors(rl_policy, rl_critic, changes, critic, shape, message):
     config.update(changes)
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with pytest.raises(ValueError, match=message):
-        Learner(rl_policy, rl_critic if critic else None, config, mesh, trajectories=16)
+        Learner(rl_policy, rl_critic if critic else None, config, mesh, trajectories=16, steps=1)

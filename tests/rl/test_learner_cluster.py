@@ -12,6 +12,7 @@ from sr1_jax.rl.batch import make_batch
 
 WORKER = Path(__file__).parent / "learner_worker.py"
 LENGTH = 24
+ROWS = [3, 0, 14]
 
 
 @pytest.fixture
@@ -22,13 +23,12 @@ def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, s
     def run(mesh, devices, settings, alone_settings, count):
         alone = learner_run(**alone_settings)
         orders = (stale, stale[::-1])[:count]
-        batches = [
-            make_batch(rows, length=LENGTH, pad_id=0, truncated="penalise") for rows in orders
-        ]
+        batches = [make_batch(rows, length=LENGTH, pad_id=0) for rows in orders]
         state, want = None, []
         for step, batch in enumerate(batches, start=1):
-            state, metrics = alone.step(batch, state, seed=0, step=step)
+            state, metrics, prepared = alone.result(batch, state, seed=0, step=step)
             want.append(metrics)
+        want_rows = alone.learner.rows_of(prepared, ROWS)
         config = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in (alone.config.to_dict() | settings).items()
@@ -41,6 +41,7 @@ def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, s
             "critic": [np.asarray(x) for x in jax.tree.leaves(nnx.state(rl_critic))],
             "config": config,
             "batches": batches,
+            "rows": ROWS,
         }
         (tmp_path / "job.pkl").write_bytes(pickle.dumps(job))
         start_processes(
@@ -48,7 +49,10 @@ def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, s
         ).check()
         found = [pickle.loads((tmp_path / f"{i}.pkl").read_bytes()) for i in range(2)]
         assert found[0][1] == found[1][1]  # bit by bit
-        for leaves, metrics in found:
+        for leaves, metrics, rows in found:
+            assert rows.keys() == want_rows.keys()
+            for name, wanted in want_rows.items():
+                np.testing.assert_allclose(rows[name], wanted, atol=1e-4)
             for got, wanted in zip(metrics, want, strict=True):
                 del got["padding_share"]
                 wanted.pop("padding_share", None)
@@ -74,6 +78,6 @@ def test_two_processes_with_a_device_each(run_together):
 def test_two_processes_with_four_devices_each(run_together, mesh, packing):
     """Two batches of two optimizer steps each; on one device in twice as many micro-batches, none
     of them packed."""
-    steps = dict(minibatches=2, length_buckets=(11, 17, LENGTH))
+    steps = dict(minibatch_size=8, length_buckets=(11, 17, LENGTH))
     together = dict(micro_batch=8, packing=packing)
     run_together(mesh, 4, steps | together, steps | dict(micro_batch=4), count=2)

@@ -10,7 +10,7 @@ from learner_runs import LENGTH, batch_of
 from trees import adam, assert_trees_close, first_gradient
 
 from sr1_jax.models.segments import Segments
-from sr1_jax.rl.learner import Scores
+from sr1_jax.rl.program_keys import Score
 from sr1_jax.rl.update import put_rows, take_rows
 from sr1_jax.sharding import make_mesh, named, place
 
@@ -18,7 +18,7 @@ from sr1_jax.sharding import make_mesh, named, place
 def test_the_state_is_donated_and_nothing_else(learner_run, rl_policy, rl_critic, batch):
     run = learner_run()
     state = jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), run.start)
-    after, _ = run.learner.step(state, batch, seed=0, step=1)
+    after = run.learner.step(state, batch, seed=0, step=1).state
     gone = jax.tree.leaves((state.policy.params, state.critic.params))
     assert all(x.is_deleted() for x in gone)
     kept = jax.tree.leaves((run.learner.reference, after))
@@ -65,20 +65,13 @@ def test_what_waits_on_the_hosts_changes_nothing(learner_run, stale):
     }
 
 
-def test_data_parallel_devices_share_the_work(learner_run, batch):
+def test_data_parallel_devices_share_the_work(learner_run):
     """Each of eight devices computes an eighth, not every micro-batch."""
 
     def flops(shape):
         learner = learner_run(shape).learner
-        state = learner.initial_state
-        placed = jax.device_put(batch, named(learner._mesh, "batch"))
-        scores = Scores(placed.logp_BT, placed.logp_BT, placed.logp_BT)
-        lowered = learner._score.lower(
-            scores, placed, (state.policy.params, learner._policy_frozen),
-            (state.critic.params, learner._critic_frozen), learner.reference,
-            np.arange(8), length=LENGTH, most=LENGTH,
-        )  # fmt: skip
-        return lowered.compile().cost_analysis()["flops"]
+        score = next(p for p in learner.programs() if p.key == Score(LENGTH, LENGTH))
+        return score.lower().compile().cost_analysis()["flops"]
 
     assert flops((8, 1, 1)) < flops((1, 1, 1)) / 6
 

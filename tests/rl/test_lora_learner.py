@@ -87,13 +87,11 @@ def test_gradients_follow_from_those_of_the_kernels(lora_run, dense_run, batch):
 def test_only_adapters_move(lora_run, batch):
     run = lora_run(**TRAINER)
     learner = run.learner
-    frozen = {
-        name: jax.tree.map(np.array, getattr(learner, f"_{name}_frozen"))
-        for name in ("policy", "critic")
-    }
+    models = {"policy": learner._policy, "critic": learner._critic}
+    frozen = {name: jax.tree.map(np.array, model.frozen) for name, model in models.items()}
     after, _ = run.step(batch)
     for name in ("policy", "critic"):
-        kept = getattr(learner, f"_{name}_frozen")
+        kept = models[name].frozen
         assert_trees_close(kept, frozen[name], rtol=0)
         state, start = getattr(after, name), getattr(run.start, name)
         trained = by_path(state.params)
@@ -127,7 +125,7 @@ def test_the_reference_is_the_base(lora_run, rl_policy, trajectories, full_logp,
     assert metrics["kl"] == pytest.approx(np.concatenate(difference).mean(), rel=1e-3)
     assert abs(metrics["kl"]) > 1e-3
     leaves = zip(
-        jax.tree.leaves(run.learner.reference), jax.tree.leaves(run.learner._policy_frozen)
+        jax.tree.leaves(run.learner.reference), jax.tree.leaves(run.learner._policy.frozen)
     )
     assert all(a is b for a, b in leaves)
 

@@ -85,17 +85,17 @@ def sequence_loss(logp, old, advantages_B, mask, clip=(0.1, 0.2), per_row=1):
     mask = jnp.asarray(mask)
     advantages = jnp.broadcast_to(jnp.asarray(advantages_B)[:, None], mask.shape)
     totals = count_totals(mask, advantages)
-    segments = jnp.repeat(jnp.arange(len(mask)), mask.shape[1]) if per_row > 1 else None
-    logp, old, advantages, mask, segments = (
+    packed = jnp.repeat(jnp.arange(len(mask)), mask.shape[1]) if per_row > 1 else None
+    logp, old, advantages, mask, packed = (
         None if x is None else jnp.reshape(jnp.asarray(x), (len(advantages_B) // per_row, -1))
-        for x in (logp, old, advantages, mask, segments)
+        for x in (logp, old, advantages, mask, packed)
     )
     weights = token_weights(
         mask,
         "sequence",
         tokens=totals.tokens,
         sequences=totals.sequences,
-        segment_BT=segments,
+        sequence_BT=packed,
     )
     return policy_loss(
         logp,
@@ -105,7 +105,7 @@ def sequence_loss(logp, old, advantages_B, mask, clip=(0.1, 0.2), per_row=1):
         clip=clip,
         ratio="sequence",
         weights_BT=weights,
-        segment_BT=segments,
+        sequence_BT=packed,
     )
 
 

@@ -22,7 +22,7 @@ slow = pytest.mark.slow
 @pytest.fixture(scope="module")
 def batch(stale):
     """One trajectory trains on nothing."""
-    rows = [*stale[:5], dataclasses.replace(stale[5], status="truncated"), *stale[6:]]
+    rows = [*stale[:5], dataclasses.replace(stale[5], trains=False), *stale[6:]]
     return make_batch(rows, length=LENGTH, pad_id=0)
 
 
@@ -53,7 +53,7 @@ def assert_same(plain, packed, batch):
         pytest.param(ONE, DR_GRPO, id="dr_grpo", marks=slow),
         pytest.param(ONE, REINFORCE, id="reinforce", marks=slow),
         pytest.param(ONE, DISPLACEMENT, id="displacement", marks=slow),
-        pytest.param(ONE, dict(minibatches=2, epochs=2), id="steps", marks=slow),
+        pytest.param(ONE, dict(minibatch_size=8, epochs=2), id="steps", marks=slow),
     ],
 )
 def test_packed_rows_compute_the_same(learner_run, batch, mesh, changes):
@@ -85,7 +85,7 @@ def test_with_adapters_offloading_and_rematerialisation(rl_policy, rl_critic, ba
 def test_where_no_token_trains_nothing_moves(learner_run, stale):
     run = learner_run(**PACKED)
     nothing = make_batch(
-        [dataclasses.replace(t, status="truncated") for t in stale], length=LENGTH, pad_id=0
+        [dataclasses.replace(t, trains=False) for t in stale], length=LENGTH, pad_id=0
     )
     after, metrics = run.step(nothing)
     assert metrics["padding_share"] == 1 and metrics["policy/loss"] == 0

@@ -6,9 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr1_jax.rl.cuts import cut, kinds_of_micro_batches
-from sr1_jax.rl.micro_batches import padding_share
-from sr1_jax.rl.packing import best_fit_decreasing, plan_packed
+from sr1_jax.rl.micro_batches import (
+    micro_batch_shapes,
+    padding_share,
+    plan_micro_batches,
+    plan_packed,
+)
+from sr1_jax.rl.packing import best_fit_decreasing
 from sr1_jax.rl.settings import default_config, row_lengths
 
 
@@ -36,18 +40,18 @@ def test_the_largest_first_each_where_the_least_room_is_left():
 def masks(draw):
     """Trained tokens of some trajectories, a few without any."""
     rows = draw(st.lists(st.lists(st.booleans(), max_size=14), min_size=1, max_size=20))
-    mask_BT = np.zeros((len(rows), 14), np.float32)
+    trains_BT = np.zeros((len(rows), 14), np.float32)
     for row, trained in enumerate(rows):
-        mask_BT[row, : len(trained)] = trained
-    return mask_BT
+        trains_BT[row, : len(trained)] = trained
+    return trains_BT
 
 
-@given(mask_BT=masks(), size=st.integers(1, 5), data=st.data())
-def test_all_trained_tokens_are_packed_once(mask_BT, size, data):
-    rows = np.array(data.draw(st.permutations(range(len(mask_BT)))))[: len(mask_BT) // 2 + 1]
+@given(trains_BT=masks(), size=st.integers(1, 5), data=st.data())
+def test_all_trained_tokens_are_packed_once(trains_BT, size, data):
+    rows = np.array(data.draw(st.permutations(range(len(trains_BT)))))[: len(trains_BT) // 2 + 1]
     lengths = (5, 11, 14, 17, 30)
-    plan = plan_packed(mask_BT, rows, size=size, lengths=lengths)
-    ends = {row: np.flatnonzero(mask_BT[row]).max() + 1 for row in rows if mask_BT[row].any()}
+    plan = plan_packed(trains_BT, rows, size=size, lengths=lengths)
+    ends = {row: np.flatnonzero(trains_BT[row]).max() + 1 for row in rows if trains_BT[row].any()}
     assert len({part.length for part in plan}) == 1 and plan[0].length in lengths
     found = []
     for ids_RT, positions_RT in (part.rows for part in plan):
@@ -57,7 +61,7 @@ def test_all_trained_tokens_are_packed_once(mask_BT, size, data):
             # Runs of one id, each from its first token to its last trained one; then padding.
             starts = np.flatnonzero(np.diff(ids_T, prepend=-1))
             for start, stop in zip(starts, [*starts[1:], len(ids_T)]):
-                if ids_T[start] == len(mask_BT):
+                if ids_T[start] == len(trains_BT):
                     assert stop == len(ids_T)
                     continue
                 found.append(ids_T[start])
@@ -65,9 +69,9 @@ def test_all_trained_tokens_are_packed_once(mask_BT, size, data):
                 assert np.array_equal(positions_T[start:stop], np.arange(stop - start))
     assert sorted(found) == sorted(ends)
     for part in plan:
-        kept_RT = np.r_[mask_BT, np.zeros((1, 14))][part.rows.id_BT, part.rows.position_BT]
-        assert kept_RT.sum(axis=1).max() <= part.most <= part.length
-    assert padding_share(mask_BT, plan) == pytest.approx(
+        kept_RT = np.r_[trains_BT, np.zeros((1, 14))][part.rows.id_BT, part.rows.position_BT]
+        assert kept_RT.sum(axis=1).max() <= part.trained <= part.length
+    assert padding_share(trains_BT, plan) == pytest.approx(
         1 - sum(ends.values()) / (len(plan) * size * plan[0].length)
     )
 
@@ -100,7 +104,7 @@ def test_without_a_trained_token_there_is_a_micro_batch_of_padding():
 
 
 def test_a_trajectory_longer_than_any_row():
-    with pytest.raises(ValueError, match=r"of 9 tokens fits no .*learner.row_lengths are \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"of 9 tokens fits no packed row: they hold \(4, 8\)"):
         plan_packed(trained_to(9, 2), np.arange(2), size=1, lengths=(4, 8))
 
 
@@ -114,20 +118,20 @@ def test_usual_rows_reach_a_quarter_beyond_the_last_bucket():
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_every_micro_batch_is_of_a_listed_kind(packing):
+def test_every_micro_batch_has_a_listed_shape(packing):
     config = default_config()
     config.update(packing=packing, micro_batch=4, length_buckets=(8, 16, 24))
-    kinds = {
-        (part.length, part.most): jax.tree.map(lambda x: (x.shape, x.dtype), part.rows)
-        for part in kinds_of_micro_batches(config)
+    shapes = {
+        (part.length, part.trained): jax.tree.map(lambda x: (x.shape, x.dtype), part.rows)
+        for part in micro_batch_shapes(config)
     }
     rng = np.random.default_rng(0)
     met = set()
     for _ in range(30):
         end_B1, share = rng.integers(1, 25, (16, 1)), rng.random()
-        mask_BT = (np.arange(24)[None] < end_B1) * (rng.random((16, 24)) < share)
-        for part in cut(mask_BT, np.arange(16), config):
+        trains_BT = (np.arange(24)[None] < end_B1) * (rng.random((16, 24)) < share)
+        for part in plan_micro_batches(trains_BT, np.arange(16), config):
             shape = jax.tree.map(lambda x: (x.shape, x.dtype), part.rows)
-            assert kinds[part.length, part.most] == shape
-            met.add((part.length, part.most))
+            assert shapes[part.length, part.trained] == shape
+            met.add((part.length, part.trained))
     assert len(met) > 5

@@ -18,12 +18,15 @@ from sr1_jax.rl.update import (
     make_optimizer,
     on_chip,
     place_model,
+    rate_schedule,
 )
 from sr1_jax.sharding import make_mesh
 
+CONSTANT = optax.constant_schedule(0.1)
+
 
 class Rows(NamedTuple):
-    mask_BT: jax.Array
+    trains_BT: jax.Array
     x_BTD: jax.Array
     y_BT: jax.Array
 
@@ -32,31 +35,31 @@ class Rows(NamedTuple):
 def test_accumulated_gradient_is_that_of_one_batch(cuts):
     rng = np.random.default_rng(0)
     counts_B = np.array([0, 12, 1, 3, 1, 1, 7, 0, 2, 1, 12, 5])
-    mask_BT = (np.arange(12)[None] < counts_B[:, None]).astype(np.float32)
+    trains_BT = (np.arange(12)[None] < counts_B[:, None]).astype(np.float32)
     x_BTD, y_BT, weight_D = rng.normal(size=(12, 12, 3)), rng.normal(size=(12, 12)), np.ones(3)
 
     def loss_fn(params, rows, totals):
-        error_BT = (rows.x_BTD @ params["w"] - rows.y_BT) * rows.mask_BT
-        count = jnp.maximum(rows.mask_BT.sum(), 1)
+        error_BT = (rows.x_BTD @ params["w"] - rows.y_BT) * rows.trains_BT
+        count = jnp.maximum(rows.trains_BT.sum(), 1)
         terms = {"squared": jnp.sum(error_BT**2) / totals.tokens}
         terms["decay"] = (
-            jnp.sum(params["w"] ** 2) * rows.mask_BT.any(axis=1).sum() / totals.sequences
+            jnp.sum(params["w"] ** 2) * rows.trains_BT.any(axis=1).sum() / totals.sequences
         )
         return terms, {"error": error_BT.sum() / count}
 
-    rows = jax.tree.map(lambda x: x.astype(np.float32), Rows(mask_BT, x_BTD, y_BT))
+    rows = jax.tree.map(lambda x: x.astype(np.float32), Rows(trains_BT, x_BTD, y_BT))
     params = {"w": jnp.asarray(weight_D, "float32")}
     add = jax.jit(functools.partial(add_gradients, loss_fn))
     grads, shares = {"w": jnp.zeros(3)}, []
-    totals = count_totals(mask_BT, y_BT)
+    totals = count_totals(trains_BT, y_BT)
     for part in np.split(np.arange(12), cuts):
         micro_batch = Rows(*(x[part] for x in rows))
         grads, share = add(params, grads, micro_batch, totals)
         shares.append(share)
     metrics = jax.tree.map(lambda *x: sum(x), *shares)
 
-    error_N = (x_BTD @ weight_D - y_BT)[mask_BT == 1]
-    gradient_D = 2 * error_N @ x_BTD[mask_BT == 1] / counts_B.sum() + 2 * weight_D
+    error_N = (x_BTD @ weight_D - y_BT)[trains_BT == 1]
+    gradient_D = 2 * error_N @ x_BTD[trains_BT == 1] / counts_B.sum() + 2 * weight_D
     np.testing.assert_allclose(grads["w"], gradient_D, rtol=1e-5)
     np.testing.assert_allclose(metrics["squared"], np.mean(error_N**2), rtol=1e-5)
     np.testing.assert_allclose(metrics["decay"], 3, rtol=1e-5)
@@ -68,7 +71,7 @@ def test_a_batch_without_a_trained_token_has_no_gradient():
     rows = Rows(jnp.zeros((3, 4)), jnp.ones((3, 4, 5)), jnp.ones((3, 4)))
 
     def loss_fn(params, rows, totals):
-        return {"sum": jnp.sum((rows.x_BTD @ params) * rows.mask_BT)}, {"mean": jnp.ones(())}
+        return {"sum": jnp.sum((rows.x_BTD @ params) * rows.trains_BT)}, {"mean": jnp.ones(())}
 
     totals = Totals(*jnp.zeros(3))
     grads, metrics = add_gradients(loss_fn, jnp.ones(5), jnp.zeros(5), rows, totals)
@@ -76,20 +79,39 @@ def test_a_batch_without_a_trained_token_has_no_gradient():
     assert metrics["loss"] == metrics["mean"] == 0
 
 
-def test_warm_up_is_linear_and_ends_at_the_rate():
-    config = default_config()
-    optimizer = make_optimizer(0.1, 4, config)
+def step_sizes(count, **schedule):
+    """Of Adam with equal gradients, whose steps have the size of the rate."""
+    optimizer = make_optimizer(rate_schedule(0.1, **schedule), default_config())
     params = jnp.zeros(1)
     state, sizes = optimizer.init(params), []
-    for _ in range(6):
+    for _ in range(count):
         updates, state = optimizer.update(jnp.ones(1), state, params)
         sizes.append(-float(updates[0]))
-    # With equal gradients Adam's steps have the size of the rate.
+    return sizes
+
+
+def test_warm_up_is_linear_and_ends_at_the_rate():
+    sizes = step_sizes(6, warmup_share=0.1, decay_share=0.0, updates=40)
     np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("updates", [0, 1, 10, 60])
+def test_a_share_above_0_is_at_least_one_step(updates):
+    sizes = step_sizes(3, warmup_share=0.01, decay_share=0.0, updates=updates)
+    np.testing.assert_allclose(sizes, [0, 0.1, 0.1], rtol=1e-4)
+    # A cosine of one step, also where there is no room for it.
+    sizes = step_sizes(3, warmup_share=0.01, decay_share=0.02, updates=min(updates, 50))
+    np.testing.assert_allclose(sizes, [0, 0.1, 0.01], rtol=1e-4)
+
+
+def test_shares_are_rounded_to_whole_steps():
+    # The published warm-up: 0.285 of 1,005 steps.
+    schedule = rate_schedule(1.0, warmup_share=0.285, decay_share=0.0, updates=1005)
+    assert schedule(286) == 1 and schedule(285) == pytest.approx(285 / 286)
+
+
 def test_without_a_warm_up_the_first_step_is_whole():
-    optimizer = make_optimizer(0.1, 0, default_config())
+    optimizer = make_optimizer(CONSTANT, default_config())
     updates, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
     np.testing.assert_allclose(updates, [-0.1, -0.1], rtol=1e-5)
 
@@ -97,21 +119,14 @@ def test_without_a_warm_up_the_first_step_is_whole():
 def test_weight_decay_pulls_towards_zero():
     config = default_config()
     config.weight_decay = 0.5
-    optimizer = make_optimizer(0.1, 0, config)
+    optimizer = make_optimizer(CONSTANT, config)
     params = jnp.full(1, 2.0)
     updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(params), params)
     np.testing.assert_allclose(updates, [-0.1 * 0.5 * 2.0], rtol=1e-5)
 
 
 def test_the_rate_falls_along_a_cosine_to_a_tenth():
-    config = default_config()
-    config.decay_steps = 6
-    optimizer = make_optimizer(0.1, 2, config)
-    params = jnp.zeros(1)
-    state, sizes = optimizer.init(params), []
-    for _ in range(8):
-        updates, state = optimizer.update(jnp.ones(1), state, params)
-        sizes.append(-float(updates[0]))
+    sizes = step_sizes(8, warmup_share=0.2, decay_share=0.6, updates=10)
     down = [0.01 + 0.09 * (1 + np.cos(np.pi * step / 4)) / 2 for step in range(5)]
     np.testing.assert_allclose(sizes, [0, 0.05, *down, 0.01], rtol=1e-4)
 
@@ -130,7 +145,7 @@ def test_a_first_moment_in_bfloat16_moves_the_parameters_almost_alike():
     for dtype in ("float32", "bfloat16"):
         config = default_config()
         config.optimizer_dtype = dtype
-        optimizer = make_optimizer(1e-3, 0, config)
+        optimizer = make_optimizer(optax.constant_schedule(1e-3), config)
         rng = np.random.default_rng(0)
         mean = rng.normal(size=300)
         params = jnp.zeros(300)
@@ -150,7 +165,7 @@ def test_a_first_moment_in_bfloat16_moves_the_parameters_almost_alike():
 def test_an_offloaded_optimizer_takes_the_same_steps():
     """Moments rest in pinned host memory, counters and parameters on the device."""
     mesh = make_mesh(1, 2, 1, devices=jax.devices()[:2])
-    optimizer = make_optimizer(1e-2, 0, default_config())
+    optimizer = make_optimizer(optax.constant_schedule(1e-2), default_config())
     params = {
         "trunk": {"norm": {"scale": jnp.arange(1.0, 5.0)}},
         "head": {"kernel": jnp.ones((4, 2))},
@@ -158,7 +173,7 @@ def test_an_offloaded_optimizer_takes_the_same_steps():
     ends = []
     for offload in (False, True):
         state = place_model(params, optimizer, mesh, offload_optimizer=offload)
-        update = Update(lambda *_: None, optimizer, state, mesh)
+        update = Update("policy", lambda *_: None, optimizer, state, mesh)
         for step in range(1, 4):
             grads = jax.tree.map(lambda x, step=step: jnp.sin(step * x), state.params)
             state, norm = update.apply(state, grads)
