@@ -8,7 +8,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from absl import flags
 
@@ -20,11 +19,36 @@ from sr1_jax.terminal import one_line, printable
 _KEY_COLUMNS = 34
 
 
-def config_flag(values: flags.FlagValues) -> None:
-    """Defines --config=FILE[:argument] with --config.key=value overrides."""
-    flags.DEFINE_string(
-        "config", None, "File of settings, e.g. configs/demo.py.", flag_values=values
-    )
+class _ConfigFlag(flags.Flag):
+    """The flag --config: the name of a file and, once that is read, the settings in it."""
+
+    def __init__(self, settings: Section, unknown: Callable[[str], str]):
+        super().__init__(
+            flags.ArgumentParser(),
+            flags.ArgumentSerializer(),
+            "config",
+            None,
+            "File of settings, e.g. configs/demo.py.",
+        )
+        self.settings, self.unknown = settings, unknown
+
+    def read(self, overrides: Sequence[tuple[str, str | None]]) -> None:
+        """Reads the file, and applies the overrides to its settings."""
+        config = load_config(self.value, self.unknown)
+        for key, value in overrides:
+            override(config, key, value, settings=self.settings, unknown=self.unknown)
+        self.value = config
+
+
+def config_flag(values: flags.FlagValues, settings: Section, unknown: Callable[[str], str]) -> None:
+    """Defines --config=FILE[:argument] with --config.key=value overrides.
+
+    Args:
+        values: where the flag is defined.
+        settings: all there are, for help and overrides.
+        unknown: says of a key that does not exist what to write instead.
+    """
+    flags.DEFINE_flag(_ConfigFlag(settings, unknown), values)
 
 
 def parse(
@@ -35,21 +59,21 @@ def parse(
     usage: str,
     positional: bool = False,
 ) -> list[str]:
-    """Parses `argv`; returns what is no flag, which must be nothing unless `positional`.
+    """Parses `argv` and returns the arguments that are no flags, allowed only if `positional`.
 
-    With a `config_flag`, `values.config` is then the settings of the file with all overrides. Asked
-    for help (--help, -help, -h) it prints `usage`, the flags and the settings, and exits with code
-    0.
+    With a `config_flag`, `values.config` then holds the settings of the file with all overrides.
+    Asked for help (--help, -help, -h), it prints `usage`, the flags and the settings, and exits
+    with code 0.
 
     Raises:
         ValueError: an unknown flag or key, a value of the wrong type, a required flag missing, an
             argument that is no flag; or as `load_config`.
     """
-    configured = "config" in values
+    config = _config_flag_of(values)
     if wants_help(argv):
         print(help_text(values, usage))
         sys.exit(0)
-    argv, overrides = split_overrides(argv) if configured else (list(argv), [])
+    argv, overrides = split_overrides(argv) if config is not None else (list(argv), [])
     try:
         rest = values(argv, known_only=False)[1:]
     except (flags.Error, OSError) as error:
@@ -59,19 +83,14 @@ def parse(
             raise ValueError(f"--{name} is missing.")
     if rest and not positional:
         raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=value.")
-    if configured and values.config:
-        values["config"].value = _read_config(values.config, overrides)
+    if config is not None and config.value:
+        config.read(overrides)
     return rest
 
 
-def _read_config(text: str, overrides: Sequence[tuple[str, str | None]]) -> Any:
-    # Here, not above: building an index or comparing runs needs nothing of what training imports.
-    from sr1_jax.training.settings import RUN, unknown_setting
-
-    config = load_config(text, unknown_setting)
-    for key, value in overrides:
-        override(config, key, value, settings=RUN, unknown=unknown_setting)
-    return config
+def _config_flag_of(values: flags.FlagValues) -> _ConfigFlag | None:
+    flags_here = (values[name] for name in values)
+    return next((flag for flag in flags_here if isinstance(flag, _ConfigFlag)), None)
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -81,12 +100,18 @@ def wants_help(argv: Sequence[str]) -> bool:
 def help_text(values: flags.FlagValues, usage: str) -> str:
     """Usage, flags, and with a `config_flag` all settings; as wide as the terminal, at most 100."""
     width = min(100, shutil.get_terminal_size().columns)
-    parts = [usage.strip(), "", "Flags", *_flag_lines(values, width)]
-    if "config" in values:
-        from sr1_jax.training.settings import RUN
-
-        parts += ["", *settings_lines(RUN, width)]
+    parts = [_rewrapped(usage, width), "", "Flags", *_flag_lines(values, width)]
+    config = _config_flag_of(values)
+    if config is not None:
+        parts += ["", *settings_lines(config.settings, width)]
     return "\n".join(parts)
+
+
+def _rewrapped(text: str, width: int) -> str:
+    """Fits a docstring to a terminal; indented paragraphs, such as commands, stay as they are."""
+    paragraphs = text.strip().split("\n\n")
+    filled = (p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
+    return "\n\n".join(filled)
 
 
 def _flag_lines(values: flags.FlagValues, width: int) -> Iterator[str]:
@@ -137,8 +162,8 @@ def _entry(head: str, meaning: str, width: int) -> Iterator[str]:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry point; bad input becomes one line on stderr and exit code 2.
 
-    In a cluster any error does, and ends the other processes as well. What is not expected leaves
-    its traceback and code 1; with SR1_JAX_TRACEBACK set, every error is raised.
+    In a cluster every error does, and ends the other processes as well. An error that nobody
+    expected leaves its traceback and code 1. With SR1_JAX_TRACEBACK set, every error is raised.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -163,6 +188,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             sys.exit(1)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def notice(text: str) -> None:
+    """Prints to stderr what is worth knowing but no error."""
+    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def _print_traceback() -> None:

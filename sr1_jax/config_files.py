@@ -24,7 +24,7 @@ import ml_collections
 
 from sr1_jax.settings import Section
 
-# Says what to write instead of a key that there is not.
+# Says of a key that does not exist what to write instead.
 Unknown = Callable[[str], str]
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ _EXPECTED = {
     int: "a whole number",
     float: "a number",
     tuple: "a tuple, such as (1, 2)",
-    str: "a text",
+    str: "text",
 }
 
 
@@ -46,11 +46,11 @@ def load_config(text: str, unknown: Unknown) -> ml_collections.ConfigDict:
 
     Args:
         text: FILE.py or FILE.py:argument.
-        unknown: what to say of a key that the file sets and that there is not.
+        unknown: says of a key that does not exist, but that the file uses, what to write instead.
 
     Raises:
-        ValueError: there is no such file, it raises, or it returns no settings; names the file and,
-            where there is one, the line.
+        ValueError: there is no such file, it raises an error, or it does not return settings. Names
+            the file and, where there is one, the line.
     """
     found = re.fullmatch(r"(.+?\.py)(?::(.*))?", text, re.DOTALL)
     if not found or not Path(found[1]).is_file():
@@ -111,10 +111,10 @@ def override(
     Args:
         config: is changed.
         key: dotted.
-        text: its value; None turns a setting of true or false on.
-        settings: says which sections are open to keys that are not declared. Their values are
-            Python literals, and what is none is text.
-        unknown: what to say of a key that there is not.
+        text: its value; None, where no value was given, turns a boolean on.
+        settings: says which sections are open to keys that are not declared. Values of such keys
+            are read as Python literals, and as text where they are none.
+        unknown: says of a key that does not exist what to write instead.
 
     Raises:
         ValueError: there is no such key, or the value has another type; names key and value.
@@ -142,7 +142,7 @@ def override(
 
 
 def _parse(text: str | None, kind: type, flag: str) -> Any:
-    """A value of the command line, as the type that a setting has."""
+    """The value of a flag, converted to the type of its setting."""
     if text is None:
         if kind not in (bool, object):
             raise ValueError(f"{flag} has no value; write {flag}=VALUE.")
@@ -155,7 +155,7 @@ def _parse(text: str | None, kind: type, flag: str) -> Any:
     if literal is None or text == "none":
         return None
     if kind is tuple:
-        if isinstance(literal, str):
+        if literal == text:  # words without quotation marks
             return tuple(part.strip() for part in text.split(","))
         return tuple(literal) if isinstance(literal, (tuple, list)) else (literal,)
     if kind is bool and literal in (0, 1):
@@ -170,7 +170,7 @@ def _parse(text: str | None, kind: type, flag: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, true and false also as flags have them; what is none is text."""
+    """The value of a Python literal, or of true and false as flags spell them; else the text."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
@@ -210,12 +210,12 @@ def _module(path: Path) -> types.ModuleType:
 
 
 def _message(error: Exception, path: Path, unknown: Unknown) -> str:
-    """What a file of settings did wrong, and where: at the last line of the user's own."""
+    """What went wrong in a file of settings, and on which of the user's own lines."""
     if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
         return f"{_shown(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
     where = str(path)
-    configs: list[ml_collections.ConfigDict] = []  # in the user's hands
-    held: dict[str, Any] = {}  # variables of the method of a ConfigDict that raised
+    configs: list[ml_collections.ConfigDict] = []  # that the user's functions hold
+    held: dict[str, Any] = {}  # variables of the ConfigDict's method that raised the error
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
         if file.is_file() and _is_users(file):
@@ -234,7 +234,7 @@ def _message(error: Exception, path: Path, unknown: Unknown) -> str:
 def _wrong_setting(
     held: dict[str, Any], configs: Sequence[ml_collections.ConfigDict], unknown: Unknown
 ) -> str | None:
-    """What is wrong with a setting, from the variables of the method that refused it."""
+    """What is wrong with a setting, told from the variables of the method that refused it."""
     node, name = held.get("self"), held.get("key", held.get("attribute"))
     if not isinstance(node, ml_collections.ConfigDict) or not isinstance(name, str):
         return None
@@ -249,7 +249,7 @@ def _wrong_setting(
 
 
 def _prefixes(config: ml_collections.ConfigDict, node: Any, where: str = "") -> Iterator[str]:
-    """What the dotted keys of the section `node` begin with, if it is in `config`."""
+    """What dotted keys of the section `node` begin with; nothing if it is not in `config`."""
     if config is node:
         yield where
     for name, inner in config.items():
@@ -258,7 +258,7 @@ def _prefixes(config: ml_collections.ConfigDict, node: Any, where: str = "") -> 
 
 
 def _is_users(path: Path) -> bool:
-    """Whether a path is neither Python's, nor a library's, nor ours."""
+    """Whether a path belongs neither to Python, nor to a library, nor to this package."""
     path = path.resolve()
     library = path.is_relative_to(Path(os.__file__).resolve().parent)
     installed = {"site-packages", "dist-packages"} & set(path.parts)
@@ -266,7 +266,7 @@ def _is_users(path: Path) -> bool:
 
 
 def _shown(file: str) -> str:
-    """A path as one would write it here."""
+    """A path relative to the current folder, if it is below it."""
     with contextlib.suppress(ValueError):
         return str(Path(file).resolve().relative_to(Path.cwd()))
     return file

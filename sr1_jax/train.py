@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same
 from sr1_jax.cluster import is_first
+from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.lock import lock_workdir
@@ -35,7 +36,7 @@ from sr1_jax.training.learning import make_learner
 from sr1_jax.training.loop import reinforce
 from sr1_jax.training.policies import check_base
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
-from sr1_jax.training.settings import check_config, check_mesh
+from sr1_jax.training.settings import RUN, check_config, check_mesh, unknown_setting
 from sr1_jax.training.task import files_task
 from sr1_jax.world.task import world_task
 
@@ -44,7 +45,7 @@ _SHOWN_TRAJECTORIES = 10
 
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
@@ -75,8 +76,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     began = time.perf_counter()
     source = Path(config.base.workdir) if config.base.workdir else workdir
-    task = world_task(config, source) if config.data.world_people else files_task(config, source)
-    contents = task.contents | weights_contents(config, source)
+    make_task = world_task if config.data.world_people else files_task
+    with working("reading the data"):
+        task = make_task(config, source)
+        contents = task.contents | weights_contents(config, source)
     check_resumable(config, workdir, run_facts(config, contents))
 
     policy = base_policy(config, task, source, mesh)
@@ -87,7 +90,10 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
     result = {"method": config.method, "dev": development.name, "dev_questions": development.count}
     result |= policy.origin
     if development.count:
-        result["before"] = development.before(policy.params, workdir, run_facts(config, contents))
+        with working("evaluating the policy before training"):
+            params = policy.before_training(config, mesh)
+            result["before"] = development.before(params, workdir, run_facts(config, contents))
+            del params  # they may be arrays that training need not hold
     if config.warm_start.phases and config.base.workdir:
         result["supervised"] = fine_tune(config, workdir, task, policy, mesh, development)
     result["seconds_before_rl"] = time.perf_counter() - began
@@ -99,13 +105,16 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
         )
         if is_first():
             draw_curves(workdir)
+    elif config.lora.path:
+        policy.params = policy.before_training(config, mesh)
     result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]
 
     if development.count:
-        result["after"], trajectories = development.final(policy.params)
-        result["dev_questions"] = len(trajectories)  # those that fit
-        for name, scores in development.other_worlds(policy.params).items():
-            result[f"after_{name}"] = scores
+        with working("evaluating the policy after training"):
+            result["after"], trajectories = development.final(policy.params)
+            result["dev_questions"] = len(trajectories)  # those that fit
+            for name, scores in development.other_worlds(policy.params).items():
+                result[f"after_{name}"] = scores
         if is_first():
             rows = [as_row(trajectory, policy.tokenizer) for trajectory in trajectories]
             write_rows(workdir / "dev_trajectories.jsonl", rows)

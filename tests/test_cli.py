@@ -11,7 +11,7 @@ from absl import flags
 from sr1_jax import __main__ as listing
 from sr1_jax import cli
 from sr1_jax.terminal import printable
-from sr1_jax.training.settings import MOVED, RUN
+from sr1_jax.training.settings import MOVED, RUN, unknown_setting
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def load(tmp_path):
 
 def parse(*arguments):
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     flags.DEFINE_string("workdir", None, "Folder.", flag_values=values)
     cli.parse(values, ["program", *arguments], required=("config",), usage="usage")
     return values.config
@@ -61,9 +61,9 @@ def refused(load, *arguments, **options):
         ("--config.learner.clip_high=0.28", 0.28),
         ("--config.learner.value_clip=None", None),
         ("--config.learner.value_clip=none", None),
-        ("--config.protocol.chat=true", True),
-        ("--config.protocol.chat=1", True),
-        ("--config.protocol.chat", True),
+        ("--config.rollout.profile=true", True),
+        ("--config.rollout.profile=1", True),
+        ("--config.rollout.profile", True),
         ("--noconfig.learner.whiten", False),
         ("--config.learner.whiten=False", False),
         ("--config.base.path=None", "None"),  # a text, whatever it looks like
@@ -75,6 +75,7 @@ def refused(load, *arguments, **options):
         ("--config.lora.targets=('q', 'v')", ("q", "v")),
         ("--config.lora.targets=q,v", ("q", "v")),
         ("--config.lora.targets=q", ("q",)),
+        ("--config.lora.targets='q'", ("q",)),
         ("--config.learner.length_buckets=[64, 128]", (64, 128)),
         ("--config.learner.length_buckets=64,128", (64, 128)),
         ("--config.learner.length_buckets=64", (64,)),
@@ -102,7 +103,7 @@ def test_a_value_may_stand_apart_and_the_last_one_counts(load):
         ("--config.steps=1.5", "steps takes a whole number, not '1.5'."),
         ("--config.steps=true", "steps takes a whole number, not 'true'."),
         ("--config.learner.clip=wide", "learner.clip takes a number, not 'wide'."),
-        ("--config.protocol.chat=2", "protocol.chat takes true or false, not '2'."),
+        ("--config.rollout.profile=2", "rollout.profile takes true or false, not '2'."),
         ("--config.steps", "--config.steps has no value; write --config.steps=VALUE."),
         ("--config.rollout=3", "rollout is a section; set its keys, as rollout.KEY=VALUE."),
         ("--config.steps.more=3", "There is no setting steps.more."),
@@ -211,9 +212,10 @@ def test_what_is_no_file_of_settings(text, message):
 
 def as_program(*arguments, cwd=ROOT):
     code = (
-        "import sys; from absl import flags; from sr1_jax import cli\n"
+        "from absl import flags; from sr1_jax import cli\n"
+        "from sr1_jax.training.settings import RUN, unknown_setting\n"
         "def main(argv):\n"
-        "    values = flags.FlagValues(); cli.config_flag(values)\n"
+        "    values = flags.FlagValues(); cli.config_flag(values, RUN, unknown_setting)\n"
         "    cli.parse(values, argv, required=('config',), usage='usage')\n"
         "    print(values.config.learner.algorithm, values.config.rollout.slots)\n"
         "cli.run(main)"
@@ -233,9 +235,11 @@ def test_configs_work_from_any_directory(tmp_path):
 def test_a_bad_argument_is_one_line():
     done = as_program("--config=configs/qwen2_5.py:size=99b")
     assert done.returncode == 2 and done.stdout == ""
+    lines = (ROOT / "configs" / "qwen2_5.py").read_text().splitlines()
+    line = next(i for i, text in enumerate(lines, start=1) if "published_config(argument" in text)
     assert done.stderr == (
-        "error: configs/qwen2_5.py:29: config argument 'size=99b': size must be one of 0.5b, 1.5b, "
-        "3b, 7b, 14b, 32b, 72b.\n"
+        f"error: configs/qwen2_5.py:{line}: config argument 'size=99b': size must be one of 0.5b, "
+        "1.5b, 3b, 7b, 14b, 32b, 72b.\n"
     )
 
 

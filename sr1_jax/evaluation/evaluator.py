@@ -25,7 +25,7 @@ class Evaluator:
         tokenizer: of the policy.
         retriever: may be None for `direct`.
         config: of the run.
-        method: search, direct or rag.
+        method: one of `METHODS`.
         mesh: see `Engine`.
     """
 

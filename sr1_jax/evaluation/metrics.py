@@ -61,8 +61,8 @@ class NoWriter:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl that can be read.
 
-    A damaged line is said on stderr, with its number, and left out. So is a last line without its
-    end: what a run left that was cut off while it wrote.
+    A damaged line is left out and reported on stderr with its number. So is an incomplete last
+    line, which a run leaves that is killed while it writes.
     """
     path = workdir / "metrics.jsonl"
     rows = []

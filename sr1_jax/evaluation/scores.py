@@ -88,7 +88,7 @@ def score_of_those_run(
     by_id = {question.id: question for question in questions}
     run = [by_id[trajectory.question_id] for trajectory in trajectories]
     scores = score(trajectories, hops_of(run))
-    sources = [source_of(question) for question in run]
+    sources = [question.source for question in run]
     if len(set(sources)) > 1:
         exact = [float(exact_match(t.answer, t.golden_answers)) for t in trajectories]
         by_source = _by_part(exact, sources, "em/{}".format)
@@ -110,11 +110,6 @@ def hops_of(questions: Iterable[Question]) -> list[int] | None:
     """Number of hops of each question, or None where the data does not say."""
     hops = [question.metadata.get("hops") for question in questions]
     return None if None in hops else hops
-
-
-def source_of(question: Question) -> str:
-    """The data set that a question is from."""
-    return getattr(question, "source", question.id.partition(":")[0])
 
 
 def standard_error(share: float, count: int) -> float:

@@ -121,7 +121,7 @@ def _arrays_of(
     found = {
         name: [np.asarray(getattr(t, name)) for t in trajectories]
         for name in _OWN_ARRAYS
-        if all(getattr(t, name, None) is not None for t in trajectories)
+        if all(getattr(t, name) is not None for t in trajectories)
     }
     for name, values_BT in arrays.items():
         values_BT = np.asarray(values_BT)
@@ -167,10 +167,10 @@ def as_row(trajectory: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
         "golden_answers": list(trajectory.golden_answers),
         "answer": trajectory.answer,
         "reward": float(trajectory.reward),
-        "rewards": {k: float(v) for k, v in getattr(trajectory, "rewards", {}).items()},
-        "trains": bool(getattr(trajectory, "trains", True)),
+        "rewards": {k: float(v) for k, v in trajectory.rewards.items()},
+        "trains": trajectory.trains,
         "status": trajectory.status,
-        "calls": [[call.tag, call.request] for call in getattr(trajectory, "calls", ())],
+        "calls": [[call.tag, call.request] for call in trajectory.calls],
         "searches": trajectory.searches,
         "passage_ids": [[p.id for p in hits] for hits in trajectory.passages],
         "tokens": len(trajectory.ids),

@@ -10,8 +10,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -25,6 +27,9 @@ Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
 
 # Columns are transposed so many at a time, which makes rows that are written in one run.
 _STRIPE_COLUMNS = 256
+
+# Looked through for numbers that are not finite at a time: it stays in a core's cache.
+_CHECK_BYTES = 1 << 18
 
 # Tables of rotary frequencies that old files carry; they follow from rope_theta.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -42,6 +47,7 @@ class Checkpoint:
         config: of the decoder to build.
         tokenizer: its tokenizer.
         shapes: of every tensor in it, by name, in row-major order.
+        files: that each tensor is in, by name, for messages.
         rows: (name, first, last) gives these rows of the tensor in a float dtype, not to be
             written to; called from several threads at once.
         block_bytes: of the result that a call of `rows` is for, at most, if a row is not more.
@@ -54,6 +60,7 @@ class Checkpoint:
     config: DecoderConfig
     tokenizer: Tokenizer
     shapes: Mapping[str, Shape]
+    files: Mapping[str, Path]
     rows: Callable[[str, int, int], np.ndarray]
     block_bytes: int
 
@@ -66,10 +73,11 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
 
     Args:
         checkpoint: of a reader, and checked by `check_tensors`.
-        mesh: of `sharding.make_mesh`; None puts everything on the default device.
+        mesh: the device mesh; None puts everything on the default device.
 
     Raises:
-        ValueError: an axis does not divide over the mesh, or a file is cut short.
+        ValueError: an axis does not divide over the mesh, a file is cut short, or a weight is no
+            finite number of `config.param_dtype`.
     """
     graph, state, parameters = _abstract(checkpoint.config)
     rows = {weight.parameter: weight for weight in _rows(checkpoint)}
@@ -117,6 +125,12 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     Raises:
         ValueError: a tensor is missing, not known, or of another shape than the config says.
     """
+    if checkpoint.config.layers > len(checkpoint.shapes):
+        # Before as many names are made up.
+        raise ValueError(
+            f"{checkpoint.config_file}: the config asks for {checkpoint.config.layers} layers, but "
+            f"{checkpoint.path} holds only {len(checkpoint.shapes)} tensors."
+        )
     parameter_shapes = {
         name: variable.shape for name, variable in _abstract(checkpoint.config)[2].items()
     }
@@ -124,7 +138,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if rows != parameter_shapes.keys():
         raise ValueError(
             f"{checkpoint.path}: no tensor is known to fill "
-            f"{_listed(parameter_shapes.keys() ^ rows)}."
+            f"{listed(parameter_shapes.keys() ^ rows)}."
         )
     expected = {
         name: weight.layout.stored_shape(
@@ -138,7 +152,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     }
     head, embedding = (getattr(row, checkpoint.form) for row in (HEAD, EMBEDDING))
     if missing := expected.keys() - found.keys():
-        raise ValueError(f"{checkpoint.path}: tensors are missing: {_listed(missing)}.")
+        raise ValueError(f"{checkpoint.path}: tensors are missing: {listed(missing)}.")
     if checkpoint.config.tied_embeddings and head in found:
         if not _are_equal(checkpoint, head, embedding):
             raise ValueError(
@@ -148,7 +162,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         del found[head]
     if unknown := found.keys() - expected.keys():
         raise ValueError(
-            f"{checkpoint.path}: tensors that have no place in the model: {_listed(unknown)}."
+            f"{checkpoint.path}: tensors that have no place in the model: {listed(unknown)}."
         )
     for name, shape in expected.items():
         if found[name] != shape:
@@ -207,8 +221,15 @@ def _fill(
         targets.append((inner, [weight.layout.to_stored(one) for one in stack]))
     transpose = _transposition() if weight.layout.transposed else None
 
+    dtype = next(iter(buffers.values())).dtype
+
     def copy(layer: int, name: str, first: int, last: int) -> None:
         rows = checkpoint.rows(name, first, last)
+        if not fits(rows, dtype):
+            raise ValueError(
+                f"{checkpoint.files[name]}: {name} holds NaN, an infinite number, or one too large "
+                f"for {dtype}, in rows {first} to {last - 1}."
+            )
         for (outer, *inner), views in targets:
             start, stop = max(first, outer[0]), min(last, outer[1])
             if start >= stop:
@@ -226,8 +247,7 @@ def _fill(
             for stripe in itertools.starmap(slice, _blocks(0, source.shape[1], _STRIPE_COLUMNS)):
                 target[:, stripe] = transpose(source[:, stripe])
 
-    itemsize = next(iter(buffers.values())).dtype.itemsize
-    count = max(1, checkpoint.block_bytes // (math.prod(row) * itemsize))
+    count = max(1, checkpoint.block_bytes // (math.prod(row) * dtype.itemsize))
     held = _merged([outer for (outer, *_), _ in targets])
     blocks = [block for first, last in held for block in _blocks(first, last, count)]
     names = _tensor_names(checkpoint, weight)
@@ -239,6 +259,29 @@ def _fill(
         ]
         for task in tasks:
             task.result()
+
+
+def fits(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether all of an array are finite numbers of a dtype of at most its exponent range.
+
+    Without the sign, the bits of floats are integers in the same order: those of infinities and
+    NaNs are the largest. Of signed integers the largest is the largest positive number, of unsigned
+    ones the most negative number or NaN; so two maxima tell, and no temporary array is made.
+    """
+    limits = [float(ml_dtypes.finfo(each).max) for each in (array.dtype, dtype)]
+    largest = np.array(min(limits), array.dtype)
+    size = array.dtype.itemsize
+    signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
+    most = int(largest.view(unsigned))
+    flat = array.reshape(-1)
+    for first, last in _blocks(0, flat.size, _CHECK_BYTES // size):
+        part = flat[first:last]
+        if part.view(signed).max() > most:
+            return False
+        highest = int(part.view(unsigned).max())
+        if highest > most + (1 << (8 * size - 1)):
+            return False
+    return True
 
 
 def _transposition() -> Callable[[np.ndarray], np.ndarray]:
@@ -277,7 +320,8 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _listed(names: Iterable[str], most: int = 20) -> str:
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Names in order, for messages; of many, the first and how many more."""
     names = sorted(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

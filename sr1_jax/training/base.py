@@ -14,10 +14,17 @@ from jax.sharding import Mesh
 
 from sr1_jax.abstract import without_arrays
 from sr1_jax.agreement import check_same, lead_on_file_system
+from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Decoder, Tokenizer
+from sr1_jax.models.lora import merged_model
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.development import Development
-from sr1_jax.training.policies import SUPERVISED, fine_tuned_policy, starting_policy
+from sr1_jax.training.policies import (
+    SUPERVISED,
+    fine_tuned_policy,
+    starting_policy,
+    with_adapters,
+)
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.task import Task
 from sr1_jax.training.warm_start import scratch_model, train_supervised
@@ -47,6 +54,14 @@ class Policy:
         """The policy of a model, which the caller should then forget."""
         return cls(without_arrays(model), nnx.state(model), tokenizer, origin)
 
+    def before_training(self, config: ml_collections.ConfigDict, mesh: Mesh) -> nnx.State:
+        """Parameters of the plain model that training starts from: with lora.path those adapters
+        are added to kernels of its own."""
+        if not config.lora.path:
+            return self.params
+        model = nnx.merge(nnx.graphdef(self.shape), self.params)
+        return nnx.state(merged_model(with_adapters(config, model, mesh)))
+
     def hand_over(self) -> Decoder:
         """The model with its parameters, of which nothing stays here."""
         params, self.params = self.params, None
@@ -68,7 +83,8 @@ def base_policy(config: ml_collections.ConfigDict, task: Task, source: Path, mes
     check_same(str(folder), {"holds a base policy": there})
     if config.base.path or config.base.workdir or there:
         origin = _read_facts(folder, {} if config.base.workdir else _settings_of(config))
-        return Policy.of(*starting_policy(config, source, mesh), origin)
+        with working("loading the policy"):
+            return Policy.of(*starting_policy(config, source, mesh), origin)
     if task.supervised is None:
         raise ValueError(
             "There is no policy to start from: set base.path, or base.workdir. Only a task with "

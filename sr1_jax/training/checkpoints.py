@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
-from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.rotary import RopeScaling
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
@@ -59,6 +59,11 @@ class RunCheckpoints:
     def latest_step(self) -> int | None:
         """Steps done when the newest checkpoint was written; None without one."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """After which steps there are checkpoints, rising."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Saves `state` after `step` steps, with JSON-able `facts` beside it."""

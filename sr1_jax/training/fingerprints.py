@@ -9,6 +9,8 @@ from pathlib import Path
 # differ everywhere, and a file's head and size tell all else.
 _PIECES = 16
 _PIECE_BYTES = 1 << 20
+# What counts beside the weights of a Hugging Face folder, or of one of adapters.
+_SETTINGS = ("config.json", "tokenizer.json", "adapter_config.json")
 
 
 def weights_fingerprint(path: Path) -> str:
@@ -35,7 +37,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     weights = sorted(path.glob("*.safetensors"))
     if weights:
-        others = [path / name for name in ("config.json", "tokenizer.json")]
+        others = [path / name for name in _SETTINGS]
         return weights + [file for file in others if file.is_file()]
     return sorted(file for file in path.rglob("*") if file.is_file())
 

@@ -18,6 +18,7 @@ from sr1_jax.training.policies import (
     critic_config,
     decoder_config,
     lora_config,
+    with_adapters,
 )
 
 
@@ -73,7 +74,7 @@ def models_to_train(
         return policy, critic
     if critic is not None:
         critic = add_adapters(critic, lora, seed=config.seed + 1, mesh=mesh)
-    return add_adapters(policy, lora, seed=config.seed, mesh=mesh), critic
+    return with_adapters(config, policy, mesh), critic
 
 
 def abstract_models(config: ml_collections.ConfigDict) -> tuple[Decoder, ValueModel | None]:

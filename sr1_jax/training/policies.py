@@ -15,11 +15,13 @@ from jax.sharding import Mesh
 from sr1_jax.agreement import check_same
 from sr1_jax.evaluation.methods import templates
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
+from sr1_jax.models.export import family_name
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
+from sr1_jax.models.peft_folder import load_adapters, read_lora_config
 from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import Checkpoint, build
-from sr1_jax.protocol.prompts import in_chat, load_template
+from sr1_jax.protocol.prompts import template_for
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
@@ -59,7 +61,12 @@ def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
     """
     found = read_checkpoint(config.base.path)
     if config.model.preset:
-        check_is_preset(found.config, config.model.preset, found.config_file)
+        try:
+            check_is_preset(found.config, config.model.preset, found.config_file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Name another model.preset, clear it, or give another base.path."
+            ) from error
     shape = dataclasses.replace(found.config, **_numerics(config))
     return dataclasses.replace(found, config=shape)
 
@@ -69,8 +76,9 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     model whose chat template does not work where it is wanted. Nothing is loaded or made for it.
 
     Raises:
-        ValueError: as `base_checkpoint`, `critic_checkpoint` and `prompts.in_chat`; base.workdir is
-            not there; or an axis does not divide over the mesh.
+        ValueError: as `base_checkpoint`, `critic_checkpoint`, `lora_config` and
+            `prompts.template_for`; base.workdir is not there; or an axis does not divide over the
+            mesh.
     """
     if config.base.workdir:
         if not Path(config.base.workdir).is_dir():
@@ -85,9 +93,10 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     _check_shardings(found.config, mesh)
     if config.critic.path:
         _check_shardings(critic_checkpoint(config, found.tokenizer).config, mesh)
-    for template in templates(config).values() if config.protocol.chat else ():
+    lora_config(config)  # refuses a lora.path that is none
+    for template in templates(config).values():
         try:
-            in_chat(load_template(template), found.tokenizer)
+            template_for(template, found.tokenizer, config.protocol.chat)
         except ValueError as error:
             raise ValueError(f"{found.path}: chat_template: {error}") from error
 
@@ -127,9 +136,36 @@ def critic_config(config: ml_collections.ConfigDict) -> DecoderConfig:
 
 
 def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
-    """The adapters that training adds; None where all parameters are trained."""
+    """The adapters that training changes; None where all parameters are trained.
+
+    Raises:
+        ValueError: as `peft_folder.read_lora_config`, or lora.rank is another than in lora.path.
+    """
     lora = config.lora
-    return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
+    if not lora.path:
+        return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
+    found = read_lora_config(lora.path, family_name(decoder_config(config)))
+    if lora.rank not in (0, found.rank):
+        raise ValueError(
+            f"lora.rank={lora.rank}, but the adapters in lora.path={lora.path} are of rank "
+            f"{found.rank}: leave lora.rank at 0."
+        )
+    return found
+
+
+def with_adapters(config: ml_collections.ConfigDict, policy: Decoder, mesh: Mesh) -> Decoder:
+    """The policy with the adapters that training starts from: new ones, or those of lora.path.
+
+    Raises:
+        ValueError: as `lora_config` and `peft_folder.load_adapters`.
+    """
+    lora = lora_config(config)
+    if lora is None:
+        return policy
+    policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+    if config.lora.path:
+        load_adapters(policy, config.lora.path)
+    return policy
 
 
 def _check_shardings(shape: DecoderConfig, mesh: Mesh) -> None:
@@ -184,15 +220,23 @@ def fine_tuned_policy(
 
 
 def trained_policy(
-    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, *, base: bool = False
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    *,
+    base: bool = False,
+    step: int | None = None,
+    merge: bool = True,
 ) -> tuple[Decoder, Tokenizer, str]:
-    """The policy of the newest checkpoint below `workdir`, or the one training starts from.
+    """The policy of a checkpoint below `workdir`, or the one training starts from.
 
     Args:
         config: of the run.
         workdir: of the run.
-        mesh: of `make_mesh`.
+        mesh: the device mesh.
         base: take the starting policy in any case.
+        step: of the checkpoint, which must be there; None: the newest, if there is any.
+        merge: add adapters to the kernels; False leaves them beside, where there are any.
 
     Returns:
         The policy, its tokenizer, and what it is: "base", "supervised" or "step N".
@@ -200,17 +244,18 @@ def trained_policy(
     tuned = None if base else fine_tuned_policy(config, workdir, mesh)
     policy, tokenizer = tuned or starting_policy(config, workdir, mesh)
     folder = checkpoint_folder(config, workdir)
-    step = None
     there = not base and folder.is_dir()
     check_same(f"Folder {folder}", {"is there": there})
-    if there:
+    step = None if base else step
+    if there and step is None:
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
-        return policy, tokenizer, "supervised" if tuned else "base"
-    lora = lora_config(config)
-    if lora is not None:
-        policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+        if config.lora.path:
+            policy = with_adapters(config, policy, mesh)
+        what = "supervised" if tuned else "base"
+        return _merged_if(merge, policy), tokenizer, what
+    policy = with_adapters(config, policy, mesh)
     graph, params, frozen = nnx.split(policy, policy.trainable, ...)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -231,4 +276,8 @@ def trained_policy(
             ),
         )
     policy = nnx.merge(graph, restored["policy"]["params"], frozen)
-    return (policy if lora is None else merged_model(policy)), tokenizer, f"step {step}"
+    return _merged_if(merge, policy), tokenizer, f"step {step}"
+
+
+def _merged_if(merge: bool, policy: Decoder) -> Decoder:
+    return merged_model(policy) if merge and policy.config.lora is not None else policy

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from sr1_jax.agreement import check_same
+from sr1_jax.models.pretrained import read_checkpoint
 from sr1_jax.rl.learner import Learner, LearnerState
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.fingerprints import weights_fingerprint
-from sr1_jax.training.policies import base_checkpoint
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import RUN, fixed_settings
 
@@ -23,6 +23,7 @@ _CONTENTS = {
     "data.corpus": "another corpus or index",
     "base": "other base weights",
     "critic.path": "other weights of the critic",
+    "lora.path": "other adapters to start from",
 }
 
 
@@ -55,13 +56,20 @@ def weights_contents(config: ml_collections.ConfigDict, source: Path) -> dict[st
     """
     contents = {}
     if config.base.path:
-        contents["base"] = weights_fingerprint(Path(base_checkpoint(config).path))
+        contents["base"] = weights_fingerprint(_resolved(config.base.path))
     elif (source / "base" / "model.json").is_file():
         contents["base"] = weights_fingerprint(source / "base")
     if config.critic.path:
-        contents["critic.path"] = weights_fingerprint(Path(config.critic.path))
+        contents["critic.path"] = weights_fingerprint(_resolved(config.critic.path))
+    if config.lora.path:
+        contents["lora.path"] = weights_fingerprint(Path(config.lora.path))
     check_same("The weights to start from", contents)
     return contents
+
+
+def _resolved(path: str) -> Path:
+    """The file or folder behind a name that `read_checkpoint` takes."""
+    return Path(read_checkpoint(path).path)
 
 
 def run_facts(config: ml_collections.ConfigDict, contents: Mapping[str, str]) -> dict[str, Any]:

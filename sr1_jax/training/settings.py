@@ -13,11 +13,11 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import METHODS, templates
+from sr1_jax.evaluation.methods import METHODS, TEMPLATES, templates
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
-from sr1_jax.models.shapes import preset_config
+from sr1_jax.models.shapes import SHAPES
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.settings import PROTOCOL
@@ -44,6 +44,11 @@ from sr1_jax.training.phases import phases_of
 DTYPES = ("float32", "bfloat16")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
+
+
+def _is_published(value: str) -> str | None:
+    """`Setting.check` of a published model's name; empty stands for none."""
+    return None if value == "" or value in SHAPES else "be one of " + ", ".join(SHAPES)
 
 
 def _axis_size(devices: Any) -> str | None:
@@ -89,7 +94,9 @@ RUN = Section(
         ),
         "model": Section(
             {
-                "preset": Setting("", "the published model that base.path has to hold"),
+                "preset": Setting(
+                    "", "the published model that base.path has to hold", _is_published
+                ),
                 "vocab_size": Setting(1400, "at most, of a policy from scratch", at_least(1)),
                 "width": Setting(128, "of a policy from scratch", at_least(1)),
                 "layers": Setting(3, "of a policy from scratch", at_least(1)),
@@ -101,6 +108,12 @@ RUN = Section(
         ),
         "lora": Section(
             {
+                "path": Setting(
+                    "",
+                    "adapters to start from, a folder of peft (adapter_config.json, which says "
+                    "rank, alpha and targets)",
+                    free_on_resume=True,
+                ),
                 "rank": Setting(0, "of adapters; 0: all parameters are trained", at_least(0)),
                 "alpha": Setting(32.0, "what adapters add is times alpha / rank", above(0)),
                 "targets": Setting(TARGETS, "kernels that have one", some_of(*TARGETS)),
@@ -147,7 +160,7 @@ RUN = Section(
         "environment": environment_settings.ENVIRONMENT,
         "retrieval": RETRIEVAL,
         "reward": REWARD,
-        "protocol": PROTOCOL,
+        "protocol": Section({**TEMPLATES, **PROTOCOL.parts}),
         "warm_start": Section(
             {
                 "phases": Setting((), "of a supervised start: dicts, see training/phases.py"),
@@ -212,7 +225,8 @@ MOVED = {
 }
 
 _PATHS = (
-    "base.path", "base.workdir", "critic.path", "data.corpus", "data.index", "checkpoint.folder",
+    "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
+    "checkpoint.folder",
 )  # fmt: skip
 _LISTS_OF_PATHS = ("data.questions", "data.dev")
 
@@ -309,12 +323,17 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
             f"learner.length_buckets={tuple(learner.length_buckets)}; the longest "
             "trajectories would not fit."
         )
-    if config.base.param_dtype == "bfloat16" and not config.lora.rank:
+    if config.base.param_dtype == "bfloat16" and not has_adapters(config):
         raise ValueError(
             "base.param_dtype='bfloat16' loses the small steps of training in its 8 bits: set "
             "base.param_dtype='float32' (base.dtype='bfloat16' still computes in bfloat16), or "
             "train adapters, lora.rank above 0."
         )
+
+
+def has_adapters(config: ml_collections.ConfigDict) -> bool:
+    """Whether training changes adapters alone."""
+    return bool(config.lora.rank or config.lora.path)
 
 
 def _check_models(config: ml_collections.ConfigDict) -> None:
@@ -330,15 +349,14 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
             "critic; clear it."
         )
-    if config.lora.rank:
+    if has_adapters(config):
         if "reference" in config.learner.offload:
             raise ValueError(
-                "learner.offload has 'reference', but with lora.rank above 0 the reference is the "
+                "learner.offload has 'reference', but with adapters the reference is the "
                 "base under the adapters, which every program needs: leave it out."
             )
-        LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-    if config.model.preset:
-        preset_config(config.model.preset)  # refuses unknown ones
+        if config.lora.rank:
+            LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
     shape = config.model
     if shape.heads % shape.kv_heads or shape.width % shape.heads:
         raise ValueError(

@@ -125,15 +125,17 @@ class SupervisedTrainer:
         self._update = jax.jit(
             functools.partial(self._update_fn, context_weight=context_weight),
             donate_argnums=0,
-            static_argnames="most",
+            static_argnames="max_wanted",
             out_shardings=(jax.tree.map(lambda x: x.sharding, self.state), None),
         )
 
-    def _update_fn(self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, most: int):
+    def _update_fn(
+        self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, max_wanted: int
+    ):
         def loss_fn(params):
             model = nnx.merge(self._graph, params)
             with compute_on(self._mesh):
-                logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=most)
+                logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=max_wanted)
             return -(logp_BT * weight_BT).sum() / mask_BT.sum()
 
         weight_BT = mask_BT
@@ -151,9 +153,8 @@ class SupervisedTrainer:
         """One optimizer step; returns the loss in nats a token."""
         # At most two programs a length: half of the tokens pass the head, or all.
         length = ids_BT.shape[1]
-        most = length // 2 if mask_BT.sum(axis=1).max() <= length // 2 else length
-        if self._context_weight:
-            most = length
+        few = mask_BT.sum(axis=1).max() <= length // 2 and not self._context_weight
+        max_wanted = length // 2 if few else length
         ids_BT, mask_BT = place((ids_BT, mask_BT), named(self._mesh, "batch"))
-        self.state, loss = self._update(self.state, ids_BT, mask_BT, most=most)
+        self.state, loss = self._update(self.state, ids_BT, mask_BT, max_wanted=max_wanted)
         return loss

@@ -25,6 +25,7 @@ from sr1_jax.planning.tables import print_plan, print_sweep
 from sr1_jax.planning.timing import Time
 from sr1_jax.rl.program_keys import Accumulate
 from sr1_jax.rollout.program_keys import Decode
+from sr1_jax.training.settings import RUN, unknown_setting
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -66,7 +67,7 @@ def tiny_config(monkeypatch):
     # Overrides of settings are read from there.
     monkeypatch.setattr(sys, "argv", ["plan", *TINY[:4]])
     values = plan.flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     cli.parse(values, sys.argv, required=("config",), usage="plan")
     return values.config
 

@@ -18,6 +18,7 @@ GOOD = {
     ("base.path", "nonsense"): CHECKED_AGAINST_FILES,
     ("base.workdir", "nonsense"): CHECKED_AGAINST_FILES,
     ("critic.path", "nonsense"): CHECKED_AGAINST_FILES,
+    ("lora.path", "nonsense"): CHECKED_AGAINST_FILES,
     ("checkpoint.folder", "nonsense"): CHECKED_AGAINST_FILES,
     ("data.questions", "nonsense"): CHECKED_AGAINST_FILES,
     ("data.dev", "nonsense"): CHECKED_AGAINST_FILES,
