@@ -116,18 +116,18 @@ def _table(columns: Sequence[str], left: int = 1) -> Table:
     """A table whose first columns are texts and the others numbers.
 
     Args:
-        columns: their headings; these may be broken at blanks, cells are not.
+        columns: their headings, a word a line; cells are never broken.
         left: how many are texts.
     """
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False)
     for number, column in enumerate(columns):
         justify = "left" if number < left else "right"
-        table.add_column(column, justify=justify, min_width=max(map(len, column.split() or [""])))
+        table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=True)
     return table
 
 
 def _memory_table(plan: Plan) -> Table:
-    columns = ("program", "given", "temp.", "made", "of it given", "also held", "together",
+    columns = ("program", "given", "temp.", "made", "in place", "also held", "all",
                "free", "fits")  # fmt: skip
     table = _table(columns)
     for row in plan.rows:

@@ -30,16 +30,15 @@ def main_memory_bytes(module: Module, computation: Computation, instruction: Ins
         return 0.0
     if opcode in ("copy-start", "slice-start"):
         return _moved(instruction)
+    if opcode in ("all-gather-start", "collective-permute-start"):
+        return _started(instruction)
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
-        phases = {
-            collective.phase for collective in collectives_of(module, computation, instruction)
-        }
+        phases = {found.phase for found in collectives_of(module, computation, instruction)}
         if END in phases:
             return 0.0
         if START in phases:
-            # The operand comes back as a part of the result, and stands there for being read.
-            return instruction.bytes_in()
+            return _started(instruction)
         fused = module.computations[dict(instruction.called)["calls"]]
         parameters = {int(x.literal): x for x in fused if x.opcode == "parameter"}
         read = sum(
@@ -56,6 +55,11 @@ def main_memory_bytes(module: Module, computation: Computation, instruction: Ins
         # The rest of the buffer stays where it is.
         return 2 * operands[-1 if opcode == "scatter" else 1].bytes_in()
     return sum(x.bytes_in() for x in dict.fromkeys(operands)) + instruction.bytes_in()
+
+
+def _started(start: Instruction) -> float:
+    """A collective: its operand comes back as a part of the result, and stands for being read."""
+    return start.bytes_in()
 
 
 def _moved(start: Instruction) -> float:

@@ -113,7 +113,8 @@ ENTRY %main (x: bf16[256,128]) -> bf16[1024,128] {
 }
 
 %elementwise (x: bf16[256,128]) -> bf16[256,128] {
-  ROOT %x.5 = bf16[256,128] parameter(0)
+  %x.5 = bf16[256,128] parameter(0)
+  ROOT %negate.1 = bf16[256,128] negate(%x.5)
 }
 """  # noqa: E501
 
@@ -129,6 +130,17 @@ def test_a_loop_that_carries_a_collective_on_sends_it_once():
     assert costs.blocking == (2 + 1) * 3 / 4 * size
     cycles = {(overlap.sent, overlap.cycles) for overlap in costs.overlaps}
     assert cycles == {(3 * size, 3 * 1000 + 50), (2 * 3 / 4 * size, 50), (3 * size, 0)}
+
+
+def test_bytes_of_a_collective_are_moved_where_it_starts():
+    """Its operand is read and its result written once; the fusions after the first hand both on.
+    None of it takes time of its own, since the network is slower."""
+    size = 256 * 128 * 2
+    gather, same = 1 + 4, 1 + 1  # operand and result
+    costs = costs_of(parse(CARRIED_ON))
+    alone = {"copy": same, "negate": same}
+    assert costs.bytes == (2 * gather + 3 * same + sum(alone.values())) * size
+    assert costs.uncounted_bytes == alone["copy"] * size
 
 
 @pytest.mark.parametrize(

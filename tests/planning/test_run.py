@@ -168,6 +168,39 @@ def test_while_weights_move_a_device_also_holds_those_that_do_not(run):
     assert memory.output == pytest.approx(outputs, abs=256)
 
 
+class Calculator:
+    tag, observation_tag = "calculate", "result"
+
+    def call(self, requests):
+        raise AssertionError("A plan calls no tool.")
+
+
+def make_calculator(config):
+    return Calculator()
+
+
+def test_decoding_stops_at_the_tags_of_the_tools_configured(run):
+    """States of the automaton: the beginnings of </search>, </answer> and </calculate>, from the
+    empty to the whole one, and a final state for each and for the end of the text."""
+
+    def states(run):
+        decode = next(p for p in run.programs if isinstance(p.key, Decode))
+        assert decode.settings["first_final"] == decode.arguments[5].shape[0] - finals
+        return decode.arguments[5].shape[0]
+
+    def beginnings(*stops):
+        return {stop[:end] for stop in stops for end in range(len(stop) + 1)}
+
+    finals = 3
+    alone = states(run)
+    assert alone == len(beginnings("</search>", "</answer>")) + finals
+    config = tiny_config()
+    config.environment.tools = ("search", f"{__name__}:make_calculator")
+    finals = 4
+    both = states(make_run(config, jax.devices()[:1]))
+    assert both == len(beginnings("</search>", "</answer>", "</calculate>")) + finals
+
+
 def test_what_training_refuses_has_no_plan():
     config = tiny_config()
     config.rollout.max_context_tokens = 400
