@@ -49,37 +49,37 @@ QWEN2_SMALL = DecoderConfig(
 class ScriptedEpisode(Episode):
     """An episode whose segments have given lengths; after each but the last comes a search."""
 
-    def __init__(self, question, sample, prompt, limits, script):
-        super().__init__(question, sample, prompt, limits)
+    def __init__(self, question, sample, prompt, rules, script):
+        super().__init__(question, sample, prompt, rules)
         self._script = script
 
     @property
     def tokens_left(self) -> int:
         return self._script[len(self.segments) - 1] - len(self.segments[-1])
 
-    def advance(self, stop, tokenizer) -> Next:
+    def advance(self, stop) -> Next:
         if self.tokens_left:
             return Next.POLICY
         if len(self.segments) == len(self._script):
             return self._finish("answered")
-        self.queries = [f"{self.question.id} {len(self.segments)}"]
-        return Next.SEARCH
+        self.tag, self.request = "search", f"{self.question.id} {len(self.segments)}"
+        return Next.CALL
 
 
 class ScriptedEngine(Engine):
     """The engine with scripted episodes and observations of one length."""
 
     def __init__(self, *arguments, prompts, scripts, observation, **settings):
-        super().__init__(*arguments, **settings)
         self._prompts, self._scripts, self._fixed_observation = prompts, scripts, observation
+        super().__init__(*arguments, **settings)
 
     def _episodes(self, questions, samples, pool):
         return [
-            ScriptedEpisode(question, 0, prompt, self._limits, script)
+            ScriptedEpisode(question, 0, prompt, self._rules, script)
             for question, prompt, script in zip(questions, self._prompts, self._scripts)
         ]
 
-    def _observation(self, passages):
+    def _render(self, tag, observation):
         return self._fixed_observation
 
 
@@ -133,7 +133,6 @@ def scripted_engine(
         decode_steps=args.decode_steps,
         decode_sizes=decode_sizes,
         extend_buckets=buckets,
-        template="compact_search",
     )
     return ScriptedEngine(
         Decoder(config, rngs=nnx.Rngs(0)),
@@ -183,11 +182,11 @@ def run_barrier(engine: ScriptedEngine) -> int:
                         decoded.logp_SN[slot, :size].tolist(),
                     )
             for slot, episode in list(group.items()):
-                if episode.advance(None, None) is Next.NOTHING:
+                if episode.advance(None) is Next.NOTHING:
                     del group[slot]
                 else:
-                    found = engine._retriever.search(episode.queries, 1)
-                    episode.observe(engine._fixed_observation, found)
+                    (observation,) = engine._environment.search.call([episode.request])
+                    episode.answered(observation, engine._fixed_observation)
     return sum(sum(episode.mask) for episode in episodes)
 
 
@@ -263,7 +262,7 @@ def turns(args) -> None:
     metrics = as_metrics(engine.stats)
     for key in ("occupancy", "busy_occupancy", "decoded_tokens", "prefilled_tokens",
                 "extend_positions", "forked_tokens", "decode_calls", "host_seconds",
-                "decode_seconds", "extend_seconds", "retrieval_wait_seconds", "reshard_seconds",
+                "decode_seconds", "extend_seconds", "tool_wait_seconds", "reshard_seconds",
                 "compilations", "cache_gib"):  # fmt: skip
         print(f"  {key} {metrics.get(f'rollout/{key}', 0.0):.4g}")
 
@@ -284,7 +283,7 @@ def latency(args) -> None:
         print(
             f"{args.episodes} episodes, {args.slots} slots, searches of {args.seconds * 1e3:.0f} "
             f"ms: {stats['seconds']:.1f} s, of which nothing decoded for want of a search "
-            f"{stats['retrieval_wait_seconds'] / stats['seconds']:.2%}; occupancy while questions "
+            f"{stats['tool_wait_seconds'] / stats['seconds']:.2%}; occupancy while questions "
             f"waited {as_metrics(stats).get('rollout/busy_occupancy', float('nan')):.3f}"
         )
 
@@ -300,7 +299,6 @@ def tunix(args) -> None:
         max_segment_tokens=args.new,
         decode_steps=args.new,
         extend_buckets=(args.prompt,),
-        template="compact_direct",
     )
     rng = np.random.default_rng(args.seed)
     prompts = rng.integers(300, config.vocab_size, (args.batch, args.prompt)).tolist()

@@ -2,34 +2,28 @@
 
     python -m sr1_jax.compare runs/demo runs/demo_direct runs/demo_rag … [--output=table.md]
 
-Reads result.json of each; the first is compared with the best of the others. A run whose folder
-name ends in an ablation (no_mask) stands beside the baselines and does not count as one.
+Reads result.json of each, all on the same questions; the first is compared with the best of the
+others. A run whose folder name ends in an ablation (no_mask) stands beside the baselines and does
+not count as one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rich
-import rich.box
 from absl import flags
-from rich.table import Table
 
 from sr1_jax import cli
 from sr1_jax.evaluation.scores import standard_error
+from sr1_jax.evaluation.tables import Column, Row, markdown, print_scores, score_columns
 from sr1_jax.paths import local_path
+from sr1_jax.terminal import one_line
 
 _ABLATIONS = ("no_mask",)
-_COLUMNS = (
-    ("EM", "em"),
-    ("one-hop", "em_1_hop"),
-    ("two-hop", "em_2_hop"),
-    ("F1", "f1"),
-    ("searches", "searches"),
-)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,38 +34,65 @@ def main(argv: Sequence[str]) -> None:
     output = local_path(values.output, "--output") if values.output else None
     if len(folders) < 2:
         raise ValueError("Name at least two workdirs of finished runs.")
-    rows = [(folder.name, read_result(folder)) for folder in folders]
-    title = f"{rows[0][1]['dev_questions']} questions of {rows[0][1]['dev']}"
-    table = Table(title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    titles = ["run", *(f"greedy {title}" for title, _ in _COLUMNS), "sampled EM", "± (s.e.)"]
-    for title in titles:
-        side = "left" if title == "run" else "right"
-        table.add_column(title, justify=side, no_wrap=title == "run")
-    cells = [_cells(name, result) for name, result in rows]
-    for row in cells:
-        table.add_row(*row)
-    rich.print(table)
-    verdict = gain(rows)
+    results = list(zip(names_of(folders), map(read_result, folders)))
+    check_same_questions(folders, [result for _, result in results])
+    rows = [Row((name,), _scores(result)) for name, result in results]
+    first = results[0][1]
+    title = f"{first['dev_questions']} questions of {first['dev']}"
+    columns = _columns(rows)
+    print_scores(rich.get_console(), title, ["run"], rows, columns)
+    verdict = one_line(gain(results))
     print(verdict)
     if output:
-        lines = [titles, ["---"] * len(titles), *cells]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        output.write_text(f"{text}\n\n{verdict}\n")
+        output.write_text(f"{markdown(['run'], rows, columns)}\n{verdict}\n")
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What runs are called: the names of their folders, or their paths where names are equal."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def read_result(folder: Path) -> dict[str, Any]:
     """result.json of a run.
 
     Raises:
-        ValueError: the run has not finished, or was not evaluated.
+        ValueError: the run has not finished, or was not evaluated; or the file is damaged.
     """
     path = folder / "result.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: the run has not finished; run sr1_jax.train.")
-    result = json.loads(path.read_text())
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); run sr1_jax.train again.") from error
     if "after" not in result:
         raise ValueError(f"{path} has no scores: the run had no data.dev to be evaluated on.")
     return result
+
+
+def check_same_questions(folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses runs that were evaluated on different questions.
+
+    Results of earlier versions have no hash of the questions; of them name and number must agree.
+
+    Raises:
+        ValueError: naming the first that differs from the first of all.
+    """
+    first = results[0]
+    for folder, other in zip(folders[1:], results[1:]):
+        hashed = first.get("questions_sha256") and other.get("questions_sha256")
+        keys = ("questions_sha256",) if hashed else ("dev", "dev_questions")
+        if all(first.get(key) == other.get(key) for key in keys):
+            continue
+        ours, theirs = (f"{r['dev_questions']} questions of {r['dev']}" for r in (first, other))
+        if ours == theirs:
+            theirs = "others of that name and number"
+        raise ValueError(
+            f"{folder} was evaluated on {theirs}, {folders[0]} on {ours}: scores on different "
+            "questions do not compare. Evaluate both on the same (data.dev, seed and "
+            "evaluation.final_questions), or with sr1_jax.evaluate."
+        )
 
 
 def gain(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -90,15 +111,19 @@ def gain(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return f"{name} {score:.3f} against {best:.3f} of {best_name}, the best baseline: {relative}."
 
 
-def _cells(name: str, result: dict[str, Any]) -> list[str]:
+def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
     after = result["after"]
-    cells = [name]
-    for _, key in _COLUMNS:
-        value = after.get(f"greedy/{key}")
-        cells.append("" if value is None else f"{value:.3f}")
-    sampled = after.get("sampled/em")
-    error = standard_error(after["greedy/em"], result["dev_questions"])
-    return [*cells, "" if sampled is None else f"{sampled:.3f}", f"{error:.3f}"]
+    return after | {"error": standard_error(after["greedy/em"], result["dev_questions"])}
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """Greedy exact match, of all and by hops, its error, that of sampling; then other scores."""
+    every = {key: None for row in rows for key in row.scores}
+    greedy = score_columns(every, prefix="greedy/", above="greedy")
+    exact = [column for column in greedy if column.key.startswith("greedy/em")]
+    others = [column for column in greedy if column not in exact]
+    sampled = [Column("sampled/em", "sampled\nEM")] if "sampled/em" in every else []
+    return [*exact, Column("error", "\n±"), *sampled, *others]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m sr1_jax.export --config=configs/smollm2_qa.py --workdir=runs/qa --output=FOLDER
 
-The policy of the newest checkpoint, or with --base the one training started from. The folder has
-safetensors, config, tokenizer and generation config; transformers and vLLM load it.
+The policy of the newest checkpoint, or of --step; with --base the one that training starts from.
+The folder has safetensors, config, tokenizer and generation config; transformers and vLLM load it.
+With --adapter it has the adapters alone, as peft and lora.path load them; they are kept in float32.
 """
 
 from __future__ import annotations
@@ -13,32 +14,49 @@ from collections.abc import Sequence
 from absl import flags
 
 from sr1_jax import cli
+from sr1_jax.evaluation.progress import working
 from sr1_jax.models.export import check_free, save_pretrained
+from sr1_jax.models.peft_folder import save_adapters
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
+from sr1_jax.terminal import one_line
 from sr1_jax.training.policies import trained_policy
-from sr1_jax.training.settings import check_paths
+from sr1_jax.training.saved_run import find_run
+from sr1_jax.training.settings import RUN, check_paths, unknown_setting
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
-    cli.config_flag(values)
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    flags.DEFINE_string("output", None, "Folder to write; new, or empty.", flag_values=values)
-    flags.DEFINE_bool("base", False, "The policy before training.", flag_values=values)
-    flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", flag_values=values)
+    cli.config_flag(values, RUN, unknown_setting)
+    define = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
+    flags.DEFINE_string("output", None, "Folder to write; new, or empty.", **define)
+    flags.DEFINE_bool("base", False, "The policy that training starts from.", **define)
+    flags.DEFINE_integer("step", None, "The checkpoint after so many steps; without it the "
+                         "newest.", **define)  # fmt: skip
+    flags.DEFINE_bool("adapter", False, "Only the adapters, a folder of peft.", **define)
+    flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", **define)
     cli.parse(values, argv, required=("config", "workdir", "output"), usage=__doc__)
     config = values.config
     output = local_path(values.output, "--output")
     workdir = local_path(values.workdir, "--workdir")
     check_free(output)  # before anything is loaded
     check_paths(config)
+    run = find_run(config, workdir, base=values.base, step=values.step)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    policy, tokenizer, what = trained_policy(config, workdir, mesh, base=values.base)
-    save_pretrained(policy, tokenizer, output, dtype=values.dtype)
-    print(f"Wrote the policy ({what}) to {output}.")
+    with working("loading the policy"):
+        policy, tokenizer, what = trained_policy(
+            config, workdir, mesh, base=values.base, step=run.step, merge=not values.adapter
+        )
+    with working("writing the weights"):
+        if values.adapter:
+            save_adapters(policy, output, base=config.base.path)
+        else:
+            save_pretrained(policy, tokenizer, output, dtype=values.dtype)
+    kind = "adapters" if values.adapter else "policy"
+    print(one_line(f"Wrote the {kind} ({what}) to {output}."))
 
 
 if __name__ == "__main__":

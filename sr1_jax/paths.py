@@ -23,3 +23,12 @@ def local_path(text: str, name: str) -> Path:
             "as tpu_scripts do with gcsfuse (docs/clusters.md), and give the path below the mount."
         )
     return Path(text)
+
+
+def local_paths(text: str, name: str) -> list[Path]:
+    """The paths of several files, given with commas between them; "" names none.
+
+    Raises:
+        ValueError: as `local_path`.
+    """
+    return [local_path(part, name) for part in text.split(",")] if text else []

@@ -31,13 +31,14 @@ from sr1_jax.planning.chips import chip_of
 from sr1_jax.planning.plan import Plan, as_json, make_plan
 from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep
+from sr1_jax.training.settings import RUN, unknown_setting
 
 _ASSUMED = ("prompt_tokens", "searches", "segment_tokens", "observation_tokens")
 
 
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("topology", None, "TPU slice, e.g. v5e:8x8 or v5p:2x2x4.", **define)
     flags.DEFINE_list("sweep", [], "Several slices, with commas.", **define)
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     cases = cases_of(topologies, values.vary)
     configs = [case.applied(values.config) for case in cases]
     assumed = {name: values[name].value for name in (*_ASSUMED, "occupancy")}
-    console = rich.console.Console(soft_wrap=True)
+    console = rich.console.Console()
     found: list[tuple[Case, Plan | str]] = []
     for case, config in zip(cases, configs):
         if case.settings:

@@ -68,18 +68,20 @@ class Section:
             else:
                 config[name] = part.default
         config.lock()
-        for name in self._open_sections():
-            config[name].unlock()
+        self._unlock_open(config)
         return config
 
-    def _open_sections(self) -> Iterator[str]:
-        """Dotted names of the sections, at any depth, to which keys may be added."""
+    def _unlock_open(self, config: ml_collections.ConfigDict) -> None:
+        """Unlocks the sections, at any depth, to which keys may be added, and no others."""
         for name, part in self.parts.items():
             if isinstance(part, Section):
                 if part.open:
-                    yield name
-                for inner in part._open_sections():
-                    yield f"{name}.{inner}"
+                    config[name].unlock()
+                    # Unlocking reaches sections within, which are not all open.
+                    for inner in part.parts:
+                        if isinstance(part.parts[inner], Section):
+                            config[name][inner].lock()
+                part._unlock_open(config[name])
 
     def check(self, config: Mapping[str, Any], where: str = "") -> None:
         """Refuses the first value out of its range.

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sr1_jax import cli
 from sr1_jax.index import main
 from sr1_jax.retrieval import BM25Retriever
 
@@ -21,10 +22,11 @@ def corpus(tmp_path):
 
 def test_builds_and_reports(corpus, tmp_path, capsys):
     index = tmp_path / "index"
-    assert main(["index", f"--corpus={corpus}", f"--index={index}"]) == 0
+    main(["index", f"--corpus={corpus}", f"--index={index}"])
     out, err = capsys.readouterr()
-    assert out.startswith("2 passages indexed in ")
-    assert out.endswith(f" s: {index}\n")
+    under_way, done = out.splitlines()
+    assert under_way == f"indexing {corpus} …"  # before it begins
+    assert done.startswith("2 passages indexed in ") and done.endswith(f" s: {index}")
     assert err == ""
     assert [p.id for p in BM25Retriever.load(index).search(["running"], 3)[0]] == ["0"]
 
@@ -32,7 +34,7 @@ def test_builds_and_reports(corpus, tmp_path, capsys):
 def test_flags_reach_the_index(corpus, tmp_path):
     index = tmp_path / "index"
     options = ["--k1=1.2", "--b=0.75", "--stemmer=none", "--stopwords=none"]
-    assert main(["index", f"--corpus={corpus}", f"--index={index}", *options]) == 0
+    main(["index", f"--corpus={corpus}", f"--index={index}", *options])
     manifest = BM25Retriever.load(index).manifest
     assert {key: manifest[key] for key in ("k1", "b", "stemmer", "stopwords")} == {
         "k1": 1.2,
@@ -40,6 +42,24 @@ def test_flags_reach_the_index(corpus, tmp_path):
         "stemmer": None,
         "stopwords": None,
     }
+
+
+@pytest.fixture
+def failed(tmp_path, monkeypatch, capsys):
+    """Function of arguments -> the one line on stderr of a program that ends with code 2."""
+    monkeypatch.delenv("SR1_JAX_TRACEBACK", raising=False)
+
+    def run(*arguments):
+        argv = ["index", *(argument.format(tmp=tmp_path) for argument in arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(main)
+        error = capsys.readouterr().err
+        assert exit_info.value.code == 2
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -54,25 +74,22 @@ def test_flags_reach_the_index(corpus, tmp_path):
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "more"], "unexpected argument"),
     ],
 )
-def test_errors_take_one_line(corpus, tmp_path, capsys, arguments, message):
-    assert main(["index", *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("index: error: ")
-    assert err.count("\n") == 1
-    assert message in err
+def test_errors_take_one_line(corpus, tmp_path, failed, arguments, message):
+    assert message in failed(*arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
-def test_a_bucket_is_refused(corpus, capsys, tmp_path, monkeypatch):
+def test_a_bucket_is_refused(corpus, failed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["index", f"--corpus={corpus}", "--index=gs://bucket/index"]) == 2
-    assert "--index=gs://bucket/index" in capsys.readouterr().err
+    error = failed(f"--corpus={corpus}", "--index=gs://bucket/index")
+    assert "--index=gs://bucket/index" in error
     assert not (tmp_path / "gs:").exists()
 
 
 def test_help(capsys):
-    assert main(["index", "--help"]) == 0
+    with pytest.raises(SystemExit) as exit_info:
+        main(["index", "--help"])
+    assert exit_info.value.code == 0
     out = capsys.readouterr().out
     assert "--corpus" in out
     assert "--stopwords" in out
@@ -84,6 +101,6 @@ def test_as_a_program(tmp_path):
     command = [sys.executable, "-m", "sr1_jax.index", f"--corpus={path}", f"--index={tmp_path}/i"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"index: error: {path}:2: malformed JSON")
+    assert done.stdout == f"indexing {path} …\n"
+    assert done.stderr.startswith(f"error: {path}:2: malformed JSON")
     assert done.stderr.count("\n") == 1

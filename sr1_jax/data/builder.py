@@ -82,7 +82,7 @@ class QuestionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         pass
 
 
-class QuestionSource:
+class PreparedQuestions:
     """Random access to the questions of one split, in file order; safe in threads."""
 
     def __init__(self, records: Any):
@@ -101,30 +101,34 @@ class QuestionSource:
         )
 
 
-def prepare_questions(files: Mapping[str, str | os.PathLike], data_dir: str | os.PathLike) -> str:
+# One question file of a split, or several.
+Files = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+def prepare_questions(files: Mapping[str, Files], data_dir: str | os.PathLike) -> str:
     """Makes a TFDS data set of question files, unless one of the same content is there.
 
     Safe to repeat and to interrupt: a data set is moved into place when it is complete. Turns off
     TFDS's progress bars for the rest of the process.
 
     Args:
-      files: question file (see `read_questions`) of each split. A split's name is a letter, then
-        letters, digits and underscores.
-      data_dir: local folder for data sets.
+        files: question file or files (see `read_questions`) of each split. A split's name is a
+            letter, then letters, digits and underscores.
+        data_dir: local folder for data sets.
 
     Returns:
-      The fingerprint of the files, for `open_questions`.
+        The fingerprint of the files, for `open_questions`.
 
     Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a fault in a file (with its line), a bad split name, or a file that changed
-        while it was read.
+        FileNotFoundError: a file is missing.
+        ValueError: a fault in a file (with its line), a bad split name, or a file that changed
+            while it was read.
     """
     _check_splits(files)
     fingerprint = _fingerprint(files)
     data_dir = Path(data_dir)
     if not _is_prepared(data_dir, fingerprint):
-        questions = {split: read_questions(path) for split, path in files.items()}
+        questions = {split: read_questions(*_paths(given)) for split, given in files.items()}
         if _fingerprint(files) != fingerprint:
             raise ValueError("A question file changed while it was read; run again.")
         _build(questions, data_dir, fingerprint)
@@ -134,18 +138,18 @@ def prepare_questions(files: Mapping[str, str | os.PathLike], data_dir: str | os
 
 def open_questions(
     data_dir: str | os.PathLike, split: str, fingerprint: str | None = None
-) -> QuestionSource:
+) -> PreparedQuestions:
     """Opens a prepared split.
 
     Args:
-      data_dir: as given to `prepare_questions`.
-      split: name of the split.
-      fingerprint: which content, as `prepare_questions` returned it; by default what was prepared
-        last in `data_dir`. Give it where several runs share `data_dir`.
+        data_dir: as given to `prepare_questions`.
+        split: name of the split.
+        fingerprint: which content, as `prepare_questions` returned it; by default what was prepared
+            last in `data_dir`. Give it where several runs share `data_dir`.
 
     Raises:
-      FileNotFoundError: nothing was prepared here.
-      ValueError: there is no such split.
+        FileNotFoundError: nothing was prepared here.
+        ValueError: there is no such split.
     """
     data_dir = Path(data_dir)
     fingerprint = fingerprint or _read_current(data_dir)
@@ -160,27 +164,34 @@ def open_questions(
             raise ValueError(
                 f"no split {split!r} in {data_dir}; there are {', '.join(builder.info.splits)}."
             )
-        return QuestionSource(builder.as_data_source(split=split))
+        return PreparedQuestions(builder.as_data_source(split=split))
 
 
-def _check_splits(files: Mapping[str, str | os.PathLike]) -> None:
+def _paths(given: Files) -> list[Path]:
+    return [Path(given)] if isinstance(given, (str, os.PathLike)) else [Path(p) for p in given]
+
+
+def _check_splits(files: Mapping[str, Files]) -> None:
     if not files:
         raise ValueError("No question files given; name at least one split and its file.")
-    for split, path in files.items():
+    for split, given in files.items():
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) or split.lower() == "all":
             raise ValueError(
                 f"split name {split!r}: use a letter, then letters, digits and underscores; "
                 "'all' is reserved."
             )
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file (questions of split {split!r}).")
+        for path in _paths(given):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file (questions of split {split!r}).")
 
 
-def _fingerprint(files: Mapping[str, str | os.PathLike]) -> str:
+def _fingerprint(files: Mapping[str, Files]) -> str:
     digest = hashlib.sha256()
     for split in sorted(files):
-        with open(files[split], "rb") as file:
-            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        for path in _paths(files[split]):
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{split} {content}\n".encode())
     return digest.hexdigest()[:24]
 
 

@@ -17,15 +17,15 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
     A gzip file is known by its first bytes, whatever its name. Blank lines are skipped.
 
     Args:
-      path: the file, usually `.jsonl` or `.jsonl.gz`.
+        path: the file, usually `.jsonl` or `.jsonl.gz`.
 
     Returns:
-      An iterator of (line number from 1, object).
+        An iterator of (line number from 1, object).
 
     Raises:
-      FileNotFoundError: there is no such file (raised at once, not at the first line).
-      ValueError: a folder; while iterating: not UTF-8, malformed JSON, a line that is not an
-        object, or a damaged gzip file.
+        FileNotFoundError: there is no such file (raised at once, not at the first line).
+        ValueError: a folder; while iterating: not UTF-8, malformed JSON, a line that is not an
+            object, or a damaged gzip file.
     """
     path = Path(path)
     if path.is_dir():

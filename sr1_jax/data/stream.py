@@ -23,16 +23,16 @@ class QuestionStream:
     so what is taken at once may span two or more of them, and be more than the source holds.
 
     Args:
-      source: the questions, at least one.
-      seed: 0 to 2**32 - 1.
-      position: questions taken already; a run resumed there continues exactly where an
-        uninterrupted one would be.
+        source: the questions, at least one.
+        seed: 0 to 2**32 - 1.
+        position: questions taken already; a run resumed there continues exactly where an
+            uninterrupted one would be.
 
     Attributes:
-      position: questions taken so far.
+        position: questions taken so far.
 
     Raises:
-      ValueError: an empty source or an argument out of range (raised at once).
+        ValueError: an empty source or an argument out of range (raised at once).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class QuestionStream:
         """The next `count` questions.
 
         Raises:
-          ValueError: fewer than one is asked for.
+            ValueError: fewer than one is asked for.
         """
         if count < 1:
             raise ValueError(f"At least 1 question has to be taken, not {count}.")

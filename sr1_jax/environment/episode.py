@@ -1,62 +1,102 @@
-"""The host side of one episode: what happens after each segment the policy writes."""
+"""One question's turns: what happens after each segment the policy writes."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import zlib
+from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
 from sr1_jax.data.questions import Question
-from sr1_jax.environment.trajectory import Trajectory
+from sr1_jax.environment.search_tool import SearchRecord
+from sr1_jax.environment.tool import Observation
+from sr1_jax.environment.trajectory import Call, Trajectory
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.answers import extract_answer, extract_queries, is_well_formed
-from sr1_jax.protocol.tags import ANSWER, INFORMATION, SEARCH, close_tag, open_tag
-from sr1_jax.retrieval.base import Passage
-from sr1_jax.rewards import outcome_reward
+from sr1_jax.protocol.answers import extract_answer, is_well_formed, last_closed
+from sr1_jax.protocol.tags import (
+    ANSWER,
+    SEARCH_TAGS,
+    Tags,
+    close_tag,
+    correction,
+    open_tag,
+    refusal,
+)
 
 
 class Next(enum.Enum):
     """What an episode waits for."""
 
     POLICY = "the policy goes on with its segment"
-    SEARCH = "passages for `queries`"
-    CORRECTION = "the corrective observation"
+    CALL = "the tool's answer to `request`"
+    CORRECTION = "the corrective text, `correction`"
     NOTHING = "the episode is over"
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """Budgets in tokens, the number of searches, and whether each line of one is a query."""
+class Rules:
+    """What holds in every episode of a run.
 
-    max_searches: int
+    Attributes:
+        tokenizer: of the policy.
+        max_calls: calls of tools, after which one last segment comes in which none is made.
+        max_segment_tokens: of a segment of the policy.
+        max_context_tokens: of prompt and response together.
+        tags: of the tools.
+        calls_of: most calls of single tools, by tag; others have no limit of their own.
+    """
+
+    tokenizer: Tokenizer
+    max_calls: int
     max_segment_tokens: int
     max_context_tokens: int
-    parallel_queries: bool = False
+    tags: Tags = SEARCH_TAGS
+    calls_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def correction(self) -> list[int]:
+        """Ids shown after a segment without a valid action."""
+        return self.tokenizer.encode(correction(self.tags))
+
+    @functools.cached_property
+    def tool_of_stop(self) -> dict[str, str]:
+        """The tag of the tool that a closing tag hands over to."""
+        return {close_tag(tool.tag): tool.tag for tool in self.tags.tools}
+
+    @functools.cached_property
+    def refusals(self) -> dict[str, list[int]]:
+        """Ids shown after a call of a tool whose calls are used up, by its tag."""
+        return {tag: self.tokenizer.encode(refusal(tag)) for tag in self.calls_of}
 
 
 class Episode:
     """Tokens, masks and log-probs of one trajectory while it grows.
 
-    A turn is one segment of the policy; there are at most `max_searches` + 1, and in the last
-    one a search is refused.
+    A turn is one segment of the policy; there are at most `max_calls` + 1, and in the last one
+    no tool is called. A segment that fills its budget without handing over is a turn without a
+    valid action: the corrective text comes, and the remaining turns.
     """
 
-    def __init__(self, question: Question, sample: int, prompt: list[int], limits: Limits):
+    def __init__(self, question: Question, sample: int, prompt: list[int], rules: Rules):
         self.question = question
         self.sample = sample
         self.ids = list(prompt)
         self.mask = [0] * len(prompt)
         self.logp = [0.0] * len(prompt)
         self.prompt_length = len(prompt)
-        self.queries: list[str] = []
-        self.searches: list[str] = []
-        self.passages: list[list[Passage]] = []
+        self.tag = self.request = ""  # of the call that is waited for
+        self.correction: list[int] = []
+        self.calls: list[Call] = []
         self.segments: list[list[int]] = [[]]
+        self.overflowed_segments = 0
         self.answer: str | None = None
         self.status: str | None = None
-        self._limits = limits
+        self._rules = rules
+        self._asked: Counter[str] = Counter()
 
     @property
     def stream(self) -> tuple[int, int]:
@@ -67,8 +107,8 @@ class Episode:
     def tokens_left(self) -> int:
         """How many tokens the current segment may still sample."""
         return min(
-            self._limits.max_segment_tokens - len(self.segments[-1]),
-            self._limits.max_context_tokens - len(self.ids),
+            self._rules.max_segment_tokens - len(self.segments[-1]),
+            self._rules.max_context_tokens - len(self.ids),
         )
 
     def add_sampled(self, tokens: list[int], logp: list[float]) -> None:
@@ -78,37 +118,56 @@ class Episode:
         self.logp += logp
         self.segments[-1] += tokens
 
-    def advance(self, stop: str | None, tokenizer: Tokenizer) -> Next:
+    def advance(self, stop: str | None) -> Next:
         """Decides what follows, given what the tag automaton found, if anything."""
+        if stop is None and self.tokens_left > 0:
+            return Next.POLICY
+        rules = self._rules
+        last = len(self.segments) > rules.max_calls
         if stop is None:
-            return Next.POLICY if self.tokens_left > 0 else self._finish("truncated")
-        text = tokenizer.decode(self.segments[-1])
-        last = len(self.segments) > self._limits.max_searches
+            if len(self.ids) >= rules.max_context_tokens:
+                return self._finish("truncated")
+            self.overflowed_segments += 1
+            return self._finish("truncated") if last else self._correct(rules.correction)
+        text = rules.tokenizer.decode(self.segments[-1])
         if stop == close_tag(ANSWER):
-            self.answer = extract_answer(text)
+            self.answer = extract_answer(text, rules.tags)
             if self.answer is not None:
                 return self._finish("answered")
         if last:
             return self._finish("no_answer")
-        queries = extract_queries(text) if stop == close_tag(SEARCH) else []
-        if not queries:
-            return Next.CORRECTION
-        self.queries = queries if self._limits.parallel_queries else [" ".join(queries)]
-        return Next.SEARCH
+        tag = rules.tool_of_stop.get(stop)
+        request = last_closed(text, tag, rules.tags) if tag else None
+        if not request:
+            return self._correct(rules.correction)
+        if self._asked[tag] >= rules.calls_of.get(tag, self._asked[tag] + 1):
+            return self._correct(rules.refusals[tag])
+        self._asked[tag] += 1
+        self.tag, self.request = tag, request
+        return Next.CALL
 
-    def observe(self, observation: list[int], passages: list[list[Passage]] | None) -> Next:
-        """Appends an observation, `passages` being those of each query it answers, if any.
+    def answered(self, observation: Observation, ids: list[int]) -> Next:
+        """Takes the answer to `request`: what the tool said, and the ids that show it.
 
         One that leaves no room for another token ends the episode instead.
         """
-        if passages is not None:
-            self.searches += self.queries
-            self.passages += passages
-        if len(self.ids) + len(observation) >= self._limits.max_context_tokens:
+        self.calls.append(Call(self.tag, self.request, observation.record))
+        return self._show(ids)
+
+    def corrected(self) -> Next:
+        """Shows `correction`, with the same exception."""
+        return self._show(self.correction)
+
+    def _correct(self, ids: list[int]) -> Next:
+        self.correction = ids
+        return Next.CORRECTION
+
+    def _show(self, ids: list[int]) -> Next:
+        if len(self.ids) + len(ids) >= self._rules.max_context_tokens:
             return self._finish("truncated")
-        self.ids += observation
-        self.mask += [0] * len(observation)
-        self.logp += [0.0] * len(observation)
+        self.ids += ids
+        self.mask += [0] * len(ids)
+        self.logp += [0.0] * len(ids)
         self.segments.append([])
         return Next.POLICY
 
@@ -116,16 +175,18 @@ class Episode:
         self.status = status
         return Next.NOTHING
 
-    def trajectory(self, tokenizer: Tokenizer, *, metric: str, format_weight: float) -> Trajectory:
-        """The finished episode with its reward."""
-        policy_text = "".join(tokenizer.decode(segment) for segment in self.segments)
-        response_text = tokenizer.decode(self.ids[self.prompt_length :])
-        # An information block the policy invented is well-formed to the eye, not to us.
-        well_formed = (
-            open_tag(INFORMATION) not in policy_text
-            and close_tag(INFORMATION) not in policy_text
-            and is_well_formed(response_text)
+    def trajectory(self) -> Trajectory:
+        """The finished episode, not yet rewarded."""
+        decode, tags = self._rules.tokenizer.decode, self._rules.tags
+        policy_text = "".join(decode(segment) for segment in self.segments)
+        response_text = decode(self.ids[self.prompt_length :])
+        # An observation the policy invented is well-formed to the eye, not to us.
+        invented = any(
+            write(name) in policy_text
+            for name in tags.observation_names
+            for write in (open_tag, close_tag)
         )
+        found = [call.record for call in self.calls if isinstance(call.record, SearchRecord)]
         return Trajectory(
             question_id=self.question.id,
             sample=self.sample,
@@ -136,17 +197,12 @@ class Episode:
             response_text=response_text,
             policy_text=policy_text,
             answer=self.answer,
-            searches=self.searches,
-            passages=self.passages,
+            calls=self.calls,
+            searches=[query for record in found for query in record.queries],
+            passages=[hits for record in found for hits in record.passages],
             segments=len(self.segments),
+            overflowed_segments=self.overflowed_segments,
             status=self.status,
-            well_formed=well_formed,
+            well_formed=not invented and is_well_formed(response_text, tags),
             golden_answers=tuple(self.question.golden_answers),
-            reward=outcome_reward(
-                self.answer,
-                self.question.golden_answers,
-                well_formed,
-                metric=metric,
-                format_weight=format_weight,
-            ),
         )

@@ -1,7 +1,7 @@
-"""Searches in the background: bounded threads, batches, time-outs, retries.
+"""Calls of tools in the background: bounded threads, batches, time-outs, retries.
 
-Only the thread that owns the pool decides anything; a worker runs one search and puts what came
-of it into a queue. A search that hangs cannot be stopped from outside, so workers are daemon
+Only the thread that owns the pool decides anything; a worker makes one call and puts what came
+of it into a queue. A call that hangs cannot be stopped from outside, so workers are daemon
 threads: one that outlives its deadline is forgotten, and never keeps the process from ending.
 """
 
@@ -12,82 +12,82 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
-import ml_collections
-
-from sr1_jax.retrieval.base import Passage, Retriever
+from sr1_jax.environment.settings import CallOptions
+from sr1_jax.environment.tool import Observation, Tool
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Answer:
     """The answer to one request.
 
     Attributes:
         key: of the request.
-        passages: one list a query; empty lists after a failure that is let pass.
-        observation: token ids of all of them.
+        observation: of the tool; an empty one after a failure that is let pass.
+        ids: token ids that show it.
     """
 
     key: Hashable
-    passages: list[list[Passage]]
-    observation: list[int]
+    observation: Observation
+    ids: list[int]
 
 
 @dataclasses.dataclass
 class _Batch:
-    """Requests that are searched together."""
+    """Requests that one call answers."""
 
-    requests: list[tuple[Hashable, list[str]]]
+    tag: str
+    requests: list[tuple[Hashable, str]]
     attempts: int = 0
     not_before: float = 0.0
     deadline: float = 0.0
     number: int = 0  # of the attempt; an answer to an older one is too late
 
-    @property
-    def queries(self) -> list[str]:
-        return [query for _, queries in self.requests for query in queries]
 
-
-class SearchPool:
-    """Runs searches beside the caller.
+class ToolPool:
+    """Calls tools beside the caller.
 
     Args:
-        retriever: `search` may be called from several threads at once.
-        render: token ids of an observation with the passages of one request.
-        config: see `rollout.default_config`.
+        tools: each has a limit of its own on calls under way.
+        render: (tag, observation) -> token ids; called in the workers' threads.
+        options: how a tool is called, by tag; the defaults for tools that are not in it.
 
     Attributes:
-        stats: searches, failures, time-outs and seconds spent in searches, over all workers.
+        stats: of each tool requests answered (<tag>_calls), seconds spent in calls over all
+            threads (<tag>_seconds), time-outs (<tag>_timeouts) and requests given up
+            (<tag>_failures).
     """
 
     def __init__(
         self,
-        retriever: Retriever,
-        render: Callable[[Sequence[Sequence[Passage]]], list[int]],
-        config: ml_collections.ConfigDict,
+        tools: Iterable[Tool],
+        render: Callable[[str, Observation], list[int]],
+        options: Mapping[str, CallOptions],
     ):
-        self._retriever = retriever
+        self._tools = {tool.tag: tool for tool in tools}
+        self._options = {tag: options.get(tag, CallOptions()) for tag in self._tools}
         self._render = render
-        self._config = config
-        self._requests: collections.deque[tuple[Hashable, list[str]]] = collections.deque()
+        self._requests: dict[str, collections.deque[tuple[Hashable, str]]] = {
+            tag: collections.deque() for tag in self._tools
+        }
         self._retries: list[_Batch] = []
         self._running: dict[int, _Batch] = {}
         self._results: queue.SimpleQueue = queue.SimpleQueue()
-        self._numbers = 0
+        self._attempts = 0
         self.stats: dict[str, float] = collections.defaultdict(float)
 
-    def submit(self, key: Hashable, queries: list[str]) -> None:
-        """Asks for the passages of some queries; the answer carries `key`."""
-        self._requests.append((key, queries))
+    def submit(self, key: Hashable, tag: str, request: str) -> None:
+        """Asks a tool; the answer carries `key`."""
+        self._requests[tag].append((key, request))
 
     @property
     def pending(self) -> int:
         """Requests without an answer."""
         batches = [*self._retries, *self._running.values()]
-        return len(self._requests) + sum(len(batch.requests) for batch in batches)
+        return sum(map(len, self._requests.values())) + sum(len(b.requests) for b in batches)
 
-    def poll(self, wait: float = 0.0) -> list[Found]:
+    def poll(self, wait: float = 0.0) -> list[Answer]:
         """Starts what can be started and returns the answers that have come in.
 
         Args:
@@ -95,114 +95,126 @@ class SearchPool:
                 asked.
 
         Raises:
-            RuntimeError: the retriever failed as often as the settings allow.
+            RuntimeError: a tool failed as often as its options allow.
         """
         until = time.monotonic() + wait
         while True:
             self._start()
             if not self.pending:
                 return []
-            found = self._collect(until)
-            if found or time.monotonic() >= until:
-                return found
+            answers = self._collect(until)
+            if answers or time.monotonic() >= until:
+                return answers
 
     def close(self) -> None:
         """Forgets everything: nothing is started any more, no answer is waited for."""
-        self._requests.clear()
+        for requests in self._requests.values():
+            requests.clear()
         self._retries.clear()
         self._running.clear()
 
-    def _start(self) -> None:
-        config, now = self._config, time.monotonic()
-        while len(self._running) < config.retriever_threads:
-            ready = [batch for batch in self._retries if batch.not_before <= now]
-            if ready:
-                batch = ready[0]
-                self._retries.remove(batch)
-            elif self._requests:
-                batch = _Batch([])
-                # At least one request, however many queries it has.
-                while self._requests and (
-                    not batch.requests
-                    or len(batch.queries) + len(self._requests[0][1]) <= config.retriever_batch
-                ):
-                    batch.requests.append(self._requests.popleft())
-            else:
-                return
-            self._numbers += 1
-            batch.number, batch.deadline = self._numbers, now + config.retriever_timeout_seconds
-            batch.attempts += 1
-            self._running[batch.number] = batch
-            threading.Thread(
-                target=self._work,
-                args=(batch.number, batch.requests),
-                name="sr1_jax search",
-                daemon=True,
-            ).start()
+    def _free_threads(self, tag: str) -> int:
+        return self._options[tag].threads - sum(b.tag == tag for b in self._running.values())
 
-    def _work(self, number: int, requests: list[tuple[Hashable, list[str]]]) -> None:
+    def _start(self) -> None:
+        """Starts calls, those that are due again first, as far as threads are free."""
+        for tag, requests in self._requests.items():
+            options = self._options[tag]
+            while self._free_threads(tag) > 0:
+                now = time.monotonic()
+                due = [b for b in self._retries if b.tag == tag and b.not_before <= now]
+                if due:
+                    batch = due[0]
+                    self._retries.remove(batch)
+                elif requests:
+                    size = min(len(requests), options.batch)
+                    batch = _Batch(tag, [requests.popleft() for _ in range(size)])
+                else:
+                    break
+                self._call(batch, now + options.timeout_seconds)
+
+    def _call(self, batch: _Batch, deadline: float) -> None:
+        self._attempts += 1
+        batch.number, batch.deadline = self._attempts, deadline
+        batch.attempts += 1
+        self._running[batch.number] = batch
+        threading.Thread(
+            target=self._work,
+            args=(batch.number, batch.tag, batch.requests),
+            name=f"sr1_jax {batch.tag}",
+            daemon=True,
+        ).start()
+
+    def _work(self, number: int, tag: str, requests: list[tuple[Hashable, str]]) -> None:
         began = time.perf_counter()
         try:
-            queries = [query for _, part in requests for query in part]
-            result = self._retriever.search(queries, self._config.passages)
-            if len(result) != len(queries):
-                raise RuntimeError(f"{len(result)} results came back for {len(queries)} queries")
-            rest, found = iter(result), []
-            for key, part in requests:
-                passages = [list(next(rest)) for _ in part]
-                found.append(Found(key, passages, self._render(passages)))
-            outcome = found
-        except Exception as error:  # whatever a retriever raises is the owner's to judge
+            found = self._tools[tag].call([request for _, request in requests])
+            if len(found) != len(requests):
+                raise RuntimeError(
+                    f"{len(found)} observations came back for {len(requests)} requests"
+                )
+            outcome = [
+                Answer(key, observation, self._render(tag, observation))
+                for (key, _), observation in zip(requests, found)
+            ]
+        except Exception as error:  # whatever a tool raises is the owner's to judge
             outcome = error
         self._results.put((number, outcome, time.perf_counter() - began))
 
-    def _collect(self, until: float) -> list[Found]:
+    def _collect(self, until: float) -> list[Answer]:
         """Answers that are there; waits for the first until something is due."""
-        now = time.monotonic()
-        due = [batch.deadline for batch in self._running.values()]
-        if len(self._running) < self._config.retriever_threads:
-            # Else a retry waits for a thread, and so for an answer or a deadline.
-            due += [batch.not_before for batch in self._retries]
-        patience = max(0.0, min([until, *due]) - now)
-        found: list[Found] = []
+        answers: list[Answer] = []
+        patience = max(0.0, self._next_event(until) - time.monotonic())
         try:
             while True:
-                number, outcome, seconds = self._results.get(timeout=0 if found else patience)
+                number, outcome, seconds = self._results.get(timeout=0 if answers else patience)
                 batch = self._running.pop(number, None)
                 if batch is None:
                     continue  # came after its time-out
-                self.stats["retrieval_seconds"] += seconds
+                self.stats[f"{batch.tag}_seconds"] += seconds
                 if isinstance(outcome, Exception):
-                    found += self._failed(batch, outcome)
+                    answers += self._failed(batch, outcome)
                     break  # a thread is free, and what is due has changed
-                else:
-                    self.stats["searches"] += len(batch.queries)
-                    found += outcome
+                self.stats[f"{batch.tag}_calls"] += len(batch.requests)
+                answers += outcome
         except queue.Empty:
             pass
+        return answers + self._timed_out()
+
+    def _next_event(self, until: float) -> float:
+        """When the next call times out, or can be tried again; `until` if that is sooner."""
+        deadlines = [batch.deadline for batch in self._running.values()]
+        # A retry without a free thread waits for an answer or a deadline.
+        retries = [b.not_before for b in self._retries if self._free_threads(b.tag) > 0]
+        return min([until, *deadlines, *retries])
+
+    def _timed_out(self) -> list[Answer]:
+        answers: list[Answer] = []
         for batch in [b for b in self._running.values() if b.deadline <= time.monotonic()]:
             del self._running[batch.number]
-            self.stats["retriever_timeouts"] += 1
-            limit = self._config.retriever_timeout_seconds
-            found += self._failed(batch, TimeoutError(f"no answer within {limit} seconds"))
-        return found
+            self.stats[f"{batch.tag}_timeouts"] += 1
+            limit = self._options[batch.tag].timeout_seconds
+            answers += self._failed(batch, TimeoutError(f"no answer within {limit} seconds"))
+        return answers
 
-    def _failed(self, batch: _Batch, error: Exception) -> list[Found]:
-        config = self._config
-        if batch.attempts < config.retriever_attempts:
-            pause = config.retriever_backoff_seconds * 2 ** (batch.attempts - 1)
+    def _failed(self, batch: _Batch, error: Exception) -> list[Answer]:
+        """Tries a batch again later, or gives it up."""
+        tag, options = batch.tag, self._options[batch.tag]
+        if batch.attempts < options.attempts:
+            pause = options.backoff_seconds * 2 ** (batch.attempts - 1)
             batch.not_before = time.monotonic() + pause
             self._retries.append(batch)
             return []
-        if config.retriever_failure == "raise":
+        if options.failure == "raise":
             raise RuntimeError(
-                f"The retriever failed {batch.attempts} times; the last error was: {error!r}. "
-                'Mend it, or set rollout.retriever_failure="empty" to go on without.'
+                f"The tool {tag} failed {batch.attempts} times; the last error was: {error!r}. "
+                f'Mend it, or set environment.options.{tag}.failure="empty" to go on without.'
             ) from error
-        self.stats["retriever_failures"] += len(batch.queries)
-        self.stats["searches"] += len(batch.queries)
+        self.stats[f"{tag}_failures"] += len(batch.requests)
+        self.stats[f"{tag}_calls"] += len(batch.requests)
+        nothing = getattr(self._tools[tag], "failed", lambda request: Observation(""))
         return [
-            Found(key, empty, self._render(empty))
-            for key, queries in batch.requests
-            for empty in [[[] for _ in queries]]
+            Answer(key, observation, self._render(tag, observation))
+            for key, request in batch.requests
+            for observation in [nothing(request)]
         ]

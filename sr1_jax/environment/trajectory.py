@@ -1,18 +1,35 @@
-"""What a rollout leaves behind."""
+"""What an episode leaves behind."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sr1_jax.retrieval.base import Passage
 
 
+class Call(NamedTuple):
+    """A call of a tool.
+
+    Attributes:
+        tag: of the tool.
+        request: what the policy asked, stripped.
+        record: of the tool's `Observation`; None where the tool failed.
+    """
+
+    tag: str
+    request: str
+    record: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One finished episode; all arrays have the length of the whole sequence.
+    """One finished episode; all token arrays have the length of the whole sequence.
+
+    A segment is what the policy wrote in one turn: exactly a contiguous run of `mask` 1.
 
     Attributes:
         question_id: id of the question.
@@ -24,17 +41,20 @@ class Trajectory:
         response_text: everything after the prompt, observations included.
         policy_text: only what the policy wrote; the reward looks at nothing else.
         answer: the final answer, stripped, or None.
-        searches: queries, in order.
-        passages: what each search brought back.
+        calls: of tools, in order.
+        searches: queries of the search tool, in order.
+        passages: what each of them brought back.
         segments: number of segments the policy wrote.
+        overflowed_segments: how many of them were cut by rollout.max_segment_tokens.
         status: "answered", "truncated" (a budget ran out) or "no_answer".
         well_formed: the format of `protocol.is_well_formed`, kept by the policy's own words.
         golden_answers: of the question.
-        reward: what it trains on, penalties included.
-        rewards: unweighted value of each term of the reward, by name.
-        segment_rewards: float32, weighted, one for each segment; they sum to `reward`.
-        trains: False leaves it out of training.
-        calls: of tools, in order.
+        rewards: value of each term of the reward by name, unweighted; of a term with one value a
+            segment their sum.
+        segment_rewards: float32 [segments], weighted; what belongs to the whole episode is on the
+            last one.
+        reward: their sum: what the episode trains on.
+        trains: whether it trains at all.
     """
 
     question_id: str
@@ -46,14 +66,15 @@ class Trajectory:
     response_text: str
     policy_text: str
     answer: str | None
+    calls: list[Call]
     searches: list[str]
     passages: list[list[Passage]]
     segments: int
+    overflowed_segments: int
     status: str
     well_formed: bool
     golden_answers: tuple[str, ...]
-    reward: float
-    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
-    segment_rewards: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    rewards: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    segment_rewards: np.ndarray | None = None
+    reward: float = 0.0
     trains: bool = True
-    calls: list[Any] = dataclasses.field(default_factory=list)

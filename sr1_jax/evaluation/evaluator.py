@@ -9,12 +9,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
+from sr1_jax.environment import Trajectory
+from sr1_jax.evaluation.methods import make_engine
 from sr1_jax.evaluation.scores import score_of_those_run
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.retrieval import Retriever
-from sr1_jax.rollout import SplitEngine, Trajectory
-from sr1_jax.training.settings import rollout_config
 
 
 class Evaluator:
@@ -23,9 +23,9 @@ class Evaluator:
     Args:
         model: shape of the policy; parameters come with each call.
         tokenizer: of the policy.
-        retriever: see `Engine`.
+        retriever: may be None for `direct`.
         config: of the run.
-        method: search, direct or rag.
+        method: one of `METHODS`.
         mesh: see `Engine`.
     """
 
@@ -42,13 +42,7 @@ class Evaluator:
         self._seed = config.seed
         kinds = {"greedy": True} | ({"sampled": False} if config.evaluation.sampled else {})
         self._engines = {
-            name: SplitEngine(
-                model,
-                tokenizer,
-                retriever,
-                rollout_config(config, method, greedy=greedy),
-                mesh=mesh,
-            )
+            name: make_engine(model, tokenizer, retriever, config, method, greedy=greedy, mesh=mesh)
             for name, greedy in kinds.items()
         }
 

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
+from jax.sharding import Mesh
 
-METHODS = ("search", "direct", "rag")
+from sr1_jax.environment import make_environment
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.protocol.prompts import PromptTemplate, template_for
+from sr1_jax.retrieval.base import Retriever
+from sr1_jax.rollout import SplitEngine
+from sr1_jax.settings import Setting
+
+
+class Method(NamedTuple):
+    """A way to answer questions.
+
+    Attributes:
+        template: of its prompts by default; one with a place for passages has them searched.
+        calls_tools: whether the policy may call tools.
+        meaning: of the prompt, for `--help`.
+    """
+
+    template: str
+    calls_tools: bool
+    meaning: str
+
+
+# A new method is one line here, and a template.
+METHODS = {
+    "search": Method("search", True, "the policy calls tools"),
+    "direct": Method("direct", False, "it answers at once"),
+    "rag": Method("rag", False, "passages for the question are in the prompt"),
+}
+
+# The settings of prompts, protocol.<method>_template.
+TEMPLATES = {
+    f"{name}_template": Setting(method.template, f"prompt where {method.meaning}")
+    for name, method in METHODS.items()
+}
 
 
 def check_method(method: str) -> None:
@@ -38,15 +74,56 @@ def templates(config: ml_collections.ConfigDict) -> dict[str, str]:
 def rollout_config(
     config: ml_collections.ConfigDict, method: str, *, greedy: bool = False
 ) -> ml_collections.ConfigDict:
-    """The rollout settings of a method: no tool is called but by `search`.
+    """The rollout settings of a method.
 
     Raises:
         ValueError: an unknown method.
     """
     check_method(method)
     rollout = config.rollout.copy_and_resolve_references().unlock()
-    if method != "search":
+    if not METHODS[method].calls_tools:
         rollout.max_searches = 0
     if greedy:
         rollout.temperature = 0.0
     return rollout.lock()
+
+
+def prompt_template(
+    config: ml_collections.ConfigDict, method: str, tokenizer: Tokenizer
+) -> PromptTemplate:
+    """The prompt of a method, with protocol.chat in the model's chat template.
+
+    Raises:
+        ValueError: there is no such template, or the model's chat template does not work.
+    """
+    return template_for(templates(config)[method], tokenizer, config.protocol.chat)
+
+
+def make_engine(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    retriever: Retriever | None,
+    config: ml_collections.ConfigDict,
+    method: str,
+    *,
+    greedy: bool = False,
+    mesh: Mesh | None = None,
+) -> SplitEngine:
+    """The engine that answers questions by a method.
+
+    Args:
+        model: the policy.
+        tokenizer: of the policy.
+        retriever: may be None for a method that searches nothing.
+        config: of the run.
+        method: one of `METHODS`.
+        greedy: instead of sampling.
+        mesh: the device mesh; by default one of the first device alone.
+
+    Raises:
+        ValueError: an unknown method, or settings that cannot work.
+    """
+    rollout = rollout_config(config, method, greedy=greedy)
+    template = prompt_template(config, method, tokenizer)
+    environment = make_environment(config, retriever, template)
+    return SplitEngine(model, tokenizer, retriever, rollout, environment=environment, mesh=mesh)

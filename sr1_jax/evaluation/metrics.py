@@ -1,16 +1,18 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, and the person at the terminal."""
+"""Where numbers go: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import rich
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+
+from sr1_jax.evaluation.progress import Live as Live
+from sr1_jax.terminal import one_line
 
 
 class MetricsWriter:
@@ -33,15 +35,13 @@ class MetricsWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the scalars of a step."""
-        row = {"step": step} | {key: float(value) for key, value in metrics.items()}
-        # JSON has no NaN; null says that a number was not one.
-        clean = {k: v if math.isfinite(v) else None for k, v in row.items()} | {"step": step}
-        self._file.write(json.dumps(clean) + "\n")
+        """Writes the scalars of a step; what is not finite becomes null, as JSON has no NaN."""
+        values = {key: float(value) for key, value in metrics.items()}
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._file.write(json.dumps({"step": step} | finite) + "\n")
         self._file.flush()
-        for key, value in row.items():
-            if key != "step":
-                self._board.add_scalar(key, value, step)
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
 
     def close(self) -> None:
         self._file.close()
@@ -58,48 +58,29 @@ class NoWriter:
         pass
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """All rows of metrics.jsonl; a last line cut short by a crash is left out."""
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl that can be read.
+
+    A damaged line is left out and reported on stderr with its number. So is an incomplete last
+    line, which a run leaves that is killed while it writes.
+    """
     path = workdir / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows.append(_as_row(line))
+        except ValueError as error:
+            cut = number == len(lines)
+            what = "is cut short" if cut else f"is damaged ({one_line(str(error))})"
+            print(f"{path}:{number} {what} and left out.", file=sys.stderr, flush=True)
     return rows
 
 
-class Live:
-    """A progress bar with figures at a terminal; elsewhere a line every few seconds."""
-
-    def __init__(self, what: str, total: int, *, start: int = 0, every_seconds: float = 5.0):
-        self._what, self._total, self._start = what, total, start
-        self._every, self._last, self._began = every_seconds, 0.0, time.perf_counter()
-        self._bar = None
-        if rich.get_console().is_terminal:
-            self._bar = Progress(
-                TextColumn(what),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-            )
-            self._task = self._bar.add_task(what, total=total, completed=start, figures="")
-            self._bar.start()
-
-    def update(self, step: int, **figures: float) -> None:
-        """Shows figures after `step` of the total steps."""
-        text = "  ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=text)
-            return
-        now = time.perf_counter()
-        if now - self._last >= self._every or step == self._total:
-            self._last = now
-            left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-            print(f"{self._what} {step}/{self._total}  {text}  {left:.0f} s left", flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+def _as_row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode("utf-8"))  # what either raises is a ValueError
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("no object with a step")
+    return row

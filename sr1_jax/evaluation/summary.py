@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import rich.box
 from rich.console import Console
-from rich.table import Table
 
 from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.evaluation.scores import standard_error
+from sr1_jax.evaluation.tables import Row, print_scores, score_columns
 
 _CURVES = (
     ("Exact match", {"training": "em", "development, greedy": "dev/greedy/em"}),
@@ -50,45 +49,33 @@ def draw_curves(workdir: Path) -> Path:
 
 
 def print_summary(result: Mapping[str, Any], console: Console) -> None:
-    """Prints every checkpoint of the warm start, and the scores before and after."""
-    rows: list[tuple[str, Mapping[str, float]]] = [
-        (f"{c['phase']} {c['step']}", c) for c in result.get("warm_start", [])
+    """Prints the scores on the way of a supervised start, and those before and after training."""
+    rows = [
+        Row((f"{c['phase']} {c['step']}",), c)
+        for part in ("warm_start", "supervised")
+        for c in result.get(part, [])
     ]
-    rows += [(f"{c['phase']} {c['step']}", c) for c in result.get("supervised", [])]
-    titles = {
-        "before": "before",
-        "after": "after",
-        "after_facts_changed": "new facts",
-    }
-    rows += [(title, result[key]) for key, title in titles.items() if key in result]
+    # Beside before and after, there is an after_… for each other world.
+    after = sorted(key for key in result if key.startswith("after"))
+    rows += [Row((_title(key),), result[key]) for key in ("before", *after) if key in result]
     if not rows:
         return
-    kinds = [kind for kind in ("greedy", "sampled") if f"{kind}/em" in rows[-1][1]]
-    parts = ["em", *sorted({k.split("/")[1] for k in rows[-1][1] if "_hop" in k})]
-    # Fits 80 columns: what is not a terminal is taken to be that wide.
-    title = f"Exact match on {result['dev_questions']} questions of {result['dev']}"
-    table = Table(title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("policy", overflow="fold")
-    for kind in kinds:
-        for part in parts:
-            table.add_column(
-                f"{kind}\n{part.removeprefix('em_').replace('_', '-')}",
-                justify="right",
-                no_wrap=True,
-            )
-        table.add_column(f"{kind}\nsearch", justify="right", no_wrap=True)
-    for title, scores in rows:
-        cells = []
-        for kind in kinds:
-            for part in parts:
-                share = scores.get(f"{kind}/{part}")
-                cells.append("" if share is None else f"{share:.3f}")
-            cells.append(f"{scores[f'{kind}/searches']:.2f}")
-        table.add_row(title, *cells)
-    console.print(table)
+    last = rows[-1].scores
+    columns = [
+        column
+        for way in ("greedy", "sampled")
+        if f"{way}/em" in last
+        for column in score_columns(last, prefix=f"{way}/", above=way, brief=True)
+    ]
+    title = f"Scores on {result['dev_questions']} questions of {result['dev']}"
+    print_scores(console, title, ["policy"], rows, columns)
     if "after" in result:
         error = standard_error(result["after"]["greedy/em"], result["dev_questions"])
         console.print(f"Standard error of the last exact match: {error:.3f}.")
-    if "scripted_ceiling" in result:
+    if result.get("scripted_ceiling") is not None:
         console.print(f"A scripted perfect searcher would reach {result['scripted_ceiling']:.3f}.")
     console.print(f"{result['seconds']:.0f} seconds in all.")
+
+
+def _title(key: str) -> str:
+    return key.removeprefix("after_").replace("_", " ")

@@ -15,12 +15,10 @@ kernel paged attention (`decode_kernel`), which reads what is filled; else by pl
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models import decode_kernel
@@ -32,7 +30,7 @@ def attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BXKE: Float[Array, "B X K E"],
     v_BXKE: Float[Array, "B X K E"],
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Scaled dot-product attention with grouped key/value heads (Vaswani et al. 2017, eq. 1).
 
@@ -40,13 +38,13 @@ def attention(
         q_BTHE: queries, any float dtype.
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
-        segment_BT: of packed rows, the sequence of each token (`segments`): none sees another's.
+        sequence_BT: of packed rows, the sequence of each token (`packed`): none sees another's.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
     mesh = current_mesh()
-    packed = () if segment_BT is None else (segment_BT,)
+    packed = () if sequence_BT is None else (sequence_BT,)
     if mesh is None:
         plain = jax.default_backend() == "cpu"
         attend = causal_by_matmul if plain else _library_attention
@@ -62,13 +60,13 @@ def attention(
     )(q_BTHE, k_BXKE, v_BXKE, *packed)
 
 
-def _same_segment(segment_BT):
+def _same_sequence(sequence_BT):
     """Which token may see which, as far as their sequences go: [B, 1, T, T]."""
-    return (segment_BT[:, :, None] == segment_BT[:, None, :])[:, None]
+    return (sequence_BT[:, :, None] == sequence_BT[:, None, :])[:, None]
 
 
-def _library_attention(q_BTHE, k_BTKE, v_BTKE, segment_BT=None):
-    mask = None if segment_BT is None else _same_segment(segment_BT)
+def _library_attention(q_BTHE, k_BTKE, v_BTKE, sequence_BT=None):
+    mask = None if sequence_BT is None else _same_sequence(sequence_BT)
     return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask, is_causal=True)
 
 
@@ -76,7 +74,7 @@ def causal_by_matmul(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Causal attention as two batched matrix products, one matrix a key/value head.
 
@@ -90,8 +88,8 @@ def causal_by_matmul(
     k = k_BTKE.transpose(0, 2, 3, 1).reshape(matrices, size, length)
     v = v_BTKE.transpose(0, 2, 1, 3).reshape(matrices, length, size)
     visible_B1TT = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    if segment_BT is not None:
-        visible_B1TT &= _same_segment(segment_BT)
+    if sequence_BT is not None:
+        visible_B1TT &= _same_sequence(sequence_BT)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, length)
     scores = jnp.where(visible_B1TT, scores, -jnp.inf)
@@ -268,88 +266,3 @@ def attend_in_chunks(
     # Nothing was added where no row has a token.
     out = mixed_BKQE / jnp.maximum(sums_BKQ1, 1e-30)
     return out.reshape(q_BKGTE.shape).astype(q_BKGTE.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are lowered for contexts beyond the original one.
-
-    Attributes:
-        kind: "linear" (Chen et al. 2023: all frequencies by `factor`) or "llama3" (Llama 3.1:
-            only those whose wave is longer than a share of the original context).
-        factor: by which frequencies are divided.
-        low_freq_factor, high_freq_factor: of "llama3": waves longer than original_positions /
-            low_freq_factor are divided, those shorter than original_positions /
-            high_freq_factor left alone, those between in between.
-        original_positions: of "llama3".
-    """
-
-    kind: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
-
-    def __post_init__(self):
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope type {self.kind!r} is not supported; linear and llama3 are.")
-        if self.factor < 1:
-            raise ValueError(f"rope factor {self.factor} must be at least 1.")
-        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                f"rope low_freq_factor {self.low_freq_factor} must be positive and less than "
-                f"high_freq_factor {self.high_freq_factor}."
-            )
-
-
-def rope_frequencies(
-    head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> Float[np.ndarray, " E2"]:
-    """Radians a position of each frequency pair (Su et al. 2021, section 3.2.2), float32.
-
-    Args:
-        head_dim: E; there are E / 2 pairs.
-        theta: base of the geometric series of frequencies.
-        scaling: see `RopeScaling`.
-    """
-    # In float32 from the start, as models are trained: far out, every bit of it shows.
-    exponent_E2 = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequency_E2 = np.float32(1) / np.float32(theta) ** exponent_E2
-    if scaling is None:
-        return frequency_E2
-    if scaling.kind == "linear":
-        return (frequency_E2 / scaling.factor).astype(np.float32)
-    # How often a wave fits into the original context decides how much of it is kept.
-    turns_E2 = scaling.original_positions * frequency_E2 / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept_E2 = np.clip((turns_E2 - low) / (high - low), 0, 1)
-    scaled_E2 = kept_E2 * frequency_E2 + (1 - kept_E2) * frequency_E2 / scaling.factor
-    return scaled_E2.astype(np.float32)
-
-
-def rope_angles(
-    positions_BT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Float[Array, "B T E2"], Float[Array, "B T E2"]]:
-    """Cosine and sine of the rotary angles, float32.
-
-    Args:
-        positions_BT: int32 token positions.
-        head_dim, theta, scaling: see `rope_frequencies`.
-    """
-    frequency_E2 = rope_frequencies(head_dim, theta, scaling)
-    angles_BTE2 = positions_BT[..., None].astype(jnp.float32) * frequency_E2[None, None]
-    return jnp.cos(angles_BTE2), jnp.sin(angles_BTE2)
-
-
-def apply_rope(
-    x_BTNE: Float[Array, "B T N E"],
-    cos_BTE2: Float[Array, "B T E2"],
-    sin_BTE2: Float[Array, "B T E2"],
-) -> Float[Array, "B T N E"]:
-    """Rotates each head; pair i is (x[i], x[i + E/2]), the Hugging Face convention."""
-    cos_BT1E2, sin_BT1E2 = cos_BTE2[:, :, None], sin_BTE2[:, :, None]
-    first, second = jnp.split(x_BTNE.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate(
-        [first * cos_BT1E2 - second * sin_BT1E2, second * cos_BT1E2 + first * sin_BT1E2], axis=-1
-    )
-    return rotated.astype(x_BTNE.dtype)

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sr1_jax.models.attention import (
-    attend_over_cache,
-    one_query_attention,
-    rope_angles,
-)
+from sr1_jax.models.attention import attend_over_cache, one_query_attention
 from sr1_jax.models.cache_rows import own_parts, spread_queries, to_rows
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.norm import rms_norm
+from sr1_jax.models.rotary import rope_angles, rotate
 from sr1_jax.models.serving import Int8, KVCache, ServingLayer, ServingParams
 from sr1_jax.sharding import current_platform, for_own_heads
 
@@ -75,7 +73,7 @@ def forward_cached(
         mixed_KGEN = mixed_BKGTE.transpose(1, 2, 4, 0, 3).reshape(q_KGEN.shape)
         x_DN += _product(layer.o_DKGE, mixed_KGEN)
         gate_FN, up_FN = _product(
-            layer.gate_up_2FD, _normalised(x_DN, layer.ff_norm_D, config.norm_eps)
+            layer.gate_up_2FD, rms_norm(x_DN, layer.ff_norm_D, config.norm_eps, axis=-2)
         )
         x_DN += _product(layer.down_DF, jax.nn.silu(gate_FN) * up_FN)
     return x_DN.reshape(-1, batch, length), KVCache(tuple(k_cache), tuple(v_cache))
@@ -85,21 +83,25 @@ def next_token_logits(
     config: DecoderConfig, params: ServingParams, hidden_DB: Float[Array, "D B"]
 ) -> Float[Array, "V B"]:
     """float32 logits from hidden states before the final norm."""
-    hidden_DB = _normalised(hidden_DB, params.norm_D, config.norm_eps)
+    hidden_DB = rms_norm(hidden_DB, params.norm_D, config.norm_eps, axis=-2)
     weight_VD = params.embed_VD if params.head_VD is None else params.head_VD
     return _product(weight_VD, hidden_DB).astype(jnp.float32)
 
 
 def _project(config: DecoderConfig, layer: ServingLayer, x_DN, cos_E2N, sin_E2N):
     """Rotated queries and keys, and values: q_KGEN, k_KEN, v_KEN."""
-    qkv_KJEN = _product(layer.qkv_KJED, _normalised(x_DN, layer.attention_norm_D, config.norm_eps))
+    qkv_KJEN = _product(
+        layer.qkv_KJED, rms_norm(x_DN, layer.attention_norm_D, config.norm_eps, axis=-2)
+    )
     if layer.qkv_bias_KJE is not None:
         qkv_KJEN += layer.qkv_bias_KJE.astype(config.dtype)[..., None]
     q_KGEN, k_KEN, v_KEN = qkv_KJEN[:, :-2], qkv_KJEN[:, -2], qkv_KJEN[:, -1]
     if layer.q_norm_E is not None:
-        q_KGEN = _normalised(q_KGEN, layer.q_norm_E, config.norm_eps)
-        k_KEN = _normalised(k_KEN, layer.k_norm_E, config.norm_eps)
-    return _rotated(q_KGEN, cos_E2N, sin_E2N), _rotated(k_KEN, cos_E2N, sin_E2N), v_KEN
+        q_KGEN = rms_norm(q_KGEN, layer.q_norm_E, config.norm_eps, axis=-2)
+        k_KEN = rms_norm(k_KEN, layer.k_norm_E, config.norm_eps, axis=-2)
+    cos_1E2N, sin_1E2N = cos_E2N[None], sin_E2N[None]
+    q_KGEN = rotate(q_KGEN, cos_1E2N[None], sin_1E2N[None], axis=-2)
+    return q_KGEN, rotate(k_KEN, cos_1E2N, sin_1E2N, axis=-2), v_KEN
 
 
 def _product(weight, x):
@@ -113,22 +115,6 @@ def _product(weight, x):
         scale = weight.scale.reshape(*values.shape[: values.ndim - inputs], 1)
         product = (product * scale).astype(x.dtype)
     return product
-
-
-def _normalised(x, scale_D, epsilon: float):
-    """Root-mean-square norm over the last axis but one (Zhang and Sennrich 2019), in float32."""
-    x32 = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x32), axis=-2, keepdims=True)
-    scale = jnp.expand_dims(scale_D.astype(jnp.float32), (*range(x.ndim - 2), -1))
-    return (x32 * jax.lax.rsqrt(mean_square + epsilon) * scale).astype(x.dtype)
-
-
-def _rotated(x, cos_E2N, sin_E2N):
-    """`attention.apply_rope` for heads in columns, [..., E, N]."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-2)
-    cos, sin = (jnp.expand_dims(y, range(x.ndim - 2)) for y in (cos_E2N, sin_E2N))
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-2).astype(x.dtype)
 
 
 def _append_and_attend(

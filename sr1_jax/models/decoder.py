@@ -6,13 +6,15 @@ al. 2023). Layers are stacked along a leading axis L and scanned, so compile tim
 with depth.
 
 Sequences are padded on the right: with causal attention, padding never reaches a real token,
-so no call needs a padding mask. Rows that hold several sequences come with `Segments`.
+so no call needs a padding mask. Rows of several sequences come with `PackedSequences`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from sr1_jax.models.attention import RopeScaling, apply_rope, attention, rope_angles
+from sr1_jax.models.attention import attention
 from sr1_jax.models.lora import LoraConfig, LoraLinear
+from sr1_jax.models.norm import RMSNorm
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.rotary import RopeScaling, rope_angles, rotate
 from sr1_jax.sharding import (
     axis_size,
     constrain,
@@ -38,14 +42,31 @@ from sr1_jax.sharding import (
 class DecoderConfig:
     """Shape and numerics of a decoder.
 
-    `dtype` is what activations are computed in, `param_dtype` what parameters are kept in.
-    `max_positions` is the longest context the model was trained for: nothing here depends on it,
-    but others ask for it when the model is exported.
-    `remat` says what is kept of each layer for the backward pass, see `models.remat`; False
-    stands for "none", True for "full".
-    With `lora` every kernel it names has an adapter (see `lora.LoraConfig`).
-    `unroll` layers are laid out one after the other in each turn of the scan over layers: more
-    compile time, less copying.
+    Attributes:
+        vocab_size: V, rows of the embedding.
+        width: D, of the activations between layers.
+        layers: L.
+        heads, kv_heads: H query heads, a multiple of the K key/value heads.
+        head_dim: E, even.
+        ff_width: F, of the feed-forward layer inside.
+        rope_theta, rope_scaling: see `rotary.rope_frequencies`.
+        max_positions: the longest context the model was trained for: nothing here depends on it,
+            but others ask for it when the model is exported.
+        norm_eps: see `norm.rms_norm`.
+        qkv_bias: whether queries, keys and values have one.
+        qk_norm: whether each head's queries and keys are normed.
+        tied_embeddings: whether the output head is the embedding.
+        dtype: what activations are computed in.
+        param_dtype: what parameters are kept in.
+        remat: what is kept of each layer for the backward pass, see `models.remat`; False stands
+            for "none", True for "full".
+        unroll: layers laid out one after the other in each turn of the scan over layers: more
+            compile time, less copying.
+        lora: the adapters of the kernels it names; None without adapters.
+        family: of `families.FAMILIES`, where the weights come from one: an export goes back to it.
+
+    Raises:
+        ValueError: naming the field, its value and what would do.
     """
 
     vocab_size: int
@@ -67,23 +88,45 @@ class DecoderConfig:
     remat: str | bool = "none"
     unroll: int = 1
     lora: LoraConfig | None = None
+    family: str | None = None
 
     def __post_init__(self):
         if isinstance(self.remat, bool):
             object.__setattr__(self, "remat", "full" if self.remat else "none")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"base.remat must be one of {', '.join(REMAT_POLICIES)}, not {self.remat!r}."
-            )
-        for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ff_width"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.{field} must be at least 1, not {getattr(self, field)}.")
+        for field in _SIZES:
+            value = getattr(self, field)
+            if not _is_a(numbers.Integral, value) or not 1 <= value < 2**31:
+                raise ValueError(f"DecoderConfig.{field} must be at least 1, not {value!r}.")
+        for field in ("rope_theta", "norm_eps"):
+            value = getattr(self, field)
+            if not _is_a(numbers.Real, value) or not 0 < value < math.inf:
+                raise ValueError(f"DecoderConfig.{field} must be positive, not {value!r}.")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"DecoderConfig.{field} must be one of {', '.join(choices)}, not "
+                    f"{getattr(self, field)!r}."
+                )
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}."
+                f"DecoderConfig.heads={self.heads} must be a multiple of kv_heads={self.kv_heads}."
             )
         if self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} must be even for rotary positions.")
+            raise ValueError(
+                f"DecoderConfig.head_dim={self.head_dim} must be even for rotary positions."
+            )
+
+
+_SIZES = (
+    "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ff_width", "max_positions",
+    "unroll",
+)  # fmt: skip
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_CHOICES = {"remat": tuple(REMAT_POLICIES), "dtype": _DTYPES, "param_dtype": _DTYPES}
+
+
+def _is_a(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, name="", bias=False, zero=False):
@@ -122,8 +165,8 @@ def _between(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return constrain(x.reshape(shape), *_BETWEEN)
 
 
-def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
+def _norm(config: DecoderConfig, rngs: nnx.Rngs, size: int) -> RMSNorm:
+    return RMSNorm(
         size,
         epsilon=config.norm_eps,
         dtype=config.dtype,
@@ -159,11 +202,8 @@ class Attention(nnx.Module):
         )
         if self.qk_norm:
             q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
-        return (
-            apply_rope(q_BTHE, cos_BTE2, sin_BTE2),
-            apply_rope(k_BTKE, cos_BTE2, sin_BTE2),
-            v_BTKE,
-        )
+        angles = cos_BTE2[:, :, None], sin_BTE2[:, :, None]
+        return rotate(q_BTHE, *angles, axis=-1), rotate(k_BTKE, *angles, axis=-1), v_BTKE
 
     def merge(self, heads_BTHE):
         """Output projection: heads_BTHE -> BTD."""
@@ -230,17 +270,17 @@ class Trunk(nnx.Module):
         self.norm = _norm(config, rngs, config.width)
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states of whole sequences; positions count from 0, padding is on the right.
 
-        With `segments` a row holds several sequences, each of which is as if it were alone.
+        With `packed` a row holds several sequences, each of which is as if it were alone.
         """
         positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
         attend = attention
-        if segments is not None:
-            positions_BT = segments.position_BT
-            attend = functools.partial(attention, segment_BT=segments.id_BT)
+        if packed is not None:
+            positions_BT = packed.position_BT
+            attend = functools.partial(attention, sequence_BT=packed.id_BT)
         cos, sin = rope_angles(
             positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
         )
@@ -291,10 +331,10 @@ class Decoder(nnx.Module):
         return self.head(hidden_BTD)
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
     ) -> Float[Array, "B T V"]:
         """Logits at every position of right-padded sequences, or of packed rows."""
-        return self.logits(self.trunk(ids_BT, segments))
+        return self.logits(self.trunk(ids_BT, packed))
 
 
 class ValueModel(nnx.Module):
@@ -322,10 +362,10 @@ class ValueModel(nnx.Module):
         return nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == "head")
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
     ) -> Float[Array, "B T"]:
         """Value, float32, of the state after each token; of packed rows, within its sequence."""
-        return self.head(self.trunk(ids_BT, segments))[..., 0]
+        return self.head(self.trunk(ids_BT, packed))[..., 0]
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -17,8 +18,6 @@ from flax import nnx
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.families import FAMILIES, HEAD, Weight
 from sr1_jax.models.tokenizer import Tokenizer
-
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def save_pretrained(
@@ -38,26 +37,40 @@ def save_pretrained(
         tokenizer: of the policy.
         folder: must not exist, or be empty.
         dtype: of the weights in the files.
-        shard_bytes: most bytes of a file, if no single tensor is larger.
+        shard_bytes: at most, of a file that holds more than one tensor.
 
     Raises:
         ValueError: the folder holds something, no family has a decoder of this kind, it has
             adapters, or there are several processes.
     """
+    if model.config.lora is not None:
+        raise ValueError("The model has adapters: merge them (merged_model), or save_adapters.")
+    family = family_name(model.config)
+    with new_folder(folder) as draft:
+        write_json(draft / "config.json", hf_config(model.config, tokenizer, family, dtype))
+        _write_tokenizer(draft, tokenizer)
+        _write_weights(draft, _tensors(model, family, dtype), shard_bytes)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when the block has ended well.
+
+    Args:
+        folder: must not exist, or be empty.
+
+    Raises:
+        ValueError: it holds something, or there are several processes.
+    """
     folder = Path(folder).resolve()  # a link to an empty folder stays, and what it names is filled
     check_free(folder)
     if jax.process_count() > 1:
         raise ValueError("An export is written by one process: run it on a single host.")
-    if model.config.lora is not None:
-        raise ValueError("Adapters cannot be exported by themselves; merge them (merged_model).")
-    family = family_name(model.config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         draft = Path(temporary) / "draft"
         draft.mkdir()
-        _write_json(draft / "config.json", hf_config(model.config, tokenizer, family, dtype))
-        _write_tokenizer(draft, tokenizer)
-        _write_weights(draft, _tensors(model, family, dtype), shard_bytes)
+        yield draft
         os.replace(draft, folder)  # in the place of an empty folder too
 
 
@@ -74,11 +87,13 @@ def check_free(folder: Path) -> None:
 
 
 def family_name(config: DecoderConfig) -> str:
-    """The family whose decoder has the config's biases and norms.
+    """The family that the weights came from; of a model from scratch, one that computes alike.
 
     Raises:
         ValueError: there is none.
     """
+    if config.family is not None:
+        return config.family
     for name, family in FAMILIES.items():
         if (family.qkv_bias, family.qk_norm) == (config.qkv_bias, config.qk_norm):
             return name
@@ -103,7 +118,7 @@ def hf_config(
                 "original_max_position_embeddings": scaling.original_positions,
             }
     return {
-        "architectures": [_CLASSES[family]],
+        "architectures": [FAMILIES[family].hf_class],
         "model_type": family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -123,6 +138,7 @@ def hf_config(
         "eos_token_id": _one_or_all(tokenizer.eos_ids),
         "pad_token_id": tokenizer.pad_id,
         "torch_dtype": dtype,
+        **dict(FAMILIES[family].more),
     }
 
 
@@ -139,9 +155,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         own["bos_token"] = tokenizer.bos_token
     if tokenizer.chat_template:
         own["chat_template"] = tokenizer.chat_template
-    _write_json(folder / "tokenizer_config.json", own)
+    write_json(folder / "tokenizer_config.json", own)
     generation = {"eos_token_id": _one_or_all(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)
 
 
 def _tensors(model: Decoder, family: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -190,8 +206,9 @@ def _write_weights(folder: Path, tensors: Iterator, shard_bytes: int) -> None:
         os.rename(folder / f"part-{number}", folder / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Writes an object as people read it."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Model families: which tensor of a checkpoint becomes which parameter.
+"""Model families: which stored tensor becomes which parameter.
 
 `FAMILIES` is the one table of names. It says, for a parameter of ours, what the tensor is called
 in a Hugging Face folder and in a GGUF file, and how the two are laid out. A parameter whose
@@ -8,7 +8,7 @@ tensors are numbered by layer is stacked along a leading axis L.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     def to_stored_bounds(self, bounds: Bounds, shape: Shape) -> Bounds:
         """Where a part of a parameter lies in the stored tensor.
 
-        Of axes that are stored as one, only the first may be cut.
+        Of axes that are stored as one, only the first may be split.
         """
         found = []
         for axes in self.axes:
@@ -151,25 +151,36 @@ HEAD = Weight("head.kernel", "lm_head.weight", "output.weight", FROM_WIDTH)
 
 
 class Family(NamedTuple):
-    """A model family: its rows of the table, and what sets its decoder apart."""
+    """A model family: its rows of the table, and what sets its decoder apart.
+
+    Attributes:
+        weights: its rows.
+        hf_class: what transformers and vLLM call its language model.
+        qkv_bias, qk_norm: as in `decoder.DecoderConfig`.
+        more: further keys of its config.json, for exports, where the family's own default would
+            change the computation.
+    """
 
     weights: tuple[Weight, ...]
+    hf_class: str
     qkv_bias: bool = False
     qk_norm: bool = False
+    more: tuple[tuple[str, Any], ...] = ()
 
 
-# Keyed by `model_type` of config.json, which is also `general.architecture` of GGUF.
+# Keyed by `model_type` of config.json, which is also `general.architecture` of GGUF. A family that
+# differs in nothing else is one row here.
 FAMILIES = {
-    "llama": Family(_TRUNK),
-    "mistral": Family(_TRUNK),
-    "qwen2": Family(_TRUNK + _QKV_BIAS, qkv_bias=True),
-    "qwen3": Family(_TRUNK + _QK_NORM, qk_norm=True),
+    "llama": Family(_TRUNK, "LlamaForCausalLM"),
+    "mistral": Family(_TRUNK, "MistralForCausalLM", more=(("sliding_window", None),)),
+    "qwen2": Family(_TRUNK + _QKV_BIAS, "Qwen2ForCausalLM", qkv_bias=True),
+    "qwen3": Family(_TRUNK + _QK_NORM, "Qwen3ForCausalLM", qk_norm=True),
 }
 
 
 def family_of(name: str, where: str) -> Family:
     """The family called `name`; raises ValueError, naming `where` it was asked for."""
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
             f"{where}: the architecture '{name}' is not supported; supported are "
             f"{', '.join(FAMILIES)}."

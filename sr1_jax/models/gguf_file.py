@@ -12,11 +12,11 @@ import tokenizers
 from gguf.constants import GGUFValueType, TokenType
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
-from sr1_jax.models.attention import RopeScaling, rope_frequencies
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.families import HEAD, Family, family_of
+from sr1_jax.models.rotary import RopeScaling, rope_frequencies
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import Checkpoint
+from sr1_jax.models.weights import ModelFiles
 
 _REQUIRED = object()
 
@@ -59,7 +59,7 @@ _PRE_TOKENIZERS = {
 }
 
 
-def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
+def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> ModelFiles:
     """Config, tokenizer and tensor names of a GGUF file; see `load_pretrained` for the errors."""
     try:
         reader = gguf.GGUFReader(path)
@@ -91,7 +91,7 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
             rows = _undo_interleaving(np.arange(_shape(tensor)[0]), heads)[rows]
         return _dequantised(path, tensor, rows)
 
-    return Checkpoint(
+    return ModelFiles(
         path=str(path),
         config_file=str(path),
         form="gguf",
@@ -99,6 +99,7 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
         config=config,
         tokenizer=_read_tokenizer(metadata),
         shapes={name: _shape(tensor) for name, tensor in tensors.items()},
+        files=dict.fromkeys(tensors, path),
         rows=rows_of,
         block_bytes=_BLOCK_BYTES,
     )
@@ -154,7 +155,8 @@ def _decoder_config(
                 f"{plain!r}."
             )
     embedding = tensors.get("token_embd.weight")
-    return DecoderConfig(
+    shape = dict(
+        family=architecture,
         # The number is not in every file; the rows of the embedding always are.
         vocab_size=_shape(embedding)[0] if embedding else integer("vocab_size"),
         width=width,
@@ -171,6 +173,10 @@ def _decoder_config(
         dtype=dtype,
         param_dtype=param_dtype,
     )
+    try:
+        return DecoderConfig(**shape)
+    except ValueError as error:
+        raise ValueError(f"{metadata.path}: {error}") from error
 
 
 def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:

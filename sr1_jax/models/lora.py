@@ -38,13 +38,13 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, not {self.rank}.")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"LoraConfig.rank must be at least 1, not {self.rank}.")
         if not self.alpha > 0:
-            raise ValueError(f"lora.alpha must be above 0, not {self.alpha}.")
+            raise ValueError(f"LoraConfig.alpha must be above 0, not {self.alpha}.")
         if not self.targets or not set(self.targets) <= set(TARGETS):
             raise ValueError(
-                f"lora.targets must be some of {', '.join(TARGETS)}, not {self.targets}."
+                f"LoraConfig.targets must be some of {', '.join(TARGETS)}, not {self.targets}."
             )
 
     @property

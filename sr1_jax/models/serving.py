@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.models.cache_rows import Rows, rows_of_heads
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.layer_weights import layer_weights
 from sr1_jax.sharding import CACHE_AXES, named, serving_shardings
 
 WEIGHTS = ("same", "bfloat16", "int8")
@@ -172,43 +173,38 @@ def quantise(kernel: jax.Array, input_axes: tuple[int, ...]) -> Int8:
     return Int8(jnp.round(kernel / scale).astype(jnp.int8), scale)
 
 
-def _grouped(q_kernel: jax.Array, k_kernel: jax.Array, v_kernel: jax.Array) -> jax.Array:
+def _grouped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """[..., H, E], [..., K, E], [..., K, E] -> [..., K, G + 2, E]."""
-    *outer, kv_heads, size = k_kernel.shape
-    q_kernel = q_kernel.reshape(*outer, kv_heads, -1, size)
-    return jnp.concatenate([q_kernel, k_kernel[..., None, :], v_kernel[..., None, :]], axis=-2)
+    *outer, kv_heads, size = k.shape
+    q = q.reshape(*outer, kv_heads, -1, size)
+    return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=-2)
 
 
 def _serving_layer(config: DecoderConfig, weights: str, params: Any) -> ServingLayer:
-    attention, ff = params["attention"], params["ff"]
+    layer = layer_weights(params)
 
     def small(array):
-        return array if weights == "same" else array.astype(jnp.bfloat16)
+        return array if array is None or weights == "same" else array.astype(jnp.bfloat16)
 
     def kernel(array, inputs):
         return quantise(array, inputs) if weights == "int8" else small(array)
 
-    qkv_DKJE = _grouped(*(attention[name]["kernel"].get_value() for name in "qkv"))
-    o_HED = attention["o"]["kernel"].get_value()
-    o_KGED = o_HED.reshape(config.kv_heads, -1, *o_HED.shape[1:])
-    gate_up_2DF = jnp.stack([ff[name]["kernel"].get_value() for name in ("gate", "up")])
-    bias_KJE = q_norm_E = k_norm_E = None
+    bias_KJE = None
     if config.qkv_bias:
-        bias_KJE = small(_grouped(*(attention[name]["bias"].get_value() for name in "qkv")))
-    if config.qk_norm:
-        q_norm_E, k_norm_E = (
-            small(attention[name]["scale"].get_value()) for name in ("q_norm", "k_norm")
-        )
+        bias_KJE = small(_grouped(layer.q_bias_HE, layer.k_bias_KE, layer.v_bias_KE))
+    qkv_DKJE = _grouped(layer.q_DHE, layer.k_DKE, layer.v_DKE)
+    o_KGED = layer.o_HED.reshape(config.kv_heads, -1, *layer.o_HED.shape[1:])
+    gate_up_2DF = jnp.stack([layer.gate_DF, layer.up_DF])
     return ServingLayer(
-        attention_norm_D=small(params["attention_norm"]["scale"].get_value()),
+        attention_norm_D=small(layer.attention_norm_D),
         qkv_KJED=kernel(jnp.moveaxis(qkv_DKJE, 0, -1), (3,)),
         qkv_bias_KJE=bias_KJE,
-        q_norm_E=q_norm_E,
-        k_norm_E=k_norm_E,
+        q_norm_E=small(layer.q_norm_E),
+        k_norm_E=small(layer.k_norm_E),
         o_DKGE=kernel(jnp.moveaxis(o_KGED, -1, 0), (1, 2, 3)),
-        ff_norm_D=small(params["ff_norm"]["scale"].get_value()),
+        ff_norm_D=small(layer.ff_norm_D),
         gate_up_2FD=kernel(gate_up_2DF.swapaxes(1, 2), (2,)),
-        down_DF=kernel(ff["down"]["kernel"].get_value().T, (1,)),
+        down_DF=kernel(layer.down_FD.T, (1,)),
     )
 
 
@@ -276,7 +272,7 @@ def serve(
     Args:
         params: of a decoder, placed as in training.
         config: of the decoder.
-        mesh: of `sharding.make_mesh`.
+        mesh: the device mesh.
         weights: see `serving_params`.
 
     Raises:

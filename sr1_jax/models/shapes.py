@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.rotary import RopeScaling
 
 
 class Shape(NamedTuple):
@@ -68,9 +68,9 @@ SHAPES = {
     ),
 }
 
-# What says how to compute, not what the weights mean; and the longest context that was trained
-# on, in which base and instruct variants differ.
-_FREE = ("dtype", "param_dtype", "remat", "unroll", "max_positions")
+# What says how to compute or where weights came from, not what they mean; and the longest context
+# that was trained on, in which base and instruct variants differ.
+_FREE = ("dtype", "param_dtype", "remat", "unroll", "max_positions", "family")
 # What config.json calls our fields, where the names differ.
 _KEYS = {
     "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
@@ -91,7 +91,7 @@ def preset_config(name: str, **numerics: Any) -> DecoderConfig:
         ValueError: no such model.
     """
     if name not in SHAPES:
-        raise ValueError(f"model.preset must be one of {', '.join(SHAPES)}, not {name!r}.")
+        raise ValueError(f"No model is called {name!r}; known are {', '.join(SHAPES)}.")
     return DecoderConfig(**SHAPES[name].fields, **numerics)
 
 
@@ -112,7 +112,6 @@ def check_is_preset(config: DecoderConfig, name: str, where: str) -> None:
         if field.name not in _FREE and found != meant:
             key = _KEYS.get(field.name, field.name)
             raise ValueError(
-                f"{where}: by {key} the model's {field.name} is {found}, but that of "
-                f"model.preset={name!r} is {meant}; name another preset, clear it, or give "
-                "another base.path."
+                f"{where}: by {key} the model's {field.name} is {found}, but that of {name} is "
+                f"{meant}."
             )

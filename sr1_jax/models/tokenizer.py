@@ -16,6 +16,26 @@ _BYTE_OF_CHAR = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(256 + i): byte for i, byte in enumerate(_SHIFTED)
 }
 
+# See `Tokenizer.settled`: words at the end of a text that what follows may change, and what may.
+_OPEN_WORDS = 4
+_ANY_MORE = (
+    "",
+    "a",
+    " a",
+    "A'll",
+    "'s",
+    "1",
+    " 12",
+    ".",
+    " ?!",
+    "\n",
+    " \n a",
+    "\t",
+    "é",
+    "\u0301",
+    "日",
+)
+
 
 class Tokenizer:
     """Ids of texts and back.
@@ -81,6 +101,41 @@ class Tokenizer:
         """Ids of our own text (a prompt template), in which special tokens mean themselves."""
         return self._trusted.encode(text, add_special_tokens=False).ids
 
+    def split_added(self, text: str) -> list[str | int]:
+        """Our own text, split at its added and special tokens: plain text, an id, plain text, ….
+
+        `encode` of each plain part gives what `encode_trusted` of the whole has there.
+        """
+        encoded = self._trusted.encode(text, add_special_tokens=False)
+        pieces: list[str | int] = []
+        end = 0
+        for token_id, (start, stop) in zip(encoded.ids, encoded.offsets):
+            if token_id in self._added:
+                pieces += [text[end:start], token_id]
+                end = stop
+        return [piece for piece in (*pieces, text[end:]) if piece != ""]
+
+    def settled(self, text: str) -> tuple[list[int], str]:
+        """What of a plain text's encoding no continuation changes.
+
+        Byte-level tokenizers first split a text into words, from the left, and what follows
+        affects only the last of them. Four are left open, and the rule is tried on examples.
+
+        Returns:
+            The ids of the text's beginning, and the rest of it: for any continuation,
+            `encode(text + more)` is these ids and `encode(rest + more)`.
+        """
+        encoded = self._untrusted.encode(text, add_special_tokens=False)
+        words = encoded.word_ids
+        starts = [i for i in range(1, len(words)) if words[i] != words[i - 1]]
+        if len(starts) < _OPEN_WORDS:
+            return [], text
+        first = starts[-_OPEN_WORDS]
+        ids, rest = encoded.ids[:first], text[encoded.offsets[first][0] :]
+        if any(self.encode(text + more) != ids + self.encode(rest + more) for more in _ANY_MORE):
+            return [], text
+        return ids, rest
+
     @functools.cached_property
     def prefix_ids(self) -> list[int]:
         """What its tokenizer puts before any text, since the model was trained so: Llama's
@@ -114,7 +169,7 @@ class Tokenizer:
 
     @functools.cached_property
     def longest_token(self) -> int:
-        """Most bytes that a token adds to the text."""
+        """The number of bytes that the longest token adds to the text."""
         return max(map(len, self.token_bytes))
 
     def token(self, token_id: int) -> str:

@@ -1,4 +1,4 @@
-"""The filling of a model with the tensors of a checkpoint, by the table in `families`."""
+"""Fills a model with the tensors of a folder or file, by the table in `families`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -26,12 +28,15 @@ Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
 # Columns are transposed so many at a time, which makes rows that are written in one run.
 _STRIPE_COLUMNS = 256
 
+# Looked through for numbers that are not finite at a time: it stays in a core's cache.
+_CHECK_BYTES = 1 << 18
+
 # Tables of rotary frequencies that old files carry; they follow from rope_theta.
 IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class ModelFiles:
     """What a reader makes of a file or folder before any tensor is read.
 
     Attributes:
@@ -42,9 +47,10 @@ class Checkpoint:
         config: of the decoder to build.
         tokenizer: its tokenizer.
         shapes: of every tensor in it, by name, in row-major order.
+        files: that each tensor is in, by name, for messages.
         rows: (name, first, last) gives these rows of the tensor in a float dtype, not to be
             written to; called from several threads at once.
-        block_bytes: of the result that a call of `rows` is for, at most, if a row is not more.
+        block_bytes: of the result that one call of `rows` may be for, unless a single row is more.
     """
 
     path: str
@@ -54,25 +60,27 @@ class Checkpoint:
     config: DecoderConfig
     tokenizer: Tokenizer
     shapes: Mapping[str, Shape]
+    files: Mapping[str, Path]
     rows: Callable[[str, int, int], np.ndarray]
     block_bytes: int
 
 
-def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
-    """The decoder of a checkpoint, its parameters in `config.param_dtype`.
+def build(model_files: ModelFiles, mesh: Mesh | None = None) -> Decoder:
+    """The decoder that files hold, its parameters in `config.param_dtype`.
 
     The model is never initialised at random. Each parameter is read tensor by tensor, straight
     into the shards that this process holds of it.
 
     Args:
-        checkpoint: of a reader, and checked by `check_tensors`.
-        mesh: of `sharding.make_mesh`; None puts everything on the default device.
+        model_files: of a reader, and checked by `check_tensors`.
+        mesh: the device mesh; None puts everything on the default device.
 
     Raises:
-        ValueError: an axis does not divide over the mesh, or a file is cut short.
+        ValueError: an axis does not divide over the mesh, a file is cut short, or a weight is no
+            finite number of `config.param_dtype`.
     """
-    graph, state, parameters = _abstract(checkpoint.config)
-    rows = {weight.parameter: weight for weight in _rows(checkpoint)}
+    graph, state, parameters = _abstract(model_files.config)
+    rows = {weight.parameter: weight for weight in _rows(model_files)}
     where = dict.fromkeys(parameters)
     if mesh is not None:
         placed = nnx.to_flat_state(tree_shardings(state, mesh))
@@ -80,7 +88,7 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
     filled = [
         (
             tuple(name.split(".")),
-            variable.replace(_read_parameter(checkpoint, rows[name], variable, where[name])),
+            variable.replace(_read_parameter(model_files, rows[name], variable, where[name])),
         )
         for name, variable in parameters.items()
     ]
@@ -94,16 +102,16 @@ def _abstract(config: DecoderConfig):
     return graph, state, {".".join(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
-def _rows(checkpoint: Checkpoint) -> tuple[Weight, ...]:
-    return checkpoint.family.weights + (() if checkpoint.config.tied_embeddings else (HEAD,))
+def _rows(model_files: ModelFiles) -> tuple[Weight, ...]:
+    return model_files.family.weights + (() if model_files.config.tied_embeddings else (HEAD,))
 
 
-def _tensor_names(checkpoint: Checkpoint, weight: Weight) -> list[str]:
+def _tensor_names(model_files: ModelFiles, weight: Weight) -> list[str]:
     """One name, or one for each layer."""
-    pattern = getattr(weight, checkpoint.form)
+    pattern = getattr(weight, model_files.form)
     if "{}" not in pattern:
         return [pattern]
-    return [pattern.format(layer) for layer in range(checkpoint.config.layers)]
+    return [pattern.format(layer) for layer in range(model_files.config.layers)]
 
 
 def _parameter_shape(weight: Weight, shape: Shape) -> Shape:
@@ -111,66 +119,72 @@ def _parameter_shape(weight: Weight, shape: Shape) -> Shape:
     return shape[1:] if "{}" in weight.hf else shape
 
 
-def check_tensors(checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint whose tensors are not those of its config, by names and shapes.
+def check_tensors(model_files: ModelFiles) -> None:
+    """Refuses files whose tensors are not those of their config, by names and shapes.
 
     Raises:
         ValueError: a tensor is missing, not known, or of another shape than the config says.
     """
+    if model_files.config.layers > len(model_files.shapes):
+        # Before as many names are made up.
+        raise ValueError(
+            f"{model_files.config_file}: the config asks for {model_files.config.layers} layers, "
+            f"but {model_files.path} holds only {len(model_files.shapes)} tensors."
+        )
     parameter_shapes = {
-        name: variable.shape for name, variable in _abstract(checkpoint.config)[2].items()
+        name: variable.shape for name, variable in _abstract(model_files.config)[2].items()
     }
-    rows = {weight.parameter for weight in _rows(checkpoint)}
+    rows = {weight.parameter for weight in _rows(model_files)}
     if rows != parameter_shapes.keys():
         raise ValueError(
-            f"{checkpoint.path}: no tensor is known to fill "
-            f"{_listed(parameter_shapes.keys() ^ rows)}."
+            f"{model_files.path}: no tensor is known to fill "
+            f"{listed(parameter_shapes.keys() ^ rows)}."
         )
     expected = {
         name: weight.layout.stored_shape(
             _parameter_shape(weight, parameter_shapes[weight.parameter])
         )
-        for weight in _rows(checkpoint)
-        for name in _tensor_names(checkpoint, weight)
+        for weight in _rows(model_files)
+        for name in _tensor_names(model_files, weight)
     }
     found = {
-        name: shape for name, shape in checkpoint.shapes.items() if not IGNORED.fullmatch(name)
+        name: shape for name, shape in model_files.shapes.items() if not IGNORED.fullmatch(name)
     }
-    head, embedding = (getattr(row, checkpoint.form) for row in (HEAD, EMBEDDING))
+    head, embedding = (getattr(row, model_files.form) for row in (HEAD, EMBEDDING))
     if missing := expected.keys() - found.keys():
-        raise ValueError(f"{checkpoint.path}: tensors are missing: {_listed(missing)}.")
-    if checkpoint.config.tied_embeddings and head in found:
-        if not _are_equal(checkpoint, head, embedding):
+        raise ValueError(f"{model_files.path}: tensors are missing: {listed(missing)}.")
+    if model_files.config.tied_embeddings and head in found:
+        if not _are_equal(model_files, head, embedding):
             raise ValueError(
-                f"{checkpoint.path}: {head} differs from {embedding}, but the config says "
+                f"{model_files.path}: {head} differs from {embedding}, but the config says "
                 "tie_word_embeddings. Set tie_word_embeddings to false if the head is its own."
             )
         del found[head]
     if unknown := found.keys() - expected.keys():
         raise ValueError(
-            f"{checkpoint.path}: tensors that have no place in the model: {_listed(unknown)}."
+            f"{model_files.path}: tensors that have no place in the model: {listed(unknown)}."
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
-                f"{checkpoint.path}: {name} has shape {list(found[name])}, but the config asks "
+                f"{model_files.path}: {name} has shape {list(found[name])}, but the config asks "
                 f"for {list(shape)}."
             )
 
 
-def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+def _are_equal(model_files: ModelFiles, one: str, other: str) -> bool:
     """Whether two tensors hold the same numbers."""
-    shape = checkpoint.shapes[one]
-    if checkpoint.shapes[other] != shape:
+    shape = model_files.shapes[one]
+    if model_files.shapes[other] != shape:
         return False
     for first, last in _blocks(0, shape[0], 1024):
-        if not np.array_equal(*(checkpoint.rows(name, first, last) for name in (one, other))):
+        if not np.array_equal(*(model_files.rows(name, first, last) for name in (one, other))):
             return False
     return True
 
 
 def _read_parameter(
-    checkpoint: Checkpoint, weight: Weight, variable, sharding: jax.sharding.Sharding | None
+    model_files: ModelFiles, weight: Weight, variable, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
     """The tensors of one row of the table, written to where this process holds them.
 
@@ -187,13 +201,13 @@ def _read_parameter(
         bounds: _aligned([stop - start for start, stop in bounds], dtype)
         for bounds in dict.fromkeys(parts.values())
     }
-    _fill(checkpoint, weight, shape, buffers)
+    _fill(model_files, weight, shape, buffers)
     arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _fill(
-    checkpoint: Checkpoint, weight: Weight, shape: Shape, buffers: Mapping[Bounds, np.ndarray]
+    model_files: ModelFiles, weight: Weight, shape: Shape, buffers: Mapping[Bounds, np.ndarray]
 ) -> None:
     """Reads the parts of a parameter of this shape that the buffers are for, and no other rows."""
     layers = "{}" in weight.hf
@@ -207,8 +221,15 @@ def _fill(
         targets.append((inner, [weight.layout.to_stored(one) for one in stack]))
     transpose = _transposition() if weight.layout.transposed else None
 
+    dtype = next(iter(buffers.values())).dtype
+
     def copy(layer: int, name: str, first: int, last: int) -> None:
-        rows = checkpoint.rows(name, first, last)
+        rows = model_files.rows(name, first, last)
+        if not fits(rows, dtype):
+            raise ValueError(
+                f"{model_files.files[name]}: {name} holds NaN, an infinite number, or one too "
+                f"large for {dtype}, in rows {first} to {last - 1}."
+            )
         for (outer, *inner), views in targets:
             start, stop = max(first, outer[0]), min(last, outer[1])
             if start >= stop:
@@ -226,11 +247,10 @@ def _fill(
             for stripe in itertools.starmap(slice, _blocks(0, source.shape[1], _STRIPE_COLUMNS)):
                 target[:, stripe] = transpose(source[:, stripe])
 
-    itemsize = next(iter(buffers.values())).dtype.itemsize
-    count = max(1, checkpoint.block_bytes // (math.prod(row) * itemsize))
+    count = max(1, model_files.block_bytes // (math.prod(row) * dtype.itemsize))
     held = _merged([outer for (outer, *_), _ in targets])
     blocks = [block for first, last in held for block in _blocks(first, last, count)]
-    names = _tensor_names(checkpoint, weight)
+    names = _tensor_names(model_files, weight)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         tasks = [
             threads.submit(copy, layer, name, *block)
@@ -239,6 +259,32 @@ def _fill(
         ]
         for task in tasks:
             task.result()
+
+
+def fits(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether an array holds only finite numbers, none beyond the range of a dtype.
+
+    Apart from the sign, the bits of floats are integers in the same order, and those of infinities
+    and NaNs are the largest. As signed integers the greatest is the greatest positive number or
+    NaN; as unsigned ones, the negative number or NaN farthest from 0. So two maxima tell, and no
+    temporary array is made.
+
+    Args:
+        array: of any float dtype.
+        dtype: that it is converted to.
+    """
+    limits = [float(ml_dtypes.finfo(each).max) for each in (array.dtype, dtype)]
+    largest = np.array(min(limits), array.dtype)
+    size = array.dtype.itemsize
+    signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
+    limit = int(largest.view(unsigned))
+    sign = 1 << (8 * size - 1)
+    flat = array.reshape(-1)
+    for first, last in _blocks(0, flat.size, _CHECK_BYTES // size):
+        part = flat[first:last]
+        if part.view(signed).max() > limit or int(part.view(unsigned).max()) > limit + sign:
+            return False
+    return True
 
 
 def _transposition() -> Callable[[np.ndarray], np.ndarray]:
@@ -277,7 +323,8 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _listed(names: Iterable[str], most: int = 20) -> str:
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Names in order, for messages; of many, the first and how many more."""
     names = sorted(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -6,6 +6,11 @@ trips are not known at compile time counts once and is named.
 FLOPs are those of matrix products (2 a multiply-add): what a matrix unit is rated by. Bytes are
 those that move between main memory and the core: what lies in vector memory is free, a fusion
 that reads a slice reads that slice, and one that writes a slice in place writes that slice.
+
+No cycle estimate of the TPU compiler holds a transfer between devices: a collective has none, nor
+has the start or the end of an asynchronous one, and what runs along with it is estimated as it
+is without (tests/planning/test_costs.py asks the compiler). So each asynchronous collective is kept
+with what runs until its end, for `step.time_of` to say how long the end waits.
 """
 
 from __future__ import annotations
@@ -14,15 +19,30 @@ import dataclasses
 import math
 import re
 from collections import Counter
+from typing import NamedTuple
 
+from sr1_jax.planning.collectives import CONTINUED, END, START, WHOLE, Collective, collectives_of
 from sr1_jax.planning.convolutions import convolution_flops
 from sr1_jax.planning.hlo import Computation, Instruction, Module
 from sr1_jax.planning.kernels import kernel_costs
 from sr1_jax.planning.loops import trip_count
 from sr1_jax.planning.traffic import main_memory_bytes
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _SUMS = ("flops", "bytes", "cycles", "uncounted_bytes", "uncounted_flops", "blocking")
+
+
+class Overlap(NamedTuple):
+    """An asynchronous collective and what runs from its start to its end.
+
+    Attributes:
+        sent: bytes that a device sends.
+        cycles, uncounted_bytes, uncounted_flops: as of `Costs`, of what runs meanwhile.
+    """
+
+    sent: float
+    cycles: float
+    uncounted_bytes: float
+    uncounted_flops: float
 
 
 @dataclasses.dataclass
@@ -37,6 +57,7 @@ class Costs:
         blocking: bytes that a device sends while nothing else runs.
         collectives: bytes that a device sends, by kind.
         collective_calls: how often, by kind.
+        overlaps: how often each asynchronous collective runs.
         unknown_loops: loops whose trips are not known; they count once.
         unknown_kernels: custom kernels whose FLOPs are not known; they count none.
         heaviest: estimated cycles by the name of the model's operation.
@@ -48,17 +69,18 @@ class Costs:
     uncounted_bytes: float = 0.0
     uncounted_flops: float = 0.0
     blocking: float = 0.0
-    collectives: Counter = dataclasses.field(default_factory=Counter)
-    collective_calls: Counter = dataclasses.field(default_factory=Counter)
+    collectives: Counter[str] = dataclasses.field(default_factory=Counter)
+    collective_calls: Counter[str] = dataclasses.field(default_factory=Counter)
+    overlaps: Counter[Overlap] = dataclasses.field(default_factory=Counter)
     unknown_loops: int = 0
     unknown_kernels: int = 0
-    heaviest: Counter = dataclasses.field(default_factory=Counter)
+    heaviest: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, other: Costs, times: int = 1) -> None:
         """Adds another cost, `times` over."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
-        for name in ("collectives", "collective_calls", "heaviest"):
+        for name in ("collectives", "collective_calls", "overlaps", "heaviest"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] += times * value
@@ -85,52 +107,108 @@ class _Reader:
         if (name, fused) not in self._known:
             costs = Costs()
             computation = self._module.computations[name]
+            network = _Network(costs)
+            # In the order of the schedule.
             for instruction in computation:
                 self._instruction(computation, instruction, costs, fused)
+                for collective in () if fused else self._collectives(computation, instruction):
+                    network.add(collective)
             self._known[name, fused] = costs
         return self._known[name, fused]
+
+    def _collectives(self, computation: Computation, instruction: Instruction) -> list[Collective]:
+        return list(collectives_of(self._module, computation, instruction))
 
     def _instruction(
         self, computation: Computation, instruction: Instruction, costs: Costs, fused: bool
     ) -> None:
         opcode, called = instruction.opcode, dict(instruction.called)
-        kernel = kernel_costs(computation, instruction, self._filled)
         if opcode == "while":
             trips = trip_count(self._module, computation, instruction)
             costs.unknown_loops += trips is None
             for role in ("condition", "body"):
                 costs.add(self.computation(called[role]), 1 if trips is None else trips)
-            return
-        if opcode == "conditional":
+        elif opcode == "conditional":
             branches = [self.computation(name) for _, name in instruction.called]
             costs.add(max(branches, key=lambda branch: (branch.flops, branch.bytes)))
-            return
-        if opcode in ("call", "async-start"):
+        elif opcode == "call":
             costs.add(self.computation(called.get("to_apply") or called["calls"], fused=fused))
-            return
+        elif opcode == "async-start":
+            inner = self.computation(called["calls"], fused=fused)
+            # Its collectives block nothing, and are counted where they start.
+            network = {"blocking": 0.0, "collectives": Counter(), "collective_calls": Counter()}
+            costs.add(dataclasses.replace(inner, **network))
+        else:
+            self._add_flops(computation, instruction, costs)
+            if not fused:
+                self._add_bytes_and_cycles(computation, instruction, costs)
+
+    def _add_flops(self, computation: Computation, instruction: Instruction, costs: Costs) -> None:
+        opcode, called = instruction.opcode, dict(instruction.called)
         if opcode == "dot":
             costs.flops += _dot_flops(computation, instruction)
         elif opcode == "convolution":
             costs.flops += convolution_flops(computation, instruction)
         elif opcode == "custom-call":
-            costs.unknown_kernels += kernel.flops is None
-            costs.flops += kernel.flops or 0
-            costs.uncounted_flops += kernel.flops or 0
-        elif "calls" in called:  # a fusion, or what runs beside others
+            flops = kernel_costs(computation, instruction, self._filled).flops
+            costs.unknown_kernels += flops is None
+            costs.flops += flops or 0
+            costs.uncounted_flops += flops or 0
+        elif "calls" in called:
             costs.add(self.computation(called["calls"], fused=True))
-        _add_collective(computation, instruction, costs)
-        if fused:
-            return
-        moved = kernel.bytes
+
+    def _add_bytes_and_cycles(
+        self, computation: Computation, instruction: Instruction, costs: Costs
+    ) -> None:
+        moved = kernel_costs(computation, instruction, self._filled).bytes
         if moved is None:
             moved = main_memory_bytes(self._module, computation, instruction)
         cycles = instruction.number("estimated_cycles")
         costs.bytes += moved
-        if cycles is None:
-            costs.uncounted_bytes += moved
-        else:
+        if cycles is not None:
             costs.cycles += cycles
             costs.heaviest[operation_name(instruction)] += cycles
+        elif not self._collectives(computation, instruction):
+            # A collective is as slow as the network, in which its time is.
+            costs.uncounted_bytes += moved
+
+
+class _Network:
+    """Collectives of a computation, as they come in its schedule.
+
+    Args:
+        costs: of the computation so far; added to.
+    """
+
+    def __init__(self, costs: Costs):
+        self._costs = costs
+        self._under_way: dict[str, Overlap] = {}  # by handle: bytes, and the costs at the start
+
+    def add(self, collective: Collective) -> None:
+        costs, (kind, sent, phase, handle) = self._costs, collective
+        if phase == END:
+            began = self._under_way.pop(handle, None)
+            if began is not None:
+                costs.overlaps[self._since(began)] += 1
+        if phase in (END, CONTINUED):
+            return
+        costs.collectives[kind] += sent
+        costs.collective_calls[kind] += 1
+        if phase == WHOLE:
+            costs.blocking += sent
+        elif phase == START:
+            self._under_way[handle] = Overlap(
+                sent, costs.cycles, costs.uncounted_bytes, costs.uncounted_flops
+            )
+
+    def _since(self, began: Overlap) -> Overlap:
+        now = self._costs
+        return Overlap(
+            began.sent,
+            now.cycles - began.cycles,
+            now.uncounted_bytes - began.uncounted_bytes,
+            now.uncounted_flops - began.uncounted_flops,
+        )
 
 
 def operation_name(instruction: Instruction) -> str:
@@ -144,50 +222,3 @@ def _dot_flops(computation: Computation, dot: Instruction) -> int:
     left = computation.instructions[dot.operands[0]].shapes[0].dims
     length = math.prod(left[axis] for axis in dot.braces("lhs_contracting_dims"))
     return 2 * dot.shapes[0].size * length
-
-
-def _add_collective(computation: Computation, instruction: Instruction, costs: Costs) -> None:
-    """What a device sends: of n devices in a ring, each passes (n-1)/n of the whole on."""
-    kind = instruction.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
-        return
-    operands = [computation.instructions[name] for name in instruction.operands]
-    given = sum(shape.size * _width(shape) for x in operands for shape in x.shapes)
-    devices = group_size(instruction)
-    if kind == "collective-permute":
-        sent = given
-    elif kind == "all-gather":
-        sent = given * (devices - 1)
-    else:
-        sent = given * (devices - 1) / devices * (2 if kind == "all-reduce" else 1)
-        if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-            # The compiler's own fusion of the sum with the slice that is kept of it.
-            kind, sent = "reduce-scatter", sent / 2
-    if kind == instruction.opcode and "async" not in computation.name:
-        costs.blocking += sent
-    costs.collectives[kind] += sent
-    costs.collective_calls[kind] += 1
-
-
-def _width(shape) -> float:
-    return shape._replace(tile=()).bytes / max(shape.size, 1)
-
-
-def group_size(instruction: Instruction) -> int:
-    """Devices that a collective runs over; 1 if the text does not say.
-
-    `replica_groups` comes as lists of devices, as a grid [groups, size], or as axes of a mesh.
-    """
-    text = instruction.attributes
-    if found := re.search(r"\bgroup_size = (\d+)", text):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        # 'axis_0':(2)4 is the part of size 4 of an axis.
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    return 1

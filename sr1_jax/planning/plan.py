@@ -16,15 +16,20 @@ from sr1_jax.planning.chips import Chip, chip_of
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
 from sr1_jax.planning.costs import Costs, costs_of
 from sr1_jax.planning.kept import compile_kept
-from sr1_jax.planning.run import ROLLOUT, Run, beside, chunk_bytes, device_bytes, make_run
-from sr1_jax.planning.step import (
-    Assumptions,
-    Time,
-    calls_of,
-    decode_traffic,
-    needed_flops,
-    time_of,
+from sr1_jax.planning.run import (
+    OPTIMIZERS,
+    REFERENCE,
+    ROLLOUT,
+    Run,
+    also_held,
+    chunk_bytes,
+    device_bytes,
+    make_run,
 )
+from sr1_jax.planning.step import Assumptions, calls_of, kind_of
+from sr1_jax.planning.timing import Time, decode_traffic, needed_flops, time_of
+from sr1_jax.rl.program_keys import Merge
+from sr1_jax.rollout.program_keys import Decode, Reshard
 
 SPARE = 0.05  # share of the memory that has to stay free
 
@@ -34,10 +39,10 @@ class Row:
     """A program of the plan.
 
     Attributes:
-        name: of the program.
+        key: of the program.
         calls: a step, on average.
         memory: of the program itself; None if it did not fit.
-        beside: what else the device holds meanwhile, bytes by name.
+        also_held: what else the device holds meanwhile, bytes by name.
         costs, time: of one call; None if it did not fit.
         needed: FLOPs a device has to compute in one call, recomputation not counted.
         peak: FLOPs a second of the device.
@@ -46,10 +51,10 @@ class Row:
         seconds_compiled: of compilation.
     """
 
-    name: str
+    key: Any
     calls: float
     memory: Memory | None
-    beside: dict[str, int]
+    also_held: dict[str, int]
     costs: Costs | None
     time: Time | None
     needed: float
@@ -59,9 +64,14 @@ class Row:
     seconds_compiled: float
 
     @property
+    def name(self) -> str:
+        """The key as people read it."""
+        return str(self.key)
+
+    @property
     def total(self) -> float:
         """Bytes of everything on the device while the program runs."""
-        return (self.memory.total if self.memory else 0) + sum(self.beside.values())
+        return (self.memory.total if self.memory else 0) + sum(self.also_held.values())
 
     @property
     def share_of_peak(self) -> float:
@@ -114,7 +124,7 @@ class Plan:
         terms: dict[str, float] = {}
         for row in self.rows:
             if row.time and row.calls:
-                term = " ".join(word for word in row.name.split() if word[0].isalpha())
+                term = kind_of(row.key)
                 terms[term] = terms.get(term, 0.0) + row.calls * row.time.seconds
         return dict(sorted(terms.items(), key=lambda item: -item[1]))
 
@@ -132,7 +142,7 @@ class Plan:
     @property
     def decode_overhead(self) -> float | None:
         """Bytes that a decode step moves over those of weights and live cache."""
-        row = next((r for r in self.rows if r.name.startswith("decode") and r.costs), None)
+        row = next((r for r in self.rows if isinstance(r.key, Decode) and r.costs), None)
         return row.costs.bytes / sum(decode_traffic(self.run, self.assumed)) if row else None
 
 
@@ -177,18 +187,16 @@ def make_plan(
     return Plan(topology, run, chip, assumptions, rows)
 
 
-def usual_programs(programs: list[Program], calls: dict[str, float]) -> list[Program]:
+def usual_programs(programs: list[Program], calls: dict[Any, float]) -> list[Program]:
     """Those that an average step calls, and of each kind the one of most positions."""
     largest: dict[str, Program] = {}
     for program in programs:
-        kind = " ".join(word for word in program.name.split() if word[0].isalpha())
+        kind = kind_of(program.key)
         # Of as many positions, the one listed last takes the most memory.
         if kind not in largest or program.tokens >= largest[kind].tokens:
             largest[kind] = program
-    kept = {program.name for program in largest.values()} | {
-        name for name, times in calls.items() if times
-    }
-    return [program for program in programs if program.name in kept]
+    usual = {program.key for program in largest.values()} | calls.keys()
+    return [program for program in programs if program.key in usual]
 
 
 def make_row(
@@ -196,28 +204,28 @@ def make_row(
     program: Program,
     compiled: Compiled,
     chip: Chip,
-    calls: dict[str, float],
+    calls: dict[Any, float],
     assumed: Assumptions,
 ) -> Row:
-    """What a compiled program costs, and what lies beside it."""
+    """What a compiled program costs, and what the device holds meanwhile."""
     costs = time = vocabulary = None
     if compiled.memory:
         costs = costs_of(hlo.parse(compiled.text), assumed.filled)
         time = time_of(costs, chip)
         found = largest_with_vocabulary(
             read_buffers(compiled.buffers),
-            run.decoder.vocab_size,
-            run.decoder.width,
+            run.policy.vocab_size,
+            run.policy.width,
             run.mesh.devices.size,
         )
         if found:
             dims = ",".join(map(str, found.shape.dims))
             vocabulary = (f"{found.shape.dtype}[{dims}]", found.bytes)
     return Row(
-        program.name,
-        calls.get(program.name, 0.0),
+        program.key,
+        calls.get(program.key, 0.0),
         compiled.memory,
-        beside(run, program.name),
+        also_held(run, program.key),
         costs,
         time,
         needed_flops(run, program, assumed),
@@ -231,20 +239,20 @@ def make_row(
 def advice(plan: Plan, row: Row) -> list[str]:
     """What to change where a program does not fit: keys and values, the strongest first."""
     config, found = plan.run.config, []
-    rollout = row.name.split()[0] in ROLLOUT
-    held = row.beside | ({} if rollout else {"the program": row.memory.total if row.memory else 0})
-    moments = [name for name in held if name.endswith("optimizer")]
-    if moments and "optimizer" not in config.learner.offload:
+    rollout = isinstance(row.key, ROLLOUT)
+    on_slots = rollout and not isinstance(row.key, (Merge, Reshard))
+    held = row.also_held.keys()
+    if held & {*OPTIMIZERS.values()} and "optimizer" not in config.learner.offload:
         found.append("--config.learner.offload='(\"optimizer\",)'")
-    if rollout and config.rollout.slots > 1 and row.name.split()[0] not in ("merge", "reshard"):
+    if on_slots and config.rollout.slots > 1:
         found.append(f"--config.rollout.slots={config.rollout.slots // 2}")
     if rollout and config.rollout.weights == "same":
         found.append("--config.rollout.weights=bfloat16")
     # With adapters the reference is the base itself, which every program needs.
-    own = "reference" in held and plan.run.decoder.lora is None
-    if own and "reference" not in config.learner.offload:
+    own = REFERENCE in held and plan.run.policy.lora is None
+    if own and REFERENCE not in config.learner.offload:
         found.append('--config.learner.offload=\'("optimizer","reference")\'')
-    if not rollout and plan.run.decoder.remat != "full":
+    if not rollout and plan.run.policy.remat != "full":
         found.append("--config.base.remat=full")
     parts = plan.run.mesh.shape["data"] * plan.run.mesh.shape["fsdp"]
     if not rollout and config.learner.micro_batch // 2 >= parts:
@@ -258,38 +266,6 @@ def advice(plan: Plan, row: Row) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything a plan says, as plain values; bytes, FLOPs and seconds are of one device."""
-    rows = []
-    for row in plan.rows:
-        entry = {
-            "program": row.name,
-            "calls_per_step": row.calls,
-            "fits": plan.fits(row),
-            "problem": row.problem,
-            "memory": row.memory._asdict() | {"total": row.memory.total} if row.memory else None,
-            "beside": row.beside,
-            "memory_with_all": row.total,
-            "needed_flops": row.needed,
-            "largest_with_vocabulary": row.vocabulary,
-            "holds_too_many_logits": plan.holds_too_many_logits(row),
-            "seconds_compiled": row.seconds_compiled,
-        }
-        if row.costs and row.time:
-            entry |= {
-                "flops": row.costs.flops,
-                "bytes": row.costs.bytes,
-                "cycles": row.costs.cycles,
-                "collective_bytes": dict(row.costs.collectives),
-                "collective_calls": dict(row.costs.collective_calls),
-                "unknown_loops": row.costs.unknown_loops,
-                "unknown_kernels": row.costs.unknown_kernels,
-                "seconds": dataclasses.asdict(row.time) | {"predicted": row.time.seconds},
-                "limit": row.time.limit,
-                "share_of_peak": row.share_of_peak,
-                "heaviest_cycles": dict(row.costs.heaviest.most_common(10)),
-            }
-        if not plan.fits(row):
-            entry["advice"] = advice(plan, row)
-        rows.append(entry)
     return {
         "topology": plan.topology,
         "chips": plan.chips,
@@ -302,5 +278,39 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "step_terms": plan.terms,
         "tokens_per_second_and_chip": plan.tokens_per_second,
         "decode_bytes_over_needed": plan.decode_overhead,
-        "programs": rows,
+        "programs": [_row_as_json(plan, row) for row in plan.rows],
     }
+
+
+def _row_as_json(plan: Plan, row: Row) -> dict[str, Any]:
+    entry = {
+        "program": row.name,
+        "calls_per_step": row.calls,
+        "fits": plan.fits(row),
+        "problem": row.problem,
+        "memory": row.memory._asdict() | {"total": row.memory.total} if row.memory else None,
+        "also_held": row.also_held,
+        "memory_with_all": row.total,
+        "needed_flops": row.needed,
+        "largest_with_vocabulary": row.vocabulary,
+        "holds_too_many_logits": plan.holds_too_many_logits(row),
+        "seconds_compiled": row.seconds_compiled,
+    }
+    if row.costs and row.time:
+        entry |= {
+            "flops": row.costs.flops,
+            "bytes": row.costs.bytes,
+            "cycles": row.costs.cycles,
+            "collective_bytes": dict(row.costs.collectives),
+            "collective_calls": dict(row.costs.collective_calls),
+            "blocking_bytes": row.costs.blocking,
+            "unknown_loops": row.costs.unknown_loops,
+            "unknown_kernels": row.costs.unknown_kernels,
+            "seconds": dataclasses.asdict(row.time) | {"predicted": row.time.seconds},
+            "limit": row.time.limit,
+            "share_of_peak": row.share_of_peak,
+            "heaviest_cycles": dict(row.costs.heaviest.most_common(10)),
+        }
+    if not plan.fits(row):
+        entry["advice"] = advice(plan, row)
+    return entry

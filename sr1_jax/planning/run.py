@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program
-from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel
+from sr1_jax.environment import make_environment
+from sr1_jax.evaluation.methods import rollout_config, templates
+from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.lora import without_adapters
+from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rl.settings import needs_critic
+from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Score, Zeros
 from sr1_jax.rollout.listing import rollout_programs
-from sr1_jax.rollout.lockstep import SlotLayout
+from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard
 from sr1_jax.sharding import batch_parts, make_mesh
-from sr1_jax.training.policies import decoder_config, lora_config
-from sr1_jax.training.settings import check_config, check_mesh, rollout_config
+from sr1_jax.training.learning import abstract_models, make_abstract_learner
+from sr1_jax.training.policies import decoder_config
+from sr1_jax.training.settings import check_config, check_mesh
 
-ROLLOUT = ("merge", "reshard", "extend", "fork", "decode")
+# What stays in the memory of the devices between programs.
+POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
+OPTIMIZERS = {POLICY: "policy optimizer", CRITIC: "critic optimizer"}
+SERVED, CACHE, MERGED = "rollout weights", "KV cache", "merged"
+
+# Programs of rollouts; all others are the learner's.
+ROLLOUT = (Merge, Reshard, Extend, Fork, Decode)
 
 
 class Run(NamedTuple):
@@ -31,14 +39,16 @@ class Run(NamedTuple):
 
     Attributes:
         config: of the run.
-        decoder: shape of the policy.
+        policy: its shape.
+        critic: its shape; None without one.
         mesh: of devices that need not be there.
         programs: every one a step may call.
         resident: what stays in the memory of the devices, a tree by name.
     """
 
     config: ml_collections.ConfigDict
-    decoder: DecoderConfig
+    policy: DecoderConfig
+    critic: DecoderConfig | None
     mesh: Mesh
     programs: list[Program]
     resident: Mapping[str, Any]
@@ -51,42 +61,45 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
         ValueError: settings that cannot work, or that do not fit the devices; names the keys.
     """
     check_config(config, inputs=False)
-    rollout = rollout_config(config, config.method)
-    trajectories = config.questions * config.samples
-    shape = dataclasses.replace(decoder_config(config), lora=lora_config(config))
-    mesh = _mesh(config, shape, devices)
+    mesh = _mesh(config, devices)
     check_mesh(config, mesh)
-    SlotLayout(mesh, config.rollout.slots)  # refuses what hosts cannot share
-    policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
-    critic = None
-    if needs_critic(config.learner):
-        critic = nnx.eval_shape(lambda: ValueModel(shape, rngs=nnx.Rngs(0)))
-    learner = Learner(
-        policy,
-        critic,
-        config.learner,
-        mesh,
-        trajectories=trajectories,
-        temperature=config.rollout.temperature,
-    )
-    state = learner.initial_state
+    policy, critic = abstract_models(config)
+    learner = make_abstract_learner(config, mesh)
+    template = load_template(templates(config)[config.method])
     sampling = rollout_programs(
-        policy if shape.lora is None else without_adapters(policy), rollout, mesh
+        policy if policy.config.lora is None else without_adapters(policy),
+        rollout_config(config, config.method),
+        mesh,
+        stop_strings=make_environment(config, None, template).tags.stop_tags,
     )
-    served, cache, *_ = next(p for p in sampling if p.name.startswith("decode")).arguments
+    return Run(
+        config,
+        policy.config,
+        None if critic is None else critic.config,
+        mesh,
+        sampling + learner.programs(),
+        _resident(learner, sampling, adapted=policy.config.lora is not None),
+    )
+
+
+def _resident(learner: Learner, sampling: list[Program], *, adapted: bool) -> dict[str, Any]:
+    by_type = {type(program.key): program for program in sampling}
+    served, cache, *_ = by_type[Decode].arguments
+    state = learner.abstract_state
     resident = {
-        "policy": state.policy.params,
-        "policy optimizer": state.policy.opt_state,
-        "reference": learner.reference,
-        "rollout weights": served,
-        "KV cache": cache,
+        POLICY: state.policy.params,
+        OPTIMIZERS[POLICY]: state.policy.opt_state,
+        REFERENCE: learner.reference,
+        SERVED: served,
+        CACHE: cache,
     }
-    if shape.lora is not None:
+    if adapted:
         # What rollouts start from, and updates do without.
-        resident["merged"] = next(p for p in sampling if p.name == "reshard ends").arguments[0]
+        ends = next(program for program in sampling if program.key == Reshard("ends"))
+        resident[MERGED] = ends.arguments[0]
     if state.critic is not None:
-        resident |= {"critic": state.critic.params, "critic optimizer": state.critic.opt_state}
-    return Run(config, shape, mesh, sampling + learner.programs(), resident)
+        resident |= {CRITIC: state.critic.params, OPTIMIZERS[CRITIC]: state.critic.opt_state}
+    return resident
 
 
 def device_bytes(tree: Any) -> int:
@@ -104,67 +117,70 @@ def chunk_bytes(run: Run) -> int:
     config = run.config
     parts = batch_parts(run.mesh)
     tokens = config.learner.chunk_tokens + config.learner.micro_batch // parts
-    return 4 * run.decoder.vocab_size * max(tokens, config.rollout.slots // parts)
+    return 4 * run.policy.vocab_size * max(tokens, config.rollout.slots // parts)
 
 
-def beside(run: Run, program: str) -> dict[str, int]:
+def also_held(run: Run, key: Any) -> dict[str, int]:
     """Bytes a device holds while a program runs, beyond what the program is given or makes.
 
     The training state stays through rollouts. Rollout weights, cache and, with adapters, the
     merged policy live as long as those.
+
+    Args:
+        run: of the program.
+        key: of the program.
     """
-    kind, _, _ = program.partition(" ")
     held = {name: device_bytes(tree) for name, tree in run.resident.items()}
-    if kind == "reshard":
-        return _beside_reshard(run, program, held)
-    away = {
-        "merge": {"policy", "reference", "merged", "rollout weights", "KV cache"},
-        "extend": {"rollout weights", "KV cache"},
-        "decode": {"rollout weights", "KV cache"},
-        "fork": {"KV cache"},
-    }.get(kind)
-    if away is None:
-        away = {"merged", "rollout weights", "KV cache", *_given(run, program)}
-    return {name: size for name, size in held.items() if name not in away}
+    if isinstance(key, Reshard):
+        return _held_while_moved(run, key, held)
+    own = _own(run, key)
+    return {name: size for name, size in held.items() if name not in own}
 
 
-def _given(run: Run, program: str) -> set[str]:
-    """What a program of the learner is given of the training state."""
-    kind, _, _ = program.partition(" ")
-    if kind in ("prepare", "totals"):
-        return set()
-    if kind == "score":
-        reference = set() if run.config.learner.kl_in == "none" else {"reference"}
-        return {"policy", "critic"} | reference
-    if program.endswith("apply"):
-        return {kind, f"{kind} optimizer"}
-    # The base under the adapters is given to an update too.
-    adapters = run.decoder.lora is not None and "accumulate" in program
-    return {kind} | ({"reference"} if adapters else set())
+def _own(run: Run, key: Any) -> set[str]:
+    """What a program is given or makes, and what there is not while it runs."""
+    rollouts = {MERGED, SERVED, CACHE}
+    match key:
+        case Merge():
+            return {POLICY, REFERENCE} | rollouts
+        case Extend() | Decode():
+            return {SERVED, CACHE}
+        case Fork():
+            return {CACHE}
+        case Score():
+            with_reference = run.config.learner.kl_in != "none"
+            return {POLICY, CRITIC} | ({REFERENCE} if with_reference else set()) | rollouts
+        case Apply(model):
+            return {model, OPTIMIZERS[model]} | rollouts
+        case Accumulate(model):
+            # The base under the adapters is given to an update too.
+            adapted = run.policy.lora is not None
+            return {model} | ({REFERENCE} if adapted else set()) | rollouts
+        case Zeros(model):
+            return {model} | rollouts
+    return rollouts
 
 
-def _beside_reshard(run: Run, program: str, held: dict[str, int]) -> dict[str, int]:
+def _held_while_moved(run: Run, key: Reshard, held: dict[str, int]) -> dict[str, int]:
     """Layers are moved first, one after the other to where those before it are already; then what
     is in none. A program is given, and makes, its own part of the policy and no more."""
-    source = "policy" if run.decoder.lora is None else "merged"
+    source = POLICY if run.policy.lora is None else MERGED
     stack = device_bytes(run.resident[source]["trunk"]["layers"])
-    layers = run.resident["rollout weights"].layers
-    beside = {name: size for name, size in held.items() if name != "KV cache"}
-    if program == "reshard layer":
-        return beside | {source: held[source] - stack, "rollout weights": device_bytes(layers[1:])}
-    return beside | {source: stack, "rollout weights": device_bytes(layers)}
+    layers = run.resident[SERVED].layers
+    others = {name: size for name, size in held.items() if name != CACHE}
+    if key == Reshard("layer"):
+        return others | {source: held[source] - stack, SERVED: device_bytes(layers[1:])}
+    return others | {source: stack, SERVED: device_bytes(layers)}
 
 
-def _mesh(config: ml_collections.ConfigDict, shape: DecoderConfig, devices: Sequence[Any]) -> Mesh:
+def _mesh(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Mesh:
     asked = config.mesh
     try:
-        mesh = make_mesh(asked.data, asked.fsdp, asked.tensor, devices)
+        return make_mesh(asked.data, asked.fsdp, asked.tensor, devices)
     except ValueError as error:
-        tensor = max(
-            size for size in (1, 2, 4, 8) if shape.kv_heads % size == 0 and len(devices) % size == 0
-        )
+        heads, count = decoder_config(config).kv_heads, len(devices)
+        tensor = max(n for n in (1, 2, 4, 8) if heads % n == 0 and count % n == 0)
         raise ValueError(
             f"{error} Set --config.mesh.data=1 --config.mesh.fsdp=-1 "
             f"--config.mesh.tensor={tensor}, for one: fsdp then takes the rest."
         ) from error
-    return mesh

@@ -1,17 +1,24 @@
-"""How long a training step takes: which program is called how often, and for how long."""
+"""What an average training step calls, and how often."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
+from typing import Any, NamedTuple
 
-from sr1_jax.abstract import Program
-from sr1_jax.planning.chips import Chip
-from sr1_jax.planning.costs import Costs
-from sr1_jax.planning.run import Run, device_bytes
-from sr1_jax.rl.micro_batches import bucket, trained_bound
-from sr1_jax.rl.settings import needs_critic, row_lengths
-from sr1_jax.sharding import batch_parts
+from sr1_jax.planning.run import CACHE, CRITIC, POLICY, Run
+from sr1_jax.rl.micro_batches import smallest_bucket, trained_bound
+from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Prepare, Score, Totals, Zeros
+from sr1_jax.rl.settings import minibatches, row_lengths
+from sr1_jax.rollout.program_keys import (
+    Decode,
+    Extend,
+    Fork,
+    Reshard,
+    extend_columns,
+    fork_length,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,41 +78,67 @@ class Assumptions:
         return self.prompt_tokens + self.sampled + self.searches * self.observation_tokens
 
 
-def calls_of(run: Run, assumed: Assumptions) -> dict[str, float]:
-    """How often a step calls each program; fractions are averages."""
-    config = run.config
-    calls = {"reshard layer": float(run.decoder.layers), "reshard ends": 1.0, "prepare": 1.0}
-    episodes, slots = config.questions * config.samples, config.rollout.slots
-    calls[f"decode {slots}"] = episodes * assumed.sampled / (slots * assumed.occupancy)
+def calls_of(run: Run, assumed: Assumptions) -> dict[Any, float]:
+    """How often a step calls each program, by its key; fractions are averages."""
+    return _calls_of_rollouts(run, assumed) | _calls_of_updates(run, assumed)
+
+
+def _calls_of_rollouts(run: Run, assumed: Assumptions) -> dict[Any, float]:
+    config, rollout = run.config, run.config.rollout
+    episodes, slots = config.questions * config.samples, rollout.slots
+    calls: Counter[Any] = Counter()
+    calls[Reshard("layer")] = run.policy.layers
+    calls[Reshard("ends")] = 1
+    if run.policy.lora is not None:
+        calls[Merge()] = 1
+    calls[Decode(slots)] = episodes * assumed.sampled / (slots * assumed.occupancy)
     reads = [(assumed.prompt_tokens, 1), (assumed.observation_tokens, assumed.searches)]
-    buckets = config.rollout.extend_buckets
     for tokens, times in reads:
         while tokens > 0 and times:
-            columns = next((size for size in buckets if size >= tokens), buckets[-1])
-            name = f"extend {slots}×{columns}"
-            calls[name] = calls.get(name, 0.0) + times * episodes / slots
+            columns = extend_columns(tokens, rollout.extend_buckets)
+            calls[Extend(slots, columns)] += times * episodes / slots
             tokens -= columns
-    if run.decoder.lora is not None:
-        calls["merge"] = 1.0
-    if config.samples > 1:
-        calls[f"fork {slots}×{config.rollout.max_context_tokens}"] = episodes / slots
-    cut, length, passes = usual_cut(run, assumed)
-    critic = needs_critic(config.learner)
-    learns = config.learner.kl_in != "none" or critic
-    if learns or config.learner.old_logp == "trainer":
-        # All mini-batches are cut together to be scored.
-        tokens = episodes * (assumed.length if config.learner.packing else length)
-        calls[f"score {cut}"] = math.ceil(tokens / (config.learner.micro_batch * length))
-    for model in ("policy", "critic") if critic else ("policy",):
-        updates = config.learner.epochs * config.learner.minibatches
-        calls[f"{model} zeros"] = calls[f"{model} apply"] = updates
-        calls[f"{model} accumulate {cut}"] = config.learner.epochs * passes
+    if config.samples > 1 and rollout.share_prefixes:
+        # Samples of a question have its whole prompt in common.
+        length = fork_length(assumed.prompt_tokens, run.resident[CACHE].positions)
+        calls[Fork(slots, length)] = episodes / slots
+    return dict(calls)
+
+
+def _calls_of_updates(run: Run, assumed: Assumptions) -> dict[Any, float]:
+    learner = run.config.learner
+    episodes = run.config.questions * run.config.samples
+    usual = usual_micro_batch(run, assumed)
+    updates = learner.epochs * minibatches(learner, episodes)
+    calls: dict[Any, float] = {Prepare(): 1, Totals(): updates}
+    if learner.kl_in != "none" or run.critic is not None or learner.old_logp == "trainer":
+        # All mini-batches are scored together.
+        tokens = episodes * (assumed.length if learner.packing else usual.length)
+        times = math.ceil(tokens / (learner.micro_batch * usual.length))
+        calls[Score(usual.length, usual.trained)] = times
+    for model in (POLICY,) if run.critic is None else (POLICY, CRITIC):
+        calls[Zeros(model)] = calls[Apply(model)] = updates
+        key = Accumulate(model, usual.length, usual.trained)
+        calls[key] = learner.epochs * usual.in_an_epoch
     return calls
 
 
-def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, int, float]:
-    """Length and bound on trained tokens of the micro-batch that an average episode is in, as one
-    name; that length; and how many of them the mini-batches of all episodes are.
+class UsualMicroBatch(NamedTuple):
+    """The micro-batch that an average episode is in.
+
+    Attributes:
+        length: tokens of a row.
+        trained: bound on the tokens of a row that train.
+        in_an_epoch: how many of them the mini-batches of all episodes are.
+    """
+
+    length: int
+    trained: int
+    in_an_epoch: float
+
+
+def usual_micro_batch(run: Run, assumed: Assumptions) -> UsualMicroBatch:
+    """The micro-batch of an average episode.
 
     Packed rows hold the longest episode there can be, since each mini-batch will have a long one,
     and are as full as their number allows.
@@ -116,10 +149,11 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, int, float]:
     config, learner = run.config, run.config.learner
     episodes = config.questions * config.samples
     if not learner.packing:
-        length = bucket(assumed.length, learner.length_buckets)
-        most = trained_bound(assumed.sampled, length)
-        return f"{length}/{most}", length, episodes / learner.micro_batch
-    tokens = episodes / learner.minibatches * assumed.length
+        length = smallest_bucket(assumed.length, learner.length_buckets)
+        trained = trained_bound(assumed.sampled, length)
+        return UsualMicroBatch(length, trained, episodes / learner.micro_batch)
+    count = minibatches(learner, episodes)
+    tokens = episodes / count * assumed.length
 
     def micro_batches(length: int) -> int:
         return math.ceil(tokens / (learner.micro_batch * length))
@@ -132,102 +166,15 @@ def usual_cut(run: Run, assumed: Assumptions) -> tuple[str, int, float]:
             f"{tuple(row_lengths(learner))}."
         )
     length = min(holding, key=lambda length: length * micro_batches(length))
-    most = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
-    return f"{length}/{most}", length, learner.minibatches * micro_batches(length)
+    trained = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
+    return UsualMicroBatch(length, trained, count * micro_batches(length))
 
 
-def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
-    """FLOPs a device needs for the positions a program is given, without rematerialisation.
-
-    2 a parameter of the layers and position; 2·V·D a position that passes the head; and causal
-    attention, 2·2·H·E a position and one it sees (Kaplan et al. 2020, section 2.1, with the
-    context's share). Twice as much again for the gradient.
-    """
-    shape, config = run.decoder, run.config
-    kind = program.name.split()[0]
-    if not program.tokens:
-        return 0.0
-    heads = shape.heads + 2 * shape.kv_heads
-    matrices = shape.width * (heads + shape.heads) * shape.head_dim
-    matrices += 3 * shape.width * shape.ff_width
-    layers = 2.0 * shape.layers * matrices * program.tokens
-    head = 2.0 * shape.vocab_size * shape.width
-    pair = 4.0 * shape.layers * shape.heads * shape.head_dim
-    devices = run.mesh.devices.size
-    if kind in ("extend", "decode"):
-        seen = assumed.filled if kind == "decode" else assumed.length / 2
-        head *= program.tokens if kind == "decode" else 0
-        return (layers + head + pair * program.tokens * seen) / devices
-    rows = config.learner.micro_batch
-    length, most = program.settings["length"], program.settings["most"]
-    seen = (assumed.length if config.learner.packing else length) / 2
-    trunk = layers + pair * rows * length * seen
-    head *= rows * most
-    if kind == "score":
-        learner = config.learner
-        passes = (learner.old_logp == "trainer") + (learner.kl_in != "none")
-        return (passes * (trunk + head) + needs_critic(learner) * trunk) / devices
-    return 3 * (trunk + (head if kind == "policy" else 0.0)) / devices
-
-
-@dataclasses.dataclass(frozen=True)
-class Time:
-    """Seconds of one call on a device.
-
-    Attributes:
-        compute, memory: at the chip's peak rates.
-        cycles: by the compiler's estimates; what it gives none for, at the peak rates.
-        network: all collectives.
-        blocking: those that nothing runs beside.
-    """
-
-    compute: float
-    memory: float
-    cycles: float
-    network: float
-    blocking: float
-
-    @property
-    def seconds(self) -> float:
-        """The larger of peak rates and the compiler's estimates, and collectives where they are
-        in the way."""
-        core = max(self.compute, self.memory, self.cycles)
-        return max(core + self.blocking, self.network)
-
-    @property
-    def limit(self) -> str:
-        """What most of it is."""
-        parts = {
-            "compute": self.compute,
-            "memory": self.memory,
-            "cycles": self.cycles,
-            "network": self.network,
-        }
-        return max(parts, key=parts.get)
-
-
-def time_of(costs: Costs, chip: Chip) -> Time:
-    """Seconds of a program on one device of a chip."""
-    uncounted = max(costs.uncounted_bytes / chip.bandwidth, costs.uncounted_flops / chip.flops)
-    return Time(
-        compute=costs.flops / chip.flops,
-        memory=costs.bytes / chip.bandwidth,
-        cycles=costs.cycles / chip.clock + uncounted,
-        network=sum(costs.collectives.values()) / chip.ring,
-        blocking=costs.blocking / chip.ring,
-    )
-
-
-def decode_traffic(run: Run, assumed: Assumptions) -> tuple[float, float]:
-    """Bytes of weights, and of the cache that is in use, that a decode step has to read on a
-    device."""
-    served = run.resident["rollout weights"]
-    weights = device_bytes(served)
-    if not run.decoder.tied_embeddings:
-        table = served.embed_VD
-        rows = table.sharding.shard_shape(table.shape)[0]
-        slots = run.config.rollout.slots // batch_parts(run.mesh)
-        # Of the embedding only the rows of the tokens are read.
-        weights -= device_bytes(table) * (1 - min(1.0, slots / rows))
-    cache = device_bytes(run.resident["KV cache"])
-    return weights, cache * assumed.filled / run.config.rollout.max_context_tokens
+def kind_of(key: Any) -> str:
+    """What programs of different sizes have in common: the name without the sizes."""
+    match key:
+        case Accumulate(model):
+            return f"{model} accumulate"
+        case Score() | Extend() | Fork() | Decode():
+            return type(key).__name__.lower()
+    return str(key)

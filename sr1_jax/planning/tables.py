@@ -1,4 +1,4 @@
-"""A plan as tables to read."""
+"""A plan as tables to read, none wider than 80 columns."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from rich.table import Table
 from sr1_jax.planning.chips import GIB
 from sr1_jax.planning.plan import SPARE, Plan, Row, advice
 from sr1_jax.planning.sweep import Case, growth
+from sr1_jax.rl.program_keys import Accumulate
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """All of a plan: memory, time, collectives, the step, and what to change."""
+    """All of a plan: memory, work and time, the step, and what to change."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.run.mesh.shape.items())
-    console.print(
+    _say(
+        console,
         f"[bold]{plan.topology}[/]  {plan.chips} chips, mesh {mesh}; a device has "
         f"{_gib(plan.chip.memory)} GiB, {plan.chip.flops / 1e12:.0f} TFLOP/s bf16, "
-        f"{plan.chip.bandwidth / 1e9:.0f} GB/s, a ring {plan.chip.ring / 1e9:.0f} GB/s"
+        f"{plan.chip.bandwidth / 1e9:.0f} GB/s, a ring {plan.chip.ring / 1e9:.0f} GB/s",
     )
     held = ", ".join(f"{name} {_gib(size)}" for name, size in plan.resident.items())
-    console.print(
-        f"Held on a device, GiB: {held}; at rollouts all {_gib(sum(plan.resident.values()))}"
+    _say(
+        console,
+        f"Held on a device, GiB: {held}; at rollouts all {_gib(sum(plan.resident.values()))}",
     )
-    console.print(_memory_table(plan))
-    console.print(_time_table(plan))
+    title = f"Memory of a device, GiB; {SPARE:.0%} has to stay free"
+    _print_table(console, title, _memory_table(plan))
+    title = "Work of one call on a device; loops count as often as they run"
+    _print_table(console, title, _work_table(plan))
+    _print_table(console, "Time of one call, ms", _time_table(plan))
     _print_step(plan, console)
+    _print_collectives(plan, console)
+    _print_vocabulary(plan, console)
     _print_findings(plan, console)
 
 
@@ -40,27 +48,40 @@ def print_sweep(found: Sequence[tuple[Case, Plan | str]], console: Console) -> N
         found: cases with their plans, or with why there is none.
         console: to print on.
     """
-    columns = ("case", "chips", "fits", "GiB, most", "of GiB", "s/step", "tokens/s/chip",
-               "policy update, of peak", "largest term")  # fmt: skip
-    table = _table("All cases", columns)
-    for case, plan in found:
+    columns = ("", "slice", "chips", "fits", "GiB", "s/step", "tokens/s", "of peak", "largest term")
+    table = _table(columns, left=2)
+    for number, (case, plan) in enumerate(found, start=1):
         if isinstance(plan, str):
-            table.add_row(escape(str(case)), "", "refused", *[""] * 6)
+            table.add_row(str(number), case.topology, "", "refused", *[""] * 5)
             continue
-        most = max((row.total for row in plan.rows), default=0)
-        update = [r for r in plan.rows if r.name.startswith("policy accumulate") and r.calls]
+        updates = [r for r in plan.rows if r.calls and _is_policy_update(r)]
         table.add_row(
-            escape(str(case)),
+            str(number),
+            case.topology,
             str(plan.chips),
             "yes" if plan.all_fit else "NO",
-            _gib(most),
-            _gib(plan.chip.memory),
+            _gib(max((row.total for row in plan.rows), default=0)),
             f"{plan.step_seconds:.1f}",
             f"{plan.tokens_per_second:.0f}",
-            f"{update[0].share_of_peak:.0%}" if update else "",
+            f"{updates[0].share_of_peak:.0%}" if updates else "",
             next(iter(plan.terms), ""),
         )
-    console.print(table)
+    _print_table(console, "All cases", table)
+    console.print()
+    _say(
+        console,
+        "GiB: of the fullest program; tokens/s: of a chip; of peak: a policy update's FLOPs.",
+    )
+    for number, (case, _) in enumerate(found, start=1):
+        if case.settings:
+            _say(console, f"{number:3} {escape(str(case))}")
+    _print_growth(found, console)
+    for case, plan in found:
+        if isinstance(plan, str):
+            _say(console, f"{escape(str(case))} refused: {escape(plan)}")
+
+
+def _print_growth(found: Sequence[tuple[Case, Plan | str]], console: Console) -> None:
     for (one, fewer), (other, more) in itertools.pairwise(found):
         if one.settings != other.settings or isinstance(fewer, str) or isinstance(more, str):
             continue
@@ -70,68 +91,96 @@ def print_sweep(found: Sequence[tuple[Case, Plan | str]], console: Console) -> N
         terms = ", ".join(
             f"{term} {before:.2f} → {after:.2f} s" for term, before, after in given.held_back[:3]
         )
-        console.print(
+        _say(
+            console,
             f"{escape(str(other))}: {given.chips:.3g} times the chips of {one.topology}, a step "
-            f"{given.speed:.2f} times as fast" + (f"; held back by {terms}." if terms else ".")
+            f"{given.speed:.2f} times as fast" + (f"; held back by {terms}." if terms else "."),
         )
-    for case, plan in found:
-        if isinstance(plan, str):
-            console.print(f"{escape(str(case))} refused: {escape(plan)}")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+def _is_policy_update(row: Row) -> bool:
+    return isinstance(row.key, Accumulate) and row.key.model == "policy"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False)
+
+
+def _print_table(console: Console, title: str, table: Table) -> None:
+    console.print()
+    _say(console, f"[bold]{title}[/]")
+    console.print(table)
+
+
+def _table(columns: Sequence[str], left: int = 1) -> Table:
+    """A table whose first columns are texts and the others numbers.
+
+    Args:
+        columns: their headings, a word a line; cells are never broken.
+        left: how many are texts.
+    """
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for number, column in enumerate(columns):
+        justify = "left" if number < left else "right"
+        table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=True)
     return table
 
 
 def _memory_table(plan: Plan) -> Table:
-    columns = ("program", "arguments", "temporaries", "output", "aliased", "beside", "together",
-               "free", "fits", "largest with V")  # fmt: skip
-    table = _table(f"Memory of a device, GiB; {SPARE:.0%} has to stay free", columns)
+    columns = ("program", "given", "temp.", "made", "in place", "also held", "all",
+               "free", "fits")  # fmt: skip
+    table = _table(columns)
     for row in plan.rows:
+        also_held = _gib(sum(row.also_held.values()))
         if row.memory is None:
-            table.add_row(row.name, *[""] * 4, _gib(sum(row.beside.values())), "", "", "NO", "")
+            table.add_row(row.name, *[""] * 4, also_held, "", "", "NO")
             continue
         memory = row.memory
         parts = (memory.arguments, memory.temporaries, memory.output, memory.aliased)
-        free = 1 - row.total / plan.chip.memory
-        vocabulary = (
-            escape(f"{row.vocabulary[0]} {_gib(row.vocabulary[1])}") if row.vocabulary else ""
-        )
         table.add_row(
             row.name,
             *map(_gib, parts),
-            _gib(sum(row.beside.values())),
+            also_held,
             _gib(row.total),
-            f"{free:.0%}",
+            f"{1 - row.total / plan.chip.memory:.0%}",
             "yes" if plan.fits(row) else "NO",
-            vocabulary,
+        )
+    return table
+
+
+def _work_table(plan: Plan) -> Table:
+    columns = ("program", "calls a step", "TFLOP", "GB moved", "GB sent", "of it alone")
+    table = _table(columns)
+    for row in plan.rows:
+        calls = f"{row.calls:.4g}" if row.calls else "–"
+        if row.costs is None:
+            table.add_row(row.name, calls, *[""] * 4)
+            continue
+        costs = row.costs
+        table.add_row(
+            row.name,
+            calls,
+            _short(costs.flops / 1e12),
+            _short(costs.bytes / 1e9),
+            _short(sum(costs.collectives.values()) / 1e9),
+            _short(costs.blocking / 1e9),
         )
     return table
 
 
 def _time_table(plan: Plan) -> Table:
-    columns = ("program", "calls", "TFLOP", "GB", "GB sent", "ms: FLOPs", "bytes", "cycles",
-               "network", "predicted", "of peak")  # fmt: skip
-    table = _table("One call on a device; loops count as often as they run", columns)
+    columns = ("program", "FLOPs", "bytes", "cycles", "network", "waits", "predicted", "of peak")
+    table = _table(columns)
     for row in plan.rows:
-        if row.costs is None or row.time is None:
-            table.add_row(row.name, _calls(row), *[""] * 9)
+        if row.time is None:
+            table.add_row(row.name, *[""] * 7)
             continue
-        costs, time = row.costs, row.time
+        time = row.time
+        waits = time.blocking + time.waiting
+        parts = (time.compute, time.memory, time.cycles, time.network, waits, time.seconds)
         table.add_row(
             row.name,
-            _calls(row),
-            f"{costs.flops / 1e12:.2f}",
-            f"{costs.bytes / 1e9:.1f}",
-            f"{sum(costs.collectives.values()) / 1e9:.2f}",
-            *(f"{1e3 * x:.1f}" for x in (time.compute, time.memory, time.cycles, time.network)),
-            f"{1e3 * time.seconds:.1f}",
+            *map(_ms, parts),
             f"{row.share_of_peak:.0%}" if row.needed else "",
         )
     return table
@@ -139,61 +188,91 @@ def _time_table(plan: Plan) -> Table:
 
 def _print_step(plan: Plan, console: Console) -> None:
     config, a = plan.run.config, plan.assumed
+    console.print()
     episodes = config.questions * config.samples
-    console.print(
+    _say(
+        console,
         f"A step: {episodes} episodes of {a.length} tokens on average (assumed: prompt "
         f"{a.prompt_tokens}, {a.searches} searches, {a.segment_tokens} sampled a segment, "
-        f"observations of {a.observation_tokens}; {a.occupancy:.0%} of decode slots busy)."
+        f"observations of {a.observation_tokens}; {a.occupancy:.0%} of decode slots busy).",
     )
     total = plan.step_seconds
     for term, seconds in list(plan.terms.items())[:6]:
-        console.print(f"  {term:<20} {seconds:8.2f} s  {seconds / max(total, 1e-9):4.0%}")
-    console.print(
-        f"  together             {total:8.2f} s, {plan.tokens_per_second:.0f} tokens/s and chip; "
-        f"most of it: {next(iter(plan.terms), 'nothing')}. Searches and host work come on top."
+        _say(console, f"  {term:<20} {seconds:8.2f} s  {seconds / max(total, 1e-9):4.0%}")
+    _say(
+        console,
+        f"  together             {total:8.2f} s, {plan.tokens_per_second:.0f} tokens/s and chip",
     )
+    _say(console, "Searches and work of the hosts come on top.")
+
+
+def _print_collectives(plan: Plan, console: Console) -> None:
+    rows = [row for row in plan.rows if row.costs and row.costs.collectives]
+    if not rows:
+        return
+    table = _table(("program", "", "GB sent", "times"), left=2)
+    for row in rows:
+        for number, (kind, sent) in enumerate(row.costs.collectives.most_common()):
+            calls = f"{row.costs.collective_calls[kind]}"
+            table.add_row(row.name if number == 0 else "", kind, _short(sent / 1e9), calls)
+    _print_table(console, "Collectives of one call", table)
+
+
+def _print_vocabulary(plan: Plan, console: Console) -> None:
+    rows = [row for row in plan.rows if row.vocabulary]
+    if not rows:
+        return
+    table = _table(("program", "", "GiB"), left=2)
+    for row in rows:
+        shape, size = row.vocabulary
+        table.add_row(row.name, escape(shape), _gib(size))
+    _print_table(console, "Largest buffers with a vocabulary axis", table)
 
 
 def _print_findings(plan: Plan, console: Console) -> None:
-    for row in plan.rows:
-        if row.costs and row.costs.collectives:
-            kinds = ", ".join(
-                f"{kind} {sent / 1e9:.2f} GB in {row.costs.collective_calls[kind]}"
-                for kind, sent in row.costs.collectives.most_common()
-            )
-            console.print(f"  {row.name}: {kinds}")
+    console.print()
     for row in plan.rows:
         if plan.holds_too_many_logits(row):
-            console.print(
+            _say(
+                console,
                 f"[bold]{row.name}[/] holds more logits than learner.chunk_tokens="
-                f"{plan.run.config.learner.chunk_tokens} says: {escape(row.vocabulary[0])}."
+                f"{plan.run.config.learner.chunk_tokens} says: {escape(row.vocabulary[0])}.",
             )
     loops = [r.name for r in plan.rows if r.costs and r.costs.unknown_loops]
     if loops:
-        console.print(f"Loops of unknown length count one step: {', '.join(loops)}.")
+        _say(console, f"Loops of unknown length count one step: {', '.join(loops)}.")
     kernels = [r.name for r in plan.rows if r.costs and r.costs.unknown_kernels]
     if kernels:
-        console.print(f"Kernels of unknown FLOPs count none: {', '.join(kernels)}.")
+        _say(console, f"Kernels of unknown FLOPs count none: {', '.join(kernels)}.")
     if plan.decode_overhead:
-        console.print(
+        _say(
+            console,
             f"A decode step moves {plan.decode_overhead:.2f} times the bytes of weights and live "
             f"cache: {plan.assumed.filled:.0f} of {plan.run.config.rollout.max_context_tokens} "
-            "positions a slot, as of the average episode."
+            "positions a slot, as of the average episode.",
         )
     for row in plan.rows:
         if not plan.fits(row):
             why = row.problem or f"{_gib(row.total)} of {_gib(plan.chip.memory)} GiB together"
-            console.print(
-                f"[bold]{row.name} does not fit[/]: {why}. Try "
-                f"{escape(', or '.join(advice(plan, row)))}."
+            _say(
+                console,
+                f"[bold]{row.name} does not fit[/]: {escape(why)}. Try "
+                f"{escape(', or '.join(advice(plan, row)))}.",
             )
     if plan.all_fit:
-        console.print(f"Everything fits with at least {SPARE:.0%} to spare.")
-
-
-def _calls(row: Row) -> str:
-    return f"{row.calls:.4g}" if row.calls else "–"
+        _say(console, f"Everything fits with at least {SPARE:.0%} to spare.")
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
+    return _short(size / GIB)
+
+
+def _short(value: float) -> str:
+    """Two digits after the point where there is room for them in five characters, or one, or
+    none."""
+    digits = 2 if value < 99.995 else 1 if value < 999.95 else 0
+    return f"{value:.{digits}f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.{0 if seconds > 1 else 1}f}"

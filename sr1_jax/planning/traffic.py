@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sr1_jax.planning.collectives import END, START, collectives_of, is_asynchronous
 from sr1_jax.planning.hlo import VECTOR_MEMORY, Computation, Instruction, Module
 
 # They name, regroup or wait for what is there already.
@@ -16,7 +17,8 @@ _PARTS = ("dynamic-slice", "slice", "gather")
 
 
 def main_memory_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Bytes read and written; of slices, those of the slice.
+    """Bytes read and written; of slices, those of the slice; of an asynchronous collective, all
+    where it starts.
 
     Args:
         module: of both.
@@ -28,8 +30,15 @@ def main_memory_bytes(module: Module, computation: Computation, instruction: Ins
         return 0.0
     if opcode in ("copy-start", "slice-start"):
         return _moved(instruction)
+    if opcode in ("all-gather-start", "collective-permute-start"):
+        return _started(instruction)
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
+        phases = {found.phase for found in collectives_of(module, computation, instruction)}
+        if END in phases:
+            return 0.0
+        if START in phases:
+            return _started(instruction)
         fused = module.computations[dict(instruction.called)["calls"]]
         parameters = {int(x.literal): x for x in fused if x.opcode == "parameter"}
         read = sum(
@@ -46,6 +55,11 @@ def main_memory_bytes(module: Module, computation: Computation, instruction: Ins
         # The rest of the buffer stays where it is.
         return 2 * operands[-1 if opcode == "scatter" else 1].bytes_in()
     return sum(x.bytes_in() for x in dict.fromkeys(operands)) + instruction.bytes_in()
+
+
+def _started(start: Instruction) -> float:
+    """A collective: its operand comes back as a part of the result, and stands for being read."""
+    return start.bytes_in()
 
 
 def _moved(start: Instruction) -> float:
@@ -66,6 +80,8 @@ def _read_of(module: Module, fused: Computation, value: Instruction) -> float:
             read += sum(shape.bytes for shape in user.shapes)
         elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == value.name:
             continue
+        elif is_asynchronous(user) or (user.opcode == "tuple" and user.name == fused.root):
+            continue  # it is handed on
         elif user.opcode == "fusion":
             inner = module.computations[dict(user.called)["calls"]]
             parameters = {int(x.literal): x for x in inner if x.opcode == "parameter"}
@@ -98,4 +114,6 @@ def _written_of(module: Module, fused: Computation, result: Instruction) -> floa
         return sum(shape.bytes for shape in fused.instructions[result.operands[-1]].shapes)
     if result.opcode == "fusion":
         return _written(module, module.computations[dict(result.called)["calls"]])
+    if result.opcode == "parameter" or is_asynchronous(result):
+        return 0.0
     return result.bytes_in()

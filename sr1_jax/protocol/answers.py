@@ -4,23 +4,10 @@ Every function is one pass over the tags of the text, so its time is linear in t
 a policy writes. Tags count only in their exact spelling: `<Answer>` or `< answer >` is plain text.
 """
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sr1_jax.protocol.tags import ANSWER, INFORMATION, SEARCH, TAG_NAMES, THINK
-
-# No repetition in the pattern: nothing to backtrack over.
-_TAG = re.compile(f"<(/?)({'|'.join(TAG_NAMES)})>")
-
-# Which blocks may follow a block; None stands for the start of the response.
-_FOLLOWERS: dict[str | None, tuple[str, ...]] = {
-    None: (THINK,),
-    THINK: (SEARCH, ANSWER),
-    SEARCH: (INFORMATION,),
-    INFORMATION: (THINK,),
-    ANSWER: (),
-}
+from sr1_jax.protocol.tags import ANSWER, SEARCH, SEARCH_TAGS, Tags
 
 
 class _Tag(NamedTuple):
@@ -30,16 +17,22 @@ class _Tag(NamedTuple):
     end: int  # one past the last character
 
 
-def _tags(text: str) -> Iterator[_Tag]:
-    for match in _TAG.finditer(text):
+def _tags_in(text: str, tags: Tags) -> Iterator[_Tag]:
+    for match in tags.pattern.finditer(text):
         yield _Tag(match[2], match[1] == "/", match.start(), match.end())
 
 
-def _last_closed(text: str, name: str) -> str | None:
-    """Content of the last closed block of that name, from the innermost opening tag."""
+def last_closed(text: str, name: str, tags: Tags = SEARCH_TAGS) -> str | None:
+    """The content, stripped, of the last closed block of that name, from the innermost opening tag.
+
+    Args:
+        text: of one policy's words.
+        name: of the block.
+        tags: of the run.
+    """
     content_span = None
     opened_at = None
-    for tag in _tags(text):
+    for tag in _tags_in(text, tags):
         if tag.name != name:
             continue
         if not tag.closes:
@@ -50,14 +43,18 @@ def _last_closed(text: str, name: str) -> str | None:
     return None if content_span is None else text[content_span].strip()
 
 
-def extract_answer(response: str) -> str | None:
+def extract_answer(response: str, tags: Tags = SEARCH_TAGS) -> str | None:
     """The content, stripped, of the last closed `<answer>…</answer>`; None if there is none.
 
     A closing tag belongs to the nearest opening tag before it; a closing tag with no opening tag
     of its own is ignored. An empty block gives "". Observations are not treated apart: pass the
     policy's own words if the text may hold unescaped passages.
+
+    Args:
+        response: a text.
+        tags: of the run.
     """
-    return _last_closed(response, ANSWER)
+    return last_closed(response, ANSWER, tags)
 
 
 def extract_queries(segment: str) -> list[str]:
@@ -65,28 +62,39 @@ def extract_queries(segment: str) -> list[str]:
 
     Returns [] if no search block is closed or if it is blank.
     """
-    content = _last_closed(segment, SEARCH) or ""
-    return [query for line in content.splitlines() if (query := line.strip())]
+    return queries_of(last_closed(segment, SEARCH) or "")
 
 
-def is_well_formed(response: str) -> bool:
-    """Whether the response is (think search information)* think answer and nothing else.
+def queries_of(request: str) -> list[str]:
+    """The queries of a request to search: one a line, stripped, blanks dropped."""
+    return [query for line in request.splitlines() if (query := line.strip())]
 
-    Only white space may stand between blocks and at both ends. No block may hold a protocol tag.
-    Think, search and answer need content other than white space; information may be empty.
+
+def is_well_formed(response: str, tags: Tags = SEARCH_TAGS) -> bool:
+    """Whether the response is (think request observation)* think answer and nothing else.
+
+    With search alone that is (think search information)* think answer. Only white space may stand
+    between blocks and at both ends. No block may hold a protocol tag, and a request is followed by
+    the observation of its own tool. Observations may be empty, all other blocks need content other
+    than white space.
+
+    Args:
+        response: everything after the prompt.
+        tags: of the run.
     """
     previous: str | None = None
     position = 0  # end of the last closed block
-    tags = _tags(response)
-    for opening in tags:
-        closing = next(tags, None)
+    found = _tags_in(response, tags)
+    for opening in found:
+        closing = next(found, None)
         if closing is None or opening.closes or not closing.closes:
             return False
-        if opening.name != closing.name or opening.name not in _FOLLOWERS[previous]:
+        if opening.name != closing.name or opening.name not in tags.followers[previous]:
             return False
         if response[position : opening.start].strip():
             return False
-        if opening.name != INFORMATION and not response[opening.end : closing.start].strip():
+        may_be_empty = opening.name in tags.observation_names
+        if not may_be_empty and not response[opening.end : closing.start].strip():
             return False
         previous, position = opening.name, closing.end
     return previous == ANSWER and not response[position:].strip()

@@ -1,57 +1,67 @@
-"""What comes back from a search, as tokens: escaped, within a budget, always closed."""
+"""What comes back from a tool, as tokens: escaped, within a budget, always closed."""
 
 from __future__ import annotations
 
 import codecs
-import re
 import unicodedata
 from collections.abc import Sequence
 
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.tags import INFORMATION, TAG_NAMES, close_tag, open_tag
+from sr1_jax.protocol.tags import SEARCH_TAGS, Tags, close_tag, open_tag
 from sr1_jax.retrieval.base import Passage
 
-_TAG_LIKE = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(TAG_NAMES)})\s*>)", re.IGNORECASE)
-_OPEN = f"\n{open_tag(INFORMATION)}\n"
-_CLOSE = f"{close_tag(INFORMATION)}\n"
-
-# Shown after a segment that neither searched nor answered. No tags in it: the whole response
-# stays parseable by eye and by `extract_answer`.
-CORRECTION = (
-    "\nThat was neither a search nor an answer. Put a query between search tags, "
-    "or the final answer between answer tags.\n"
-)
 NOTHING_FOUND = "Nothing was found."
 
 
-def escape(text: str) -> str:
-    """Retrieved text made harmless: no protocol tag in it, no control characters, one line."""
+def escape(text: str, tags: Tags = SEARCH_TAGS) -> str:
+    """Untrusted text made harmless: no protocol tag in it, no control characters, one line."""
     # Control and format characters go first, so that none can hide inside a tag.
     kept = "".join(
         " " if char.isspace() else char
         for char in text
         if char.isspace() or unicodedata.category(char)[0] != "C"
     )
-    return _TAG_LIKE.sub("&lt;", " ".join(kept.split()))
+    return tags.lookalike.sub("&lt;", " ".join(kept.split()))
 
 
 def render_observation(
-    passages: Sequence[Passage], tokenizer: Tokenizer, max_tokens: int
+    passages: Sequence[Passage], tokenizer: Tokenizer, max_tokens: int, tags: Tags = SEARCH_TAGS
 ) -> list[int]:
     """Token ids of `<information>…</information>` around the passages, one a line.
-
-    Passages are cut from the end when they do not fit; both tags always stand. The text is
-    encoded as plain text, so that nothing in it becomes a special token.
 
     Args:
         passages: what the retriever returned; may be empty.
         tokenizer: of the policy.
         max_tokens: most ids to return.
+        tags: of the run; those of its first tool stand around the passages.
 
     Raises:
         ValueError: `max_tokens` cannot hold the two tags and one token.
     """
-    head, tail = tokenizer.encode(_OPEN), tokenizer.encode(_CLOSE)
+    tag = tags.tools[0].observation_tag
+    return render_text(passages_as_text(passages), tag, tokenizer, max_tokens, tags)
+
+
+def render_text(
+    text: str, observation_tag: str, tokenizer: Tokenizer, max_tokens: int, tags: Tags = SEARCH_TAGS
+) -> list[int]:
+    """Token ids of an observation.
+
+    The text is escaped line by line and cut from the end where it does not fit; both tags always
+    stand. It is encoded as plain text, so that nothing in it becomes a special token.
+
+    Args:
+        text: untrusted; a blank one is rendered as `NOTHING_FOUND`.
+        observation_tag: the tag around it.
+        tokenizer: of the policy.
+        max_tokens: most ids to return.
+        tags: of the run: none of them survives in the text.
+
+    Raises:
+        ValueError: `max_tokens` cannot hold the two tags and one token.
+    """
+    head = tokenizer.encode(f"\n{open_tag(observation_tag)}\n")
+    tail = tokenizer.encode(f"{close_tag(observation_tag)}\n")
     room = max_tokens - len(head) - len(tail)
     if room < 1:
         raise ValueError(
@@ -60,8 +70,19 @@ def render_observation(
         )
     # No token is longer than this many bytes, so what lies beyond cannot fit: megabytes of
     # text are cut before they are tokenised.
-    body = tokenizer.encode(_render_passages(passages, room * tokenizer.longest_token))
-    return head + _cut(body, room, tokenizer) + tail
+    body = _escaped_lines(text, room * tokenizer.longest_token, tags)
+    return head + _first_ids(tokenizer.encode(body), room, tokenizer) + tail
+
+
+def passages_as_text(passages: Sequence[Passage]) -> str:
+    """Passages as the model sees them, one a line, before they are escaped.
+
+    What is a line here stays one: a line break inside a passage cannot begin another passage.
+    """
+    return "".join(
+        f"Doc {rank}(Title: {_on_one_line(p.title)}) {_on_one_line(p.text)}\n"
+        for rank, p in enumerate(passages, start=1)
+    )
 
 
 def merge_passages(passages: Sequence[Sequence[Passage]]) -> list[Passage]:
@@ -75,15 +96,24 @@ def merge_passages(passages: Sequence[Sequence[Passage]]) -> list[Passage]:
     return list(merged.values())
 
 
-def _render_passages(passages: Sequence[Passage], max_characters: int) -> str:
-    lines = [
-        f"Doc {rank}(Title: {escape(p.title[:max_characters])}) {escape(p.text[:max_characters])}\n"
-        for rank, p in enumerate(passages, start=1)
-    ]
-    return "".join(lines)[:max_characters] or NOTHING_FOUND + "\n"
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
-def _cut(ids: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
+def _escaped_lines(text: str, max_characters: int, tags: Tags) -> str:
+    if not text.strip():
+        return f"{NOTHING_FOUND}\n"
+    lines, size = [], 0
+    for line in text.splitlines():
+        lines.append(escape(line[:max_characters], tags) + "\n")
+        size += len(lines[-1])
+        if size >= max_characters:
+            break
+    # Once more over all: a tag may be spread over two lines.
+    return tags.lookalike.sub("&lt;", "".join(lines))[:max_characters]
+
+
+def _first_ids(ids: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
     """The first `room` ids, less a character whose bytes would be cut apart."""
     if len(ids) <= room:
         return ids

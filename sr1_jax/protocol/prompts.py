@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
-
-import jinja2
-import jinja2.sandbox
+from typing import NamedTuple
 
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.protocol.chat_sandbox import render_chat
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FIELD = re.compile(r"\{(question|information)\}")
@@ -17,9 +17,12 @@ _FIELD = re.compile(r"\{(question|information)\}")
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """A template cut at its fields: text, field name, text, field name, …, text.
+    """A template, split at its fields.
 
-    `complete` says that nothing belongs in front of it.
+    Attributes:
+        name: by which it was loaded, for messages.
+        parts: text, field name, text, field name, …, text.
+        complete: whether it has its own beginning of text, if the model is used to one.
     """
 
     name: str
@@ -34,8 +37,10 @@ class PromptTemplate:
     def render(
         self, tokenizer: Tokenizer, question: str, information: list[int] | None = None
     ) -> list[int]:
-        """Prompt ids, with the beginning of text that the model is used to. Special tokens in the
-        template mean themselves, those in the question are plain text.
+        """Prompt ids, with the beginning of text that the model is used to.
+
+        They are the ids of the whole text, not of its parts one after the other. Special tokens
+        in the template mean themselves, those in the question are plain text.
 
         Args:
             tokenizer: of the policy.
@@ -50,13 +55,60 @@ class PromptTemplate:
                 f"Template {self.name} has {{information}}, but no passages were given."
             )
         ids: list[int] = []
-        for index, part in enumerate(self.parts):
-            if index % 2 == 0:
-                ids += tokenizer.encode_trusted(part) if part else []
+        for piece in _compiled(self.parts, tokenizer):
+            if piece is _INFORMATION:
+                ids += information
             else:
-                ids += tokenizer.encode(question) if part == "question" else information
+                ids += piece.ids
+                ids += tokenizer.encode(question.join(piece.texts)) if piece.texts else []
         prefix = [] if self.complete else tokenizer.prefix_ids
         return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
+class _Run(NamedTuple):
+    """A part of a prompt between ids that are given: `ids`, then `texts` joined by the question."""
+
+    ids: list[int]
+    texts: tuple[str, ...]
+
+
+_INFORMATION = object()
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(parts: tuple[str, ...], tokenizer: Tokenizer) -> tuple[_Run | object, ...]:
+    """A template's parts as runs, in which all that does not depend on the question is encoded.
+
+    A tokenizer splits text into words first, so what stands next to the question has to be
+    encoded with it. Only special tokens, which mean themselves in the template, and the ids of an
+    observation end a run.
+    """
+    pieces: list[_Run | object] = []
+    texts = [""]
+
+    def close() -> None:
+        ids, rest = tokenizer.settled(texts[0]) if len(texts) > 1 else ([], texts[0])
+        if len(texts) > 1:
+            pieces.append(_Run(ids, (rest, *texts[1:])))
+        elif rest:
+            pieces.append(_Run(tokenizer.encode(rest), ()))
+        texts[:] = [""]
+
+    for index, part in enumerate(parts):
+        if index % 2 == 0:
+            for piece in tokenizer.split_added(part):
+                if isinstance(piece, str):
+                    texts[-1] += piece
+                else:
+                    close()
+                    pieces.append(_Run([piece], ()))
+        elif part == "question":
+            texts.append("")
+        else:
+            close()
+            pieces.append(_INFORMATION)
+    close()
+    return tuple(pieces)
 
 
 def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
@@ -70,28 +122,18 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
         tokenizer: with the chat template.
 
     Raises:
-        ValueError: the model has no chat template, or that fails or drops a field of ours.
+        ValueError: the model has no chat template, or that fails, drops a field of ours or takes
+            too long.
     """
     if not tokenizer.chat_template:
-        raise ValueError("The model has no chat template; set rollout.chat=False.")
-    # As transformers renders them, but without today's date: a prompt must not change overnight.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
+        raise ValueError(
+            "The model's tokenizer has no chat template, so it cannot be asked in one."
+        )
     text = "".join(
         part if index % 2 == 0 else f"{{{part}}}" for index, part in enumerate(template.parts)
     )
-    try:
-        rendered = environment.from_string(tokenizer.chat_template).render(
-            messages=[{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.token(tokenizer.eos_ids[0]) if tokenizer.eos_ids else "",
-            tools=None,
-        )
-    except (jinja2.TemplateError, TypeError) as error:
-        raise ValueError(f"The model's chat template failed: {error}") from error
+    eos_token = tokenizer.token(tokenizer.eos_ids[0]) if tokenizer.eos_ids else ""
+    rendered = render_chat(tokenizer.chat_template, text, tokenizer.bos_token or "", eos_token)
     parts = tuple(_FIELD.split(rendered))
     if parts[1::2] != template.parts[1::2]:
         raise ValueError(
@@ -101,8 +143,21 @@ def in_chat(template: PromptTemplate, tokenizer: Tokenizer) -> PromptTemplate:
     return PromptTemplate(f"{template.name} in chat", parts, complete=True)
 
 
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def template_for(name_or_path: str, tokenizer: Tokenizer, chat: bool | str) -> PromptTemplate:
+    """The template that prompts of a model are rendered from.
+
+    Args:
+        name_or_path: see `load_template`.
+        tokenizer: of the policy.
+        chat: whether the prompt is a user's message in the model's own chat template; "auto":
+            where its tokenizer has one, as the original trains.
+
+    Raises:
+        ValueError: as `load_template` and `in_chat`.
+    """
+    template = load_template(name_or_path)
+    wanted = bool(tokenizer.chat_template) if chat == "auto" else chat
+    return in_chat(template, tokenizer) if wanted else template
 
 
 def load_template(name_or_path: str) -> PromptTemplate:

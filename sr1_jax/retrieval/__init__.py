@@ -3,5 +3,14 @@
 from sr1_jax.retrieval.base import Passage, Retriever
 from sr1_jax.retrieval.bm25 import BM25Retriever
 from sr1_jax.retrieval.corpus import read_corpus
+from sr1_jax.retrieval.open import check_retrieval, fingerprint_of, open_retriever
 
-__all__ = ["BM25Retriever", "Passage", "Retriever", "read_corpus"]
+__all__ = [
+    "BM25Retriever",
+    "Passage",
+    "Retriever",
+    "check_retrieval",
+    "fingerprint_of",
+    "open_retriever",
+    "read_corpus",
+]

@@ -9,10 +9,10 @@ class Passage:
     """One search result.
 
     Attributes:
-      id: the passage's id in the corpus.
-      title: title of the page it is from; may be empty.
-      text: the passage without its title.
-      score: the retriever's score, higher is better; comparable within one query only.
+        id: the passage's id in the corpus.
+        title: title of the page it is from; may be empty.
+        text: the passage without its title.
+        score: the retriever's score, higher is better; comparable within one query only.
     """
 
     id: str
@@ -23,20 +23,25 @@ class Passage:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Anything that finds passages for queries."""
+    """Anything that finds passages for queries.
+
+    A retriever may also have two attributes, strings: `fingerprint`, which is the same only where
+    searches find the same (a resumed run is held to it), and `corpus_sha256`, the hash of the
+    passage file behind it.
+    """
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
         """Finds up to `k` passages for each query, best first.
 
         Args:
-          queries: any strings, the empty one included.
-          k: passages a query, at least 1.
+            queries: any strings, the empty one included.
+            k: passages a query, at least 1.
 
         Returns:
-          One list a query, in the order of the queries; shorter than `k`, or empty, when fewer
-          passages match.
+            One list a query, in the order of the queries; shorter than `k`, or empty, when fewer
+            passages match.
 
         Raises:
-          ValueError: `k` is less than 1.
+            ValueError: `k` is less than 1.
         """
         ...

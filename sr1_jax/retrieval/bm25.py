@@ -15,11 +15,14 @@ hosts, call jax.distributed.initialize() before building or loading an index.
 """
 
 import hashlib
+import json
 import logging
 import math
 import operator
 import os
+import tempfile
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +33,7 @@ import Stemmer
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.retrieval.corpus import read_corpus
 from sr1_jax.retrieval.index_folder import (
+    MANIFEST_FILE,
     check_replaceable,
     new_folder,
     read_manifest,
@@ -39,20 +43,33 @@ from sr1_jax.retrieval.passages import PassageStore, PassageWriter
 
 FORMAT = "sr1_jax.bm25"
 VERSION = 1
+# What decides, beside the corpus, which passages a query finds.
+OPTIONS = ("k1", "b", "stemmer", "stopwords")
 
 
 class BM25Retriever:
     """BM25 search; make one with `build` or `load`. Searches may run in several threads at once.
 
     Attributes:
-      manifest: what `index.json` records: k1, b, stemmer, stopwords, corpus (file name),
-        corpus_sha256 (of the file as it was indexed), passages (count).
+        manifest: what `index.json` records: k1, b, stemmer, stopwords, corpus (file name),
+            corpus_sha256 (of the file as it was indexed), passages (count).
+        corpus_sha256: of the file that was indexed.
+        fingerprint: of corpus and options: equal where all searches find the same.
     """
 
     def __init__(self, bm25: Any, passages: PassageStore, manifest: dict[str, Any]):
         self._bm25 = bm25
         self._passages = passages
         self.manifest = manifest
+
+    @property
+    def corpus_sha256(self) -> str:
+        return self.manifest["corpus_sha256"]
+
+    @property
+    def fingerprint(self) -> str:
+        built_from = {key: self.manifest[key] for key in ("corpus_sha256", *OPTIONS)}
+        return hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -74,18 +91,18 @@ class BM25Retriever:
         The index appears in `index_dir` when it is complete, and only then replaces an older one.
 
         Args:
-          corpus_path: see `read_corpus` for its form.
-          index_dir: a new or empty folder, or one that holds an older index.
-          k1: saturation of word counts, not negative.
-          b: strength of length normalisation, 0 to 1.
-          stemmer: a Snowball algorithm of PyStemmer, or None for words as they are.
-          stopwords: a language of bm25s ("en", "de", ...) whose commonest words are left out, or
-            None to keep all words.
+            corpus_path: see `read_corpus` for its form.
+            index_dir: a new or empty folder, or one that holds an older index.
+            k1: saturation of word counts, not negative.
+            b: strength of length normalisation, 0 to 1.
+            stemmer: a Snowball algorithm of PyStemmer, or None for words as they are.
+            stopwords: a language of bm25s ("en", "de", ...) whose commonest words are left out, or
+                None to keep all words.
 
         Raises:
-          FileNotFoundError: there is no corpus file.
-          ValueError: an option out of range, a fault in the corpus (with its line), a corpus
-            without words, or an `index_dir` that holds something else.
+            FileNotFoundError: there is no corpus file.
+            ValueError: an option out of range, a fault in the corpus (with its line), a corpus
+                without words, or an `index_dir` that holds something else.
         """
         _check_options(k1, b, stemmer, stopwords)
         corpus_path, index_dir = Path(corpus_path), Path(index_dir)
@@ -94,8 +111,7 @@ class BM25Retriever:
         bm25s = _import_bm25s()
         tokenizer = bm25s.tokenization.Tokenizer(stopwords=stopwords, stemmer=_new_stemmer(stemmer))
         with new_folder(index_dir) as folder:
-            with open(corpus_path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(corpus_path)
             with PassageWriter(folder) as writer:
 
                 def texts():
@@ -133,13 +149,13 @@ class BM25Retriever:
         """Opens an index.
 
         Args:
-          index_dir: where `build` put it.
-          mmap: map scores and passages, read from disk as searches need them; otherwise read
-            everything into memory.
+            index_dir: where `build` put it.
+            mmap: map scores and passages, read from disk as searches need them; otherwise read
+                everything into memory.
 
         Raises:
-          FileNotFoundError: there is no such folder.
-          ValueError: the folder is no index, is damaged, or is of another version.
+            FileNotFoundError: there is no such folder.
+            ValueError: the folder is no index, is damaged, or is of another version.
         """
         index_dir = Path(index_dir)
         manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
@@ -153,16 +169,16 @@ class BM25Retriever:
         """Finds the `k` best passages for each query.
 
         Args:
-          queries: any strings. Words that no passage holds are ignored.
-          k: passages a query, at least 1; may exceed the corpus.
+            queries: any strings. Words that no passage holds are ignored.
+            k: passages a query, at least 1; may exceed the corpus.
 
         Returns:
-          One list a query, best first, equal scores in corpus order. Only passages that hold a
-          word of the query are returned: none at all for a query that is empty, all stop words or
-          all unknown.
+            One list a query, best first, equal scores in corpus order. Only passages that hold a
+            word of the query are returned: none at all for a query that is empty, all stop words or
+            all unknown.
 
         Raises:
-          ValueError: `k` is less than 1, or `queries` is not a list of strings.
+            ValueError: `k` is less than 1, or `queries` is not a list of strings.
         """
         if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
             raise ValueError(f"queries must be a list of strings, found {queries!r}.")
@@ -211,9 +227,74 @@ def _import_bm25s() -> ModuleType:
     return bm25s
 
 
+def open_bm25(
+    config: Mapping[str, Any], corpus: Path | None = None, index: Path | None = None
+) -> BM25Retriever:
+    """The BM25 index in a folder; built there if it is not, or is of another corpus or options.
+
+    Args:
+        config: has k1, b, stemmer, stopwords; the last two may be "none".
+        corpus: a passage file. Without one the index has to be there, with these options.
+        index: the folder. Without one the index is built in a temporary folder and kept in memory.
+
+    Raises:
+        FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
+        ValueError: neither corpus nor index is given; an option out of range; an index of other
+            options without a corpus; a fault in the corpus or the index.
+    """
+    options = bm25_options(config)
+    if index is None:
+        if corpus is None:
+            raise ValueError("BM25 needs a corpus, or the folder of an index of one.")
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "index"
+            BM25Retriever.build(corpus, built, **options)
+            # Read into memory: the files go with the folder.
+            return BM25Retriever.load(built, mmap=False)
+    if corpus is None:
+        retriever = BM25Retriever.load(index)
+        _check_same_options(index, retriever.manifest, options)
+        return retriever
+    if (index / MANIFEST_FILE).is_file():
+        retriever = BM25Retriever.load(index)
+        same = all(retriever.manifest[key] == value for key, value in options.items())
+        if same and corpus.is_file() and retriever.corpus_sha256 == sha256_of(corpus):
+            return retriever
+    return BM25Retriever.build(corpus, index, **options)
+
+
 def none_or(name: str | None) -> str | None:
     """A setting that may be none, from the word for it: flags have no other way to say it."""
     return None if name is None or name.lower() in ("", "none") else name
+
+
+def bm25_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `BM25Retriever.build` from settings.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    options = {key: config[key] for key in OPTIONS}
+    options |= {key: none_or(options[key]) for key in ("stemmer", "stopwords")}
+    _check_options(**options)
+    return options
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_same_options(
+    index: Path, manifest: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    for key, value in options.items():
+        if manifest[key] != value:
+            raise ValueError(
+                f"{index} was built with {key}={manifest[key]}, but retrieval.{key} is {value}: "
+                "set it to that of the index, or build the index again."
+            )
 
 
 def _new_stemmer(name: str | None) -> Stemmer.Stemmer | None:

@@ -16,15 +16,15 @@ def read_corpus(path: str | os.PathLike) -> Iterator[tuple[str, str, str]]:
     decimal string.
 
     Args:
-      path: a `.jsonl` or `.jsonl.gz` file.
+        path: a `.jsonl` or `.jsonl.gz` file.
 
     Returns:
-      An iterator of (id, title, text) in file order.
+        An iterator of (id, title, text) in file order.
 
     Raises:
-      FileNotFoundError: there is no such file (raised at once).
-      ValueError: while iterating: malformed JSON, a missing or wrongly typed key, an empty
-        passage, a duplicate id, or no passage at all; the message names file and line.
+        FileNotFoundError: there is no such file (raised at once).
+        ValueError: while iterating: malformed JSON, a missing or wrongly typed key, an empty
+            passage, a duplicate id, or no passage at all; the message names file and line.
     """
     return _read_passages(path, read_jsonl(path))
 

@@ -27,14 +27,14 @@ def read_manifest(index_dir: Path, *, kind: str, version: int) -> dict[str, Any]
     """Reads and checks the manifest of a complete index.
 
     Args:
-      index_dir: the folder.
-      kind: what its "format" must say.
-      version: what its "version" must say.
+        index_dir: the folder.
+        kind: what its "format" must say.
+        version: what its "version" must say.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: the folder is not an index of this kind and version, or files of it are missing
-        or cut short.
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is not an index of this kind and version, or files of it are missing
+            or cut short.
     """
     advice = "build it with python -m sr1_jax.index --corpus=FILE.jsonl --index=DIR"
     if not index_dir.exists():
@@ -62,8 +62,8 @@ def check_replaceable(index_dir: Path, *, kind: str) -> None:
     """Refuses to let an index of `kind` take the place of anything but its like.
 
     Raises:
-      ValueError: `index_dir` is a file, or a folder that holds something other than one index
-        of this kind.
+        ValueError: `index_dir` is a file, or a folder that holds something other than one index
+            of this kind.
     """
     if not index_dir.exists():
         return

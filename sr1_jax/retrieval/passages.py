@@ -44,8 +44,8 @@ class PassageStore:
     """Random access to the passages in `folder`; safe to share between threads.
 
     Args:
-      folder: where a `PassageWriter` wrote.
-      mmap: map the files instead of reading them into memory.
+        folder: where a `PassageWriter` wrote.
+        mmap: map the files instead of reading them into memory.
     """
 
     def __init__(self, folder: Path, *, mmap: bool = True):

@@ -1,4 +1,4 @@
-"""Outcome rewards: how well an answer matches the golden answers.
+"""How well an answer matches the golden answers.
 
 Normalisation and scores follow the SQuAD evaluation (Rajpurkar et al. 2016, arXiv 1606.05250) and,
 for F1, the HotpotQA evaluation (Yang et al. 2018, arXiv 1809.09600). Two cases are settled here:
@@ -102,43 +102,3 @@ METRICS: dict[str, Callable[[str | None, str | Iterable[str]], float | bool]] = 
     "f1": f1_score,
     "substring": substring_match,
 }
-
-
-def outcome_reward(
-    answer: str | None,
-    golden_answers: str | Iterable[str],
-    well_formed: bool,
-    *,
-    metric: str = "em",
-    format_weight: float = 0.0,
-) -> float:
-    """Score of an answer, with an optional share w = format_weight for the response's format.
-
-    Source: the format reward of arXiv 2505.15117. With score 1 for correct and 0 for wrong:
-
-                     well formed    ill-formed
-        correct           1            1 - w
-        wrong             w              0
-
-    For a graded metric (F1) the same table reads max(score, w) and max(score - w, 0): a partly
-    right answer never earns less than a wrong one of the same format, and nothing is negative.
-
-    Args:
-        answer: the extracted answer, or None if the response holds none (score 0).
-        golden_answers: one string or a non-empty list of strings.
-        well_formed: whether the whole response follows the protocol (`protocol.is_well_formed`).
-        metric: "em", "f1" or "substring".
-        format_weight: w in [0, 1]; 0 ignores the format.
-
-    Returns:
-        The reward, in [0, 1].
-
-    Raises:
-        ValueError: unknown metric, format_weight outside [0, 1], or bad golden_answers.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"unknown reward metric {metric!r}; choose one of {sorted(METRICS)}")
-    if not 0.0 <= format_weight <= 1.0:
-        raise ValueError(f"format_weight is {format_weight}; choose a value in [0, 1]")
-    score = float(METRICS[metric](answer, golden_answers))
-    return float(max(score, format_weight) if well_formed else max(score - format_weight, 0.0))

@@ -17,11 +17,14 @@ from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.serving import ServingParams, empty_cache
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.lockstep import SlotLayout
-
-
-def fork_lengths(positions: int) -> list[int]:
-    """How many positions a call of `programs.fork` copies: a quarter of the cache, or all."""
-    return sorted({-(-positions // 4), positions})
+from sr1_jax.rollout.program_keys import (
+    Decode,
+    Extend,
+    Fork,
+    extend_columns,
+    fork_length,
+    programs_on_slots,
+)
 
 
 class Dispatched(NamedTuple):
@@ -111,8 +114,8 @@ class DeviceSlots:
             source_PR[index] = source % self._layout.per_part
             target_PR[index] = target % self._layout.per_part
             self._stats["forked_tokens"] += length
-        most = next(most for most in fork_lengths(self._positions) if most >= longest)
-        self._fork_rows(source_PR, target_PR, most)
+        length = fork_length(longest, self._positions)
+        self._fork_rows(source_PR, target_PR, length)
         self._account("fork_seconds", began)
 
     def _fork_rows(self, source_PR: np.ndarray, target_PR: np.ndarray, length: int) -> None:
@@ -127,7 +130,7 @@ class DeviceSlots:
         while True:
             groups: dict[int, dict[int, Sequence[int]]] = {size: {} for size in buckets}
             for slot, ids in rest.items():
-                size = next((size for size in buckets if size >= len(ids)), buckets[-1])
+                size = extend_columns(len(ids), buckets)
                 groups[size][slot] = ids[:size]
             rows = self._layout.most([self._most_in_a_part(group) for group in groups.values()])
             if not rows.any():
@@ -248,15 +251,17 @@ class DeviceSlots:
     def warm_up(self) -> None:
         """Calls every program in every shape, to no effect: all rows are padding, all slots
         idle."""
-        for rows in self._layout.row_counts:
-            for length in fork_lengths(self._positions):
-                target_PR = self._padding(rows)
-                self._fork_rows(np.zeros_like(target_PR), target_PR, length)
-            for columns in self._config.extend_buckets:
-                self._extend_once({}, rows, columns)
         idle_S = np.zeros(self._layout.slots)
-        for count in self._layout.decode_counts:
-            self.read(self._decode_rows([], count, idle_S, 0))
+        parts = self._config.slots // self._layout.per_part
+        for program in programs_on_slots(self._config, self._layout, self._positions):
+            match program:
+                case Extend(rows, columns):
+                    self._extend_once({}, rows // parts, columns)
+                case Fork(rows, length):
+                    target_PR = self._padding(rows // parts)
+                    self._fork_rows(np.zeros_like(target_PR), target_PR, length)
+                case Decode(slots):
+                    self.read(self._decode_rows([], slots // parts, idle_S, 0))
 
     def _padding(self, rows: int) -> np.ndarray:
         """int32 [parts, rows], all of them rows of padding."""

@@ -2,7 +2,10 @@
 
 The device keeps the KV cache, which survives the turns: only new tokens are ever prefilled, and
 of a prompt only what no other slot holds. A slot whose episode is over takes the next question
-at once; while some slots wait for a search the others decode.
+at once; while some slots wait for a tool the others decode.
+
+`Engine` joins two rooms: slots and programs, which see ids only, and the environment, which says
+what an id means.
 """
 
 from __future__ import annotations
@@ -19,27 +22,26 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question, as_question
-from sr1_jax.environment.episode import Episode, Limits
-from sr1_jax.environment.pool import SearchPool
-from sr1_jax.environment.trajectory import Trajectory
+from sr1_jax.environment import Environment, Observation, Trajectory
+from sr1_jax.environment.episode import Episode, Rules
+from sr1_jax.environment.pool import ToolPool
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
-from sr1_jax.protocol.observations import CORRECTION, merge_passages, render_observation
-from sr1_jax.protocol.prompts import in_chat, load_template
-from sr1_jax.protocol.tags import STOP_TAGS
-from sr1_jax.retrieval.base import Passage, Retriever
+from sr1_jax.protocol.observations import render_text
+from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.retrieval.base import Retriever
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import DeviceSlots
+from sr1_jax.rollout.episode_loop import EpisodeLoop
 from sr1_jax.rollout.lockstep import SlotLayout
-from sr1_jax.rollout.round import Round
 from sr1_jax.rollout.settings import check_config
 from sr1_jax.sharding import make_mesh, named, place
 
 
 class Engine:
-    """Runs episodes of a policy against a retriever.
+    """Runs episodes of a policy in an environment.
 
     On several processes each runs its own questions on the slots of its own devices, and all
     call `run` at the same time.
@@ -48,9 +50,11 @@ class Engine:
         model: the policy; `run(params=…)` replaces its parameters, as training does.
         tokenizer: of the policy.
         retriever: searched between segments, from several threads at once; may be None if no
-            search is ever made (max_searches 0 and a prompt without passages).
+            search is ever made (max_searches 0 and a prompt without passages), or with an
+            environment.
         config: see `rollout.default_config`.
-        mesh: of `sharding.make_mesh`; by default one of the first device alone.
+        environment: tools, prompt and reward; by default search alone, over the retriever.
+        mesh: the device mesh; by default one of the first device alone.
 
     Attributes:
         stats: totals of the last `run`: see `as_metrics`.
@@ -67,34 +71,45 @@ class Engine:
         retriever: Retriever | None,
         config: ml_collections.ConfigDict,
         *,
+        environment: Environment | None = None,
         mesh: Mesh | None = None,
     ):
         check_config(config)
+        if environment is None:
+            environment = Environment.of_search(retriever, config)
+        self._environment = environment
         self._config = config
         self._mesh = make_mesh(1, 1, 1, jax.local_devices()[:1]) if mesh is None else mesh
         self._layout = SlotLayout(self._mesh, config.slots, config.decode_sizes)
         self._decoder = model.config
         self._params = nnx.state(model)
         self._tokenizer = tokenizer
-        self._retriever = retriever
-        self._template = load_template(config.template)
-        if config.chat:
-            self._template = in_chat(self._template, tokenizer)
-        if retriever is None and (config.max_searches or self._template.wants_information):
+        searches = config.max_searches and SEARCH in environment.tags.names
+        if environment.search.retriever is None and (
+            searches or environment.template.wants_information
+        ):
             raise ValueError(
                 "These settings search, but there is no retriever: give one, or set "
                 "rollout.max_searches=0 and a template without {information}."
             )
-        self._limits = Limits(
+        self._rules = Rules(
+            tokenizer,
             config.max_searches,
             config.max_segment_tokens,
             config.max_context_tokens,
-            config.parallel_queries,
+            environment.tags,
+            {
+                tag: options.max_calls
+                for tag, options in environment.options.items()
+                if options.max_calls is not None
+            },
         )
-        self._correction = tokenizer.encode(CORRECTION)
-        # Refuses a budget that cannot hold the tags before anything is run.
-        render_observation([], tokenizer, config.max_observation_tokens)
-        self._automaton = build_automaton(tokenizer.token_bytes, tokenizer.eos_ids, STOP_TAGS)
+        for tool in environment.called:
+            # Refuses a budget that cannot hold the tags before anything is run.
+            self._render(tool.tag, Observation(""))
+        self._automaton = build_automaton(
+            tokenizer.token_bytes, tokenizer.eos_ids, environment.tags.stop_tags
+        )
         # The model may have more rows of logits than the tokenizer has ids; those add no text.
         states = np.arange(len(self._automaton.next_state), dtype=np.int32)
         table = np.repeat(states[:, None], model.config.vocab_size, axis=1)
@@ -135,51 +150,49 @@ class Engine:
         Raises:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
                 room for an answer (unless rollout.long_prompts="skip"); names the question.
-            RuntimeError: the retriever failed as often as the settings allow.
+            RuntimeError: a tool failed as often as its options allow.
         """
         self.stats = stats = collections.defaultdict(float)
         compiled, began = programs.compilations(), time.perf_counter()
-        pool = SearchPool(self._retriever, self._observation, self._config)
+        environment = self._environment
+        pool = ToolPool(environment.called, self._render, environment.options)
         done: dict[Episode, Trajectory] = {}
 
         def finish(episode: Episode) -> None:
-            done[episode] = episode.trajectory(
-                self._tokenizer,
-                metric=self._config.reward_metric,
-                format_weight=self._config.format_weight,
-            )
+            done[episode] = episode.trajectory()
 
         try:
             episodes = self._episodes([as_question(q) for q in questions], samples, pool)
-            Round(
+            EpisodeLoop(
                 self._slots(self._params if params is None else params, seed, step),
                 self._layout,
                 pool,
                 episodes,
                 finish,
-                tokenizer=self._tokenizer,
-                automaton=self._automaton,
-                correction=self._correction,
+                stop_of=self._automaton.stop,
                 config=self._config,
                 stats=stats,
             ).play()
         finally:
-            # Whatever happened, Ctrl-C too: no search is started any more.
+            # Whatever happened, Ctrl-C too: no tool is called any more.
             pool.close()
             stats |= pool.stats
+        trajectories = environment.reward.score(
+            [done[episode] for episode in episodes], [episode.question for episode in episodes]
+        )
         stats["seconds"] = time.perf_counter() - began
         stats["compilations"] = programs.compilations() - compiled
         stats["episodes"] = len(episodes)
         stats["cache_gib"] = self.cache_bytes / 2**30
-        return [done[episode] for episode in episodes]
+        return trajectories
 
     def fits(self, question: Any) -> bool:
         """Whether a question's prompt leaves room for an answer, whatever passages are in it."""
-        information = None
-        if self._template.wants_information:
+        template, information = self._environment.template, None
+        if template.wants_information:
             information = [0] * self._config.max_observation_tokens
-        prompt = self._template.render(self._tokenizer, as_question(question).question, information)
-        return len(prompt) < self._limits.max_context_tokens
+        prompt = template.render(self._tokenizer, as_question(question).question, information)
+        return len(prompt) < self._rules.max_context_tokens
 
     def warm_up(self, params: nnx.State | None = None) -> int:
         """Compiles every program that a run may call; returns how many.
@@ -210,55 +223,75 @@ class Engine:
         )
 
     def _episodes(
-        self, questions: Sequence[Question], samples: int, pool: SearchPool
+        self, questions: Sequence[Question], samples: int, pool: ToolPool
     ) -> list[Episode]:
         # One of several processes may have none, and still plays its part in the others' run.
         if not questions and jax.process_count() == 1:
             raise ValueError("There are no questions to run.")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}.")
-        text_of: dict[str, str] = {}
-        for question in questions:
-            if text_of.setdefault(question.id, question.question) != question.question:
-                raise ValueError(
-                    f"Question id {question.id!r} stands for two different questions; ids must be "
-                    "unique, by convention source:split:index."
-                )
-        information: dict[int, list[int]] = {}
-        if self._template.wants_information:
-            for number, question in enumerate(questions):
-                pool.submit(number, [question.question])
-            while pool.pending:
-                information |= {found.key: found.observation for found in pool.poll(wait=1.0)}
+        _check_ids(questions)
+        information = self._information(questions, pool)
         episodes = []
         first_sample: collections.Counter[str] = collections.Counter()
         for number, question in enumerate(questions):
-            prompt = self._template.render(
-                self._tokenizer, question.question, information.get(number)
-            )
-            if not prompt:
-                raise ValueError(f"Question {question.id}: its prompt is empty.")
+            prompt = self._prompt(question, information.get(number))
             start = first_sample[question.id]
             first_sample[question.id] += samples
-            if len(prompt) >= self._limits.max_context_tokens:
-                if self._config.long_prompts == "skip":
-                    self.stats["skipped_prompts"] += samples
-                    continue
-                raise ValueError(
-                    f"Question {question.id}: its prompt has {len(prompt)} tokens, which leaves no "
-                    f"room for an answer in rollout.max_context_tokens="
-                    f"{self._limits.max_context_tokens}; raise that, shorten the question, or set "
-                    'rollout.long_prompts="skip".'
-                )
+            if prompt is None:
+                self.stats["skipped_prompts"] += samples
+                continue
             episodes += [
-                Episode(question, start + index, prompt, self._limits) for index in range(samples)
+                Episode(question, start + index, prompt, self._rules) for index in range(samples)
             ]
         return episodes
 
-    def _observation(self, passages: Sequence[Sequence[Passage]]) -> list[int]:
-        return render_observation(
-            merge_passages(passages), self._tokenizer, self._config.max_observation_tokens
+    def _information(self, questions: Sequence[Question], pool: ToolPool) -> dict[int, list[int]]:
+        """Ids of the passages for each prompt, where the template has a place for them."""
+        information: dict[int, list[int]] = {}
+        if self._environment.template.wants_information:
+            for number, question in enumerate(questions):
+                pool.submit(number, SEARCH, question.question)
+            while pool.pending:
+                information |= {answer.key: answer.ids for answer in pool.poll(wait=1.0)}
+        return information
+
+    def _prompt(self, question: Question, information: list[int] | None) -> list[int] | None:
+        """Ids of a prompt; None for one that is too long and to be skipped."""
+        prompt = self._environment.template.render(self._tokenizer, question.question, information)
+        if not prompt:
+            raise ValueError(f"Question {question.id}: its prompt is empty.")
+        if len(prompt) < self._rules.max_context_tokens:
+            return prompt
+        if self._config.long_prompts == "skip":
+            return None
+        raise ValueError(
+            f"Question {question.id}: its prompt has {len(prompt)} tokens, which leaves no room "
+            f"for an answer in rollout.max_context_tokens={self._rules.max_context_tokens}; raise "
+            'that, shorten the question, or set rollout.long_prompts="skip".'
         )
+
+    def _render(self, tag: str, observation: Observation) -> list[int]:
+        """Ids that show what a tool answered."""
+        tags = self._environment.tags
+        return render_text(
+            observation.text,
+            next(tool.observation_tag for tool in self._environment.called if tool.tag == tag),
+            self._tokenizer,
+            self._config.max_observation_tokens,
+            tags,
+        )
+
+
+def _check_ids(questions: Sequence[Question]) -> None:
+    """Refuses an id that stands for two questions."""
+    text_of: dict[str, str] = {}
+    for question in questions:
+        if text_of.setdefault(question.id, question.question) != question.question:
+            raise ValueError(
+                f"Question id {question.id!r} stands for two different questions; ids must be "
+                "unique, by convention source:split:index."
+            )
 
 
 def sum_stats(
@@ -278,9 +311,9 @@ def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     kept from the last episode), extend_positions (prefilled and padding). slot_steps are decode
     steps times slots, occupancy the share of them that sampled a token; busy_* count only while
     questions were waiting for a slot. Seconds: decode (waiting for what was sampled, and for all
-    that was dispatched before), host (between two calls), retrieval_wait (nothing to decode until
-    a search is back), retrieval (inside searches, over all threads), reshard (making the layout of
-    rollouts), extend and fork (dispatch alone, unless rollout.profile).
+    that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
+    has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
+    of rollouts), extend and fork (dispatch alone, unless rollout.profile).
     """
     seconds = max(stats["seconds"], 1e-9)
     metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, placed
-from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.serving import (
     KVCache,
     cache_placement,
@@ -21,15 +23,19 @@ from sr1_jax.models.serving import (
     serving_params,
 )
 from sr1_jax.protocol.automaton import build_automaton
-from sr1_jax.protocol.tags import STOP_TAGS
+from sr1_jax.protocol.tags import SEARCH_TAGS
 from sr1_jax.rollout import programs
-from sr1_jax.rollout.device_slots import fork_lengths
-from sr1_jax.rollout.lockstep import row_counts
-from sr1_jax.sharding import RULES, named, serving_shardings, tree_shardings
+from sr1_jax.rollout.lockstep import SlotLayout
+from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard, programs_on_slots
+from sr1_jax.sharding import named, serving_shardings, tree_shardings
 
 
 def rollout_programs(
-    policy: Decoder, config: ml_collections.ConfigDict, mesh: Mesh
+    policy: Decoder,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    *,
+    stop_strings: Sequence[str] = SEARCH_TAGS.stop_tags,
 ) -> list[Program]:
     """The programs of `Engine.run`; computes nothing.
 
@@ -37,9 +43,11 @@ def rollout_programs(
         policy: of arrays or shapes; only its shapes are looked at.
         config: see `rollout.default_config`.
         mesh: of `sharding.make_mesh`; its devices need not be there.
+        stop_strings: at which the policy hands over to the environment.
 
     Raises:
-        ValueError: an axis of a parameter does not divide over the mesh.
+        ValueError: an axis of a parameter does not divide over the mesh, or slots do not divide
+            over its devices.
     """
     params = nnx.state(policy)
     params = placed(params, tree_shardings(params, mesh))
@@ -47,75 +55,86 @@ def rollout_programs(
         lambda params: serving_params(policy.config, params, config.weights), params
     )
     served = placed(served, serving_shardings(served, mesh))
-    empty = functools.partial(
-        KVCache.empty,
-        policy.config,
-        config.slots,
-        config.max_context_tokens,
-        **cache_shape(policy.config, mesh),
-    )
-    cache = jax.eval_shape(empty)
-    cache = KVCache(*map(placed, cache, cache_placement(mesh)))
-    static = {"decoder": policy.config}
-    layout = {"config": policy.config, "mesh": mesh, "weights": config.weights}
-    batch = named(mesh, "batch")
-    parts = functools.reduce(lambda product, axis: product * mesh.shape[axis], RULES["batch"], 1)
-
-    def ints(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch)
-
+    cache = _cache(policy.config, config, mesh)
+    weights = {"config": policy.config, "mesh": mesh, "weights": config.weights}
     stack, layer = params["trunk"]["layers"], jax.ShapeDtypeStruct((), jnp.int32)
     found = [
-        Program("reshard layer", serve_layer, (stack, layer), layout),
-        Program("reshard ends", serve_ends, (params,), layout),
+        Program(Reshard("layer"), serve_layer, (stack, layer), weights),
+        Program(Reshard("ends"), serve_ends, (params,), weights),
     ]
-    for per_part in row_counts(config.slots // parts):
-        rows = per_part * parts
-        found += [
-            Program(
-                f"extend {rows}×{columns}",
-                programs.extend.for_mesh(mesh),
-                (served, cache, ints(rows), ints(rows, columns), ints(rows, columns)),
-                static,
-                rows * columns,
-            )
-            for columns in config.extend_buckets
-        ]
-        found += [
-            Program(
-                f"fork {rows}×{length}",
-                programs.fork.for_mesh(mesh),
-                (cache, ints(rows), ints(rows)),
-                {"length": length},
-            )
-            for length in fork_lengths(cache.positions)
-        ]
-    # The states of the automaton are those of the tags, whatever the tokenizer.
-    automaton = build_automaton([b"<"], [], STOP_TAGS)
-    states = len(automaton.next_state)
-    slots = programs.Slots(
-        *(ints(config.slots) for _ in range(4)),
-        jax.ShapeDtypeStruct((config.slots, 2), jnp.uint32, sharding=batch),
+    static = {"decoder": policy.config}
+    sampling = _Sampling.of(policy.config, config, mesh, stop_strings)
+    layout = SlotLayout(mesh, config.slots, config.decode_sizes)
+    for key in programs_on_slots(config, layout, cache.positions):
+        match key:
+            case Extend(rows, columns):
+                given = (_ints(mesh, rows), *[_ints(mesh, rows, columns)] * 2)
+                extend = programs.extend.for_mesh(mesh)
+                found.append(Program(key, extend, (served, cache, *given), static, rows * columns))
+            case Fork(rows, length):
+                given = (cache, *[_ints(mesh, rows)] * 2)
+                found.append(Program(key, programs.fork.for_mesh(mesh), given, {"length": length}))
+            case Decode(slots):
+                given = (served, cache, *sampling.arguments(slots, config.slots, mesh))
+                decode = programs.decode.for_mesh(mesh)
+                found.append(Program(key, decode, given, static | sampling.settings, slots))
+    return found
+
+
+def _cache(decoder: DecoderConfig, config: ml_collections.ConfigDict, mesh: Mesh) -> KVCache:
+    empty = functools.partial(
+        KVCache.empty,
+        decoder,
+        config.slots,
+        config.max_context_tokens,
+        **cache_shape(decoder, mesh),
     )
-    next_state = jax.ShapeDtypeStruct(
-        (states, policy.config.vocab_size), jnp.int32, sharding=named(mesh)
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    least_running = jax.ShapeDtypeStruct((), jnp.int32)
-    sampling = {"temperature": float(config.temperature), "top_k": config.top_k}
-    found.append(
-        Program(
-            f"decode {config.slots}",
-            programs.decode.for_mesh(mesh),
-            (served, cache, None, slots, least_running, next_state, key),
-            static
-            | sampling
-            | {
+    return KVCache(*map(placed, jax.eval_shape(empty), cache_placement(mesh)))
+
+
+def _ints(mesh: Mesh, *shape: int) -> jax.ShapeDtypeStruct:
+    """int32, split over the batch axes."""
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(mesh, "batch"))
+
+
+class _Sampling(NamedTuple):
+    """What decode programs are given beside weights and cache.
+
+    Attributes:
+        next_state: int32 [states, V] of the tag automaton.
+        settings: static arguments.
+    """
+
+    next_state: jax.ShapeDtypeStruct
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        decoder: DecoderConfig,
+        config: ml_collections.ConfigDict,
+        mesh: Mesh,
+        stop_strings: Sequence[str],
+    ) -> _Sampling:
+        # The automaton has as many states whatever the tokenizer.
+        automaton = build_automaton([b"<"], [], stop_strings)
+        shape = (len(automaton.next_state), decoder.vocab_size)
+        return cls(
+            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(mesh)),
+            {
                 "steps": config.decode_steps,
+                "temperature": float(config.temperature),
+                "top_k": config.top_k,
                 "top_p": float(config.top_p),
                 "first_final": automaton.first_final,
             },
-            config.slots,
         )
-    )
-    return found
+
+    def arguments(self, slots: int, all_slots: int, mesh: Mesh) -> tuple[Any, ...]:
+        """Those of a program for some or all of the slots."""
+        streams = jax.ShapeDtypeStruct((slots, 2), jnp.uint32, sharding=named(mesh, "batch"))
+        state = programs.Slots(*[_ints(mesh, slots)] * 4, streams)
+        rows = None if slots == all_slots else _ints(mesh, slots)
+        least_running = jax.ShapeDtypeStruct((), jnp.int32)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return rows, state, least_running, self.next_state, key

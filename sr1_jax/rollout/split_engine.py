@@ -15,10 +15,13 @@ from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.rollout.engine import Engine, sum_stats
 
-# The only seconds that add up: those of all threads in searches. Of others the longest counts.
-_SUMMED_SECONDS = "retrieval_seconds"
 # Counted by every process for all.
 _COMMON = ("decode_calls", "compilations", "cache_gib")
+# Of these seconds the longest counts. Others, those of all threads in the calls of tools, add up.
+_WALL_SECONDS = (
+    "seconds", "decode_seconds", "host_seconds", "tool_wait_seconds", "reshard_seconds",
+    "extend_seconds", "fork_seconds",
+)  # fmt: skip
 
 
 class SplitEngine(Engine):
@@ -70,6 +73,4 @@ def in_order(
 
 def total_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Stats of all processes: counts are added up, of seconds the longest count."""
-    keys = {key for one in stats for key in one}
-    seconds = {key for key in keys if key.endswith("seconds")} - {_SUMMED_SECONDS}
-    return sum_stats(stats, largest=seconds.union(_COMMON))
+    return sum_stats(stats, largest=(*_COMMON, *_WALL_SECONDS))

@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
-from sr1_jax.models.attention import RopeScaling
 from sr1_jax.models.decoder import Decoder, DecoderConfig
+from sr1_jax.models.rotary import RopeScaling
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
@@ -50,7 +50,7 @@ class RunCheckpoints:
         ValueError: processes see different file systems in `folder`.
     """
 
-    def __init__(self, folder: Path, *, keep: int):
+    def __init__(self, folder: Path, keep: int):
         check_shared(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -59,6 +59,11 @@ class RunCheckpoints:
     def latest_step(self) -> int | None:
         """Steps done when the newest checkpoint was written; None without one."""
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """After which steps there are checkpoints, rising."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Saves `state` after `step` steps, with JSON-able `facts` beside it."""
@@ -76,7 +81,13 @@ class RunCheckpoints:
         ]
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state saved at `step`, placed as `like` is."""
+        """The state saved at `step`.
+
+        Args:
+            step: of a checkpoint.
+            like: arrays, or shapes, with the dtypes and shardings that it is to have. Shapes
+                cost no memory beside what is restored.
+        """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_like(like)))
         return self._manager.restore(step, args=args)["state"]
 

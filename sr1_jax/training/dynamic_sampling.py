@@ -47,7 +47,6 @@ class Sampled(NamedTuple):
 def sample_groups(
     roll_out: Callable[[Sequence[Question]], Sequence[Group]],
     stream: QuestionStream,
-    outcome: Callable[[Trajectory], tuple[float, bool]],
     *,
     count: int,
     extra_rounds: int = 0,
@@ -60,14 +59,13 @@ def sample_groups(
     Args:
         roll_out: questions -> the trajectories of each.
         stream: of training questions.
-        outcome: trajectory -> (reward, whether it trains), see `batch.outcome`.
         count: groups to train on.
         extra_rounds: rollouts after the first, at most.
     """
     questions = stream.take(count)
     drawn, rollouts = count, 1
     groups = list(roll_out(questions))
-    useful = [not is_degenerate(group, outcome) for group in groups]
+    useful = [not is_degenerate(group) for group in groups]
     for _ in range(extra_rounds):
         missing = count - sum(useful)
         if missing <= 0:
@@ -84,7 +82,7 @@ def sample_groups(
         questions += more
         found = list(roll_out(more))
         groups += found
-        useful += [not is_degenerate(group, outcome) for group in found]
+        useful += [not is_degenerate(group) for group in found]
     order = sorted(range(len(groups)), key=lambda number: (not useful[number], number))
     kept = sorted(order[:count])
     metrics = {
@@ -96,10 +94,9 @@ def sample_groups(
     return Sampled(questions, groups, kept, metrics)
 
 
-def is_degenerate(group: Group, outcome: Callable[[Trajectory], tuple[float, bool]]) -> bool:
+def is_degenerate(group: Group) -> bool:
     """Whether those of a group that train have one reward, so that no advantage is left."""
-    outcomes = [outcome(trajectory) for trajectory in group]
-    return len({reward for reward, trains in outcomes if trains}) < 2
+    return len({trajectory.reward for trajectory in group if trajectory.trains}) < 2
 
 
 def _unique(questions: Sequence[Question]) -> list[Question]:

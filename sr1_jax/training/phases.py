@@ -77,6 +77,8 @@ def phases_of(given: Sequence[Mapping[str, Any]]) -> list[Phase]:
     phases = []
     for number, phase in enumerate(given):
         where = f"warm_start.phases[{number}]"
+        if not isinstance(phase, Mapping):
+            raise ValueError(f"{where} must be a dict with the keys of a phase, not {phase!r}.")
         for key in _REQUIRED:
             if key not in phase:
                 raise ValueError(f"{where} has no {key!r}.")
@@ -87,6 +89,8 @@ def phases_of(given: Sequence[Mapping[str, Any]]) -> list[Phase]:
             )
         filled = {name: setting.default for name, setting in _PHASE.parts.items()} | dict(phase)
         _PHASE.check(filled, f"{where}.")
+        if not isinstance(filled["mix"], Mapping):
+            raise ValueError(f"{where}.mix must be a dict, not {filled['mix']!r}.")
         for key in ("evaluate_at", "length_buckets"):
             filled[key] = tuple(filled[key])
         phases.append(Phase(**filled))

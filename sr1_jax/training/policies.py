@@ -13,13 +13,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import check_same
-from sr1_jax.models import Decoder, DecoderConfig, Tokenizer, ValueModel, value_from_policy
+from sr1_jax.evaluation.methods import templates
+from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
+from sr1_jax.models.export import family_name
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
-from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.peft_folder import load_adapters, read_lora_config
+from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.models.shapes import check_is_preset, preset_config
-from sr1_jax.models.weights import Checkpoint, build
-from sr1_jax.protocol.prompts import in_chat, load_template
-from sr1_jax.rl.settings import needs_critic
+from sr1_jax.models.weights import ModelFiles, build
+from sr1_jax.protocol.prompts import template_for
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
@@ -27,7 +29,6 @@ from sr1_jax.training.checkpoints import (
     load_base,
     read_base_config,
 )
-from sr1_jax.training.settings import templates
 
 # Below the workdir: the base policy of another run after supervised fine-tuning in this one.
 SUPERVISED = "supervised"
@@ -40,10 +41,10 @@ def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     will get; model.vocab_size is the most it can.
 
     Raises:
-        ValueError: there is no such model, or as `base_checkpoint`.
+        ValueError: there is no such model, or as `base_files`.
     """
     if config.base.path:
-        return base_checkpoint(config).config
+        return base_files(config).config
     if config.model.preset:
         return preset_config(config.model.preset, **_numerics(config))
     if config.base.workdir:
@@ -52,41 +53,55 @@ def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     return scratch_config(config, config.model.vocab_size)
 
 
-def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
+def base_files(config: ml_collections.ConfigDict) -> ModelFiles:
     """What base.path holds, its tensors unread.
 
     Raises:
         ValueError: it is not model.preset, or cannot be loaded.
     """
-    found = read_checkpoint(config.base.path)
+    found = read_model_files(config.base.path)
     if config.model.preset:
-        check_is_preset(found.config, config.model.preset, found.config_file)
+        try:
+            check_is_preset(found.config, config.model.preset, found.config_file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Name another model.preset, clear it, or give another base.path."
+            ) from error
     shape = dataclasses.replace(found.config, **_numerics(config))
     return dataclasses.replace(found, config=shape)
 
 
 def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Refuses a base.path or critic.path that cannot be loaded into the mesh, or a model whose
-    chat template does not work where it is wanted; does nothing without a base.path.
+    """Refuses a base.path, base.workdir or critic.path that cannot be loaded into the mesh, or a
+    model whose chat template does not work where it is wanted. Nothing is loaded or made for it.
 
     Raises:
-        ValueError: as `base_checkpoint`, `critic_checkpoint` and `prompts.in_chat`, or an axis does
-            not divide over the mesh.
+        ValueError: as `base_files`, `critic_files`, `lora_config` and
+            `prompts.template_for`; base.workdir is not there; or an axis does not divide over the
+            mesh.
     """
+    if config.base.workdir:
+        if not Path(config.base.workdir).is_dir():
+            raise ValueError(
+                f"base.workdir={config.base.workdir}: there is no such folder; name the --workdir "
+                "of a run that has been started."
+            )
+        _check_shardings(decoder_config(config), mesh)
     if not config.base.path:
         return
-    found = base_checkpoint(config)
+    found = base_files(config)
     _check_shardings(found.config, mesh)
     if config.critic.path:
-        _check_shardings(critic_checkpoint(config, found.tokenizer).config, mesh)
-    for template in templates(config).values() if config.rollout.chat else ():
+        _check_shardings(critic_files(config, found.tokenizer).config, mesh)
+    lora_config(config)  # refuses a lora.path that is none
+    for template in templates(config).values():
         try:
-            in_chat(load_template(template), found.tokenizer)
+            template_for(template, found.tokenizer, config.protocol.chat)
         except ValueError as error:
             raise ValueError(f"{found.path}: chat_template: {error}") from error
 
 
-def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Checkpoint:
+def critic_files(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> ModelFiles:
     """What critic.path holds, its tensors unread. It may have any shape, if it reads the policy's
     ids.
 
@@ -97,7 +112,7 @@ def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -
     Raises:
         ValueError: an id is another token for it than for the policy, or it cannot be loaded.
     """
-    found = read_checkpoint(config.critic.path)
+    found = read_model_files(config.critic.path)
     for token_id in range(tokenizer.vocab_size):
         token, ours = (t.token(token_id) for t in (found.tokenizer, tokenizer))
         if token != ours:
@@ -108,31 +123,49 @@ def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -
     return dataclasses.replace(found, config=dataclasses.replace(found.config, **_numerics(config)))
 
 
-def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
-    """The adapters that training adds; None where all parameters are trained."""
-    lora = config.lora
-    return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
+def critic_config(config: ml_collections.ConfigDict) -> DecoderConfig:
+    """The shape of what critic.path holds, with an embedding of its own size.
 
-
-def models_to_train(
-    config: ml_collections.ConfigDict, policy: Decoder, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[Decoder, ValueModel | None]:
-    """The policy, and for PPO its critic, with adapters if there are to be any.
-
-    With adapters the critic has its own on the policy's frozen trunk (or on that of critic.path),
-    and a head: no trunk is held twice.
+    Raises:
+        ValueError: it cannot be loaded; or, where base.path says what the policy's ids are, as
+            `critic_files`.
     """
-    lora, critic = lora_config(config), None
-    if needs_critic(config.learner):
-        source = policy
-        if config.critic.path:
-            source = build(critic_checkpoint(config, tokenizer), mesh)
-        critic = value_from_policy(source, rows=policy.config.vocab_size, copy=lora is None)
+    if config.base.path:
+        return critic_files(config, base_files(config).tokenizer).config
+    return dataclasses.replace(read_model_files(config.critic.path).config, **_numerics(config))
+
+
+def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
+    """The adapters that training changes; None where all parameters are trained.
+
+    Raises:
+        ValueError: as `peft_folder.read_lora_config`, or lora.rank is another than in lora.path.
+    """
+    lora = config.lora
+    if not lora.path:
+        return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
+    found = read_lora_config(lora.path, family_name(decoder_config(config)))
+    if lora.rank not in (0, found.rank):
+        raise ValueError(
+            f"lora.rank={lora.rank}, but the adapters in lora.path={lora.path} are of rank "
+            f"{found.rank}: leave lora.rank at 0."
+        )
+    return found
+
+
+def with_adapters(config: ml_collections.ConfigDict, policy: Decoder, mesh: Mesh) -> Decoder:
+    """The policy with the adapters that training starts from: new ones, or those of lora.path.
+
+    Raises:
+        ValueError: as `lora_config` and `peft_folder.load_adapters`.
+    """
+    lora = lora_config(config)
     if lora is None:
-        return policy, critic
-    if critic is not None:
-        critic = add_adapters(critic, lora, seed=config.seed + 1, mesh=mesh)
-    return add_adapters(policy, lora, seed=config.seed, mesh=mesh), critic
+        return policy
+    policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+    if config.lora.path:
+        load_adapters(policy, config.lora.path)
+    return policy
 
 
 def _check_shardings(shape: DecoderConfig, mesh: Mesh) -> None:
@@ -167,10 +200,10 @@ def starting_policy(
     """The policy before reinforcement learning.
 
     Raises:
-        ValueError: there is none yet: the warm start has not been run; or as `base_checkpoint`.
+        ValueError: there is none yet: the warm start has not been run; or as `base_files`.
     """
     if config.base.path:
-        checkpoint = base_checkpoint(config)
+        checkpoint = base_files(config)
         return build(checkpoint, mesh), checkpoint.tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir
     return load_base(source / "base", mesh, **_numerics(config))
@@ -187,15 +220,23 @@ def fine_tuned_policy(
 
 
 def trained_policy(
-    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, *, base: bool = False
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    *,
+    base: bool = False,
+    step: int | None = None,
+    merge: bool = True,
 ) -> tuple[Decoder, Tokenizer, str]:
-    """The policy of the newest checkpoint below `workdir`, or the one training starts from.
+    """The policy of a checkpoint below `workdir`, or the one training starts from.
 
     Args:
         config: of the run.
         workdir: of the run.
-        mesh: of `make_mesh`.
+        mesh: the device mesh.
         base: take the starting policy in any case.
+        step: of the checkpoint, which must be there; None: the newest, if there is any.
+        merge: add adapters to the kernels; False leaves them beside, where there are any.
 
     Returns:
         The policy, its tokenizer, and what it is: "base", "supervised" or "step N".
@@ -203,17 +244,18 @@ def trained_policy(
     tuned = None if base else fine_tuned_policy(config, workdir, mesh)
     policy, tokenizer = tuned or starting_policy(config, workdir, mesh)
     folder = checkpoint_folder(config, workdir)
-    step = None
     there = not base and folder.is_dir()
     check_same(f"Folder {folder}", {"is there": there})
-    if there:
+    step = None if base else step
+    if there and step is None:
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
-        return policy, tokenizer, "supervised" if tuned else "base"
-    lora = lora_config(config)
-    if lora is not None:
-        policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+        if config.lora.path:
+            policy = with_adapters(config, policy, mesh)
+        what = "supervised" if tuned else "base"
+        return _merged_if(merge, policy), tokenizer, what
+    policy = with_adapters(config, policy, mesh)
     graph, params, frozen = nnx.split(policy, policy.trainable, ...)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -234,4 +276,8 @@ def trained_policy(
             ),
         )
     policy = nnx.merge(graph, restored["policy"]["params"], frozen)
-    return (policy if lora is None else merged_model(policy)), tokenizer, f"step {step}"
+    return _merged_if(merge, policy), tokenizer, f"step {step}"
+
+
+def _merged_if(merge: bool, policy: Decoder) -> Decoder:
+    return merged_model(policy) if merge and policy.config.lora is not None else policy

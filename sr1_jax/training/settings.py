@@ -6,20 +6,25 @@ lists every key with its meaning and default.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import METHODS, templates
+from sr1_jax.evaluation.methods import METHODS, TEMPLATES, templates
+from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import TARGETS, LoraConfig
 from sr1_jax.models.remat import REMAT_POLICIES
-from sr1_jax.models.shapes import preset_config
-from sr1_jax.paths import local_path
+from sr1_jax.models.shapes import SHAPES
+from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.settings import PROTOCOL
+from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.retrieval.settings import RETRIEVAL
+from sr1_jax.rewards.reward import check_terms
 from sr1_jax.rewards.settings import REWARD
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.rollout import settings as rollout_settings
@@ -28,6 +33,7 @@ from sr1_jax.settings import (
     Setting,
     above,
     at_least,
+    between,
     increasing_lengths,
     one_of,
     some_of,
@@ -39,9 +45,24 @@ DTYPES = ("float32", "bfloat16")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
 
+
+def _is_published(value: str) -> str | None:
+    """`Setting.check` of a published model's name; empty stands for none."""
+    return None if value == "" or value in SHAPES else "be one of " + ", ".join(SHAPES)
+
+
+def _axis_size(devices: Any) -> str | None:
+    return None if devices == -1 or devices >= 1 else "be at least 1, or -1"
+
+
+def _world_size(people: Any) -> str | None:
+    good = isinstance(people, int) and (people == 0 or (64 <= people <= 960 and people % 16 == 0))
+    return None if good else "be 0 or a multiple of 16 from 64 to 960"
+
+
 RUN = Section(
     {
-        "seed": Setting(0, "of everything that is drawn", at_least(0)),
+        "seed": Setting(0, "of everything that is drawn", between(0, 2**32 - 1)),
         "steps": Setting(500, "of reinforcement learning", at_least(0), free_on_resume=True),
         "questions": Setting(512, "a step", at_least(1)),
         "samples": Setting(
@@ -53,8 +74,13 @@ RUN = Section(
         "method": Setting("search", "the prompt, and whether tools are called", one_of(*METHODS)),
         "base": Section(
             {
-                "path": Setting("", "a Hugging Face folder, a .gguf file, or smollm2"),
-                "workdir": Setting("", "another run, whose base policy and data are used"),
+                # Paths may change: a resumed run is held to what they hold, see resume.py.
+                "path": Setting(
+                    "", "a Hugging Face folder, a .gguf file, or smollm2", free_on_resume=True
+                ),
+                "workdir": Setting(
+                    "", "another run, whose base policy and data are used", free_on_resume=True
+                ),
                 "dtype": Setting("float32", "of activations", one_of(*DTYPES)),
                 "param_dtype": Setting("float32", "of parameters", one_of(*DTYPES)),
                 "remat": Setting(
@@ -68,7 +94,9 @@ RUN = Section(
         ),
         "model": Section(
             {
-                "preset": Setting("", "the published model that base.path has to hold"),
+                "preset": Setting(
+                    "", "the published model that base.path has to hold", _is_published
+                ),
                 "vocab_size": Setting(1400, "at most, of a policy from scratch", at_least(1)),
                 "width": Setting(128, "of a policy from scratch", at_least(1)),
                 "layers": Setting(3, "of a policy from scratch", at_least(1)),
@@ -80,37 +108,59 @@ RUN = Section(
         ),
         "lora": Section(
             {
+                "path": Setting(
+                    "",
+                    "adapters to start from, a folder of peft (adapter_config.json, which says "
+                    "rank, alpha and targets)",
+                    free_on_resume=True,
+                ),
                 "rank": Setting(0, "of adapters; 0: all parameters are trained", at_least(0)),
                 "alpha": Setting(32.0, "what adapters add is times alpha / rank", above(0)),
                 "targets": Setting(TARGETS, "kernels that have one", some_of(*TARGETS)),
             }
         ),
         "critic": Section(
-            {"path": Setting("", "where the value model starts, as base.path; none: the policy")}
+            {
+                "path": Setting(
+                    "",
+                    "where the value model starts, as base.path; none: the policy",
+                    free_on_resume=True,
+                )
+            }
         ),
         "mesh": Section(
             {
-                "data": Setting(-1, _MESH_AXIS, at_least(-1)),
-                "fsdp": Setting(1, _MESH_AXIS, at_least(-1)),
-                "tensor": Setting(1, _MESH_AXIS, at_least(-1)),
+                "data": Setting(-1, _MESH_AXIS, _axis_size),
+                "fsdp": Setting(1, _MESH_AXIS, _axis_size),
+                "tensor": Setting(1, _MESH_AXIS, _axis_size),
             },
             free_on_resume=True,
         ),
         "data": Section(
             {
-                "questions": Setting("", "training questions: JSON lines, several with commas"),
-                "dev": Setting("", "development questions: JSON lines, several with commas"),
-                "corpus": Setting("", "passages: JSON lines, may be gzipped"),
-                "index": Setting("", "an index built before; none: below the workdir"),
+                "questions": Setting(
+                    "",
+                    "training questions: JSON lines, several files with commas",
+                    free_on_resume=True,
+                ),
+                "dev": Setting(
+                    "",
+                    "development questions: JSON lines, several files with commas",
+                    free_on_resume=True,
+                ),
+                "corpus": Setting("", "passages: JSON lines, may be gzipped", free_on_resume=True),
+                "index": Setting(
+                    "", "an index built before; none: below the workdir", free_on_resume=True
+                ),
                 "world_people": Setting(
-                    0, "above 0: the fictional world instead of files", at_least(0)
+                    0, "above 0: the fictional world instead of files", _world_size
                 ),
             }
         ),
         "environment": environment_settings.ENVIRONMENT,
         "retrieval": RETRIEVAL,
         "reward": REWARD,
-        "protocol": PROTOCOL,
+        "protocol": Section({**TEMPLATES, **PROTOCOL.parts}),
         "warm_start": Section(
             {
                 "phases": Setting((), "of a supervised start: dicts, see training/phases.py"),
@@ -175,9 +225,10 @@ MOVED = {
 }
 
 _PATHS = (
-    "base.path", "base.workdir", "critic.path", "data.questions", "data.dev", "data.corpus",
-    "data.index", "checkpoint.folder",
+    "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
+    "checkpoint.folder",
 )  # fmt: skip
+_LISTS_OF_PATHS = ("data.questions", "data.dev")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -211,16 +262,28 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
-    for template in templates(config).values():
-        load_template(template)  # refuses what is not there or asks nothing
+    check_terms(config.reward)
+    _check_templates(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
     phases_of(config.warm_start.phases)
     _check_groups(config)
     _check_training(config)
     _check_models(config)
+    _check_deterministic(config)
     if inputs:
         _check_inputs(config)
+
+
+def _check_templates(config: ml_collections.ConfigDict) -> None:
+    """Refuses a prompt that is not there or asks nothing."""
+    for method, template in templates(config).items():
+        own = method == "search" and config.protocol.template_path
+        key = "protocol.template_path" if own else f"protocol.{method}_template"
+        try:
+            load_template(template)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def _check_groups(config: ml_collections.ConfigDict) -> None:
@@ -260,12 +323,17 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
             f"learner.length_buckets={tuple(learner.length_buckets)}; the longest "
             "trajectories would not fit."
         )
-    if config.base.param_dtype == "bfloat16" and not config.lora.rank:
+    if config.base.param_dtype == "bfloat16" and not has_adapters(config):
         raise ValueError(
             "base.param_dtype='bfloat16' loses the small steps of training in its 8 bits: set "
             "base.param_dtype='float32' (base.dtype='bfloat16' still computes in bfloat16), or "
             "train adapters, lora.rank above 0."
         )
+
+
+def has_adapters(config: ml_collections.ConfigDict) -> bool:
+    """Whether training changes adapters alone."""
+    return bool(config.lora.rank or config.lora.path)
 
 
 def _check_models(config: ml_collections.ConfigDict) -> None:
@@ -281,15 +349,14 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
             "critic; clear it."
         )
-    if config.lora.rank:
+    if has_adapters(config):
         if "reference" in config.learner.offload:
             raise ValueError(
-                "learner.offload has 'reference', but with lora.rank above 0 the reference is the "
+                "learner.offload has 'reference', but with adapters the reference is the "
                 "base under the adapters, which every program needs: leave it out."
             )
-        LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-    if config.model.preset:
-        preset_config(config.model.preset)  # refuses unknown ones
+        if config.lora.rank:
+            LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
     shape = config.model
     if shape.heads % shape.kv_heads or shape.width % shape.heads:
         raise ValueError(
@@ -301,6 +368,13 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
 def _check_inputs(config: ml_collections.ConfigDict) -> None:
     """Refuses a run without data or without a policy to start from."""
     data, world = config.data, config.data.world_people > 0
+    check_retrieval(config.retrieval)
+    _check_tools(config.environment.tools)
+    if config.warm_start.phases and not world:
+        raise ValueError(
+            "warm_start.phases learn from examples, which only the fictional world "
+            "(data.world_people) has: clear them (--config.warm_start.phases='()')."
+        )
     if world and any((data.questions, data.dev, data.corpus, data.index)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.model.preset and not config.base.path:
@@ -309,13 +383,36 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
         return
     if not data.questions:
         raise ValueError("data.questions is not set: give a file (--config.data.questions=…).")
-    if config.retrieval.kind == "bm25" and not (data.corpus or data.index):
+    if needs_corpus(config.retrieval) and not (data.corpus or data.index):
         raise ValueError(
             "data.corpus is not set: give a file (--config.data.corpus=…), or an index of one "
             "(--config.data.index=…)."
         )
     if not config.base.path:
         raise ValueError("base.path is not set: name the model to start from.")
+
+
+def _check_tools(names: Sequence[str]) -> None:
+    """Refuses tools that are not there; none is made yet."""
+    for name in names:
+        if is_import_path(name):
+            load(name, "environment.tools")
+        elif name != SEARCH:
+            raise ValueError(
+                f"environment.tools has {name!r}; a tool is {SEARCH}, or module:factory."
+            )
+
+
+def _check_deterministic(config: ml_collections.ConfigDict) -> None:
+    """Refuses what makes two runs differ where they are to be equal."""
+    if not config.rollout.deterministic:
+        return
+    for tag, options in config.environment.options.items():
+        if options.get("failure", "raise") == "empty":
+            raise ValueError(
+                f"rollout.deterministic=True excludes environment.options.{tag}.failure='empty': "
+                "which calls fail depends on the clock. Set it to 'raise'."
+            )
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:
@@ -327,6 +424,9 @@ def check_paths(config: ml_collections.ConfigDict) -> None:
     for key in _PATHS:
         section, name = key.split(".")
         local_path(config[section][name], key)
+    for key in _LISTS_OF_PATHS:
+        section, name = key.split(".")
+        local_paths(config[section][name], key)
 
 
 def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool = True) -> None:

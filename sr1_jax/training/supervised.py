@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on traces: the warm start, and the SFT baseline."""
+"""Maximum likelihood on examples: batches of them, and the trainer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.observations import render_observation
-from sr1_jax.protocol.prompts import PromptTemplate
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import ModelState, place_model
 from sr1_jax.sharding import compute_on, named, place
-from sr1_jax.world.traces import Trace
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
@@ -29,45 +25,15 @@ _MUON_RATE = 7.0
 
 
 class Example(NamedTuple):
-    """Token ids of a trace, and 1 on those the policy would have written."""
+    """A text to imitate.
+
+    Attributes:
+        ids: of its tokens.
+        mask: 1 on those that a policy would have written and is to learn, else 0.
+    """
 
     ids: list[int]
     mask: list[int]
-
-
-def encode_trace(
-    trace: Trace,
-    templates: dict[str, PromptTemplate],
-    tokenizer: Tokenizer,
-    max_observation_tokens: int,
-    *,
-    arbitrary: bool = True,
-) -> Example:
-    """A trace as the rollout engine would have left it.
-
-    Args:
-        trace: what to encode.
-        templates: by mode of the trace.
-        tokenizer: of the policy.
-        max_observation_tokens: as in rollouts.
-        arbitrary: False gives what was drawn at random the mask 0: it is read, not learned.
-    """
-    segments = list(trace.segments)
-    information, first = None, 0
-    if templates[trace.mode].wants_information:
-        information = render_observation(segments.pop(0), tokenizer, max_observation_tokens)
-        first = 1
-    ids = templates[trace.mode].render(tokenizer, trace.question.question, information)
-    mask = [0] * len(ids)
-    for number, segment in enumerate(segments, start=first):
-        if isinstance(segment, str):
-            new = tokenizer.encode(segment)
-        else:
-            new = render_observation(segment, tokenizer, max_observation_tokens)
-        ids = ids + new
-        learned = isinstance(segment, str) and (arbitrary or number not in trace.arbitrary)
-        mask += [int(learned)] * len(new)
-    return Example(ids, mask)
 
 
 def supervised_batches(
@@ -159,15 +125,17 @@ class SupervisedTrainer:
         self._update = jax.jit(
             functools.partial(self._update_fn, context_weight=context_weight),
             donate_argnums=0,
-            static_argnames="most",
+            static_argnames="max_wanted",
             out_shardings=(jax.tree.map(lambda x: x.sharding, self.state), None),
         )
 
-    def _update_fn(self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, most: int):
+    def _update_fn(
+        self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, max_wanted: int
+    ):
         def loss_fn(params):
             model = nnx.merge(self._graph, params)
             with compute_on(self._mesh):
-                logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=most)
+                logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=max_wanted)
             return -(logp_BT * weight_BT).sum() / mask_BT.sum()
 
         weight_BT = mask_BT
@@ -185,9 +153,8 @@ class SupervisedTrainer:
         """One optimizer step; returns the loss in nats a token."""
         # At most two programs a length: half of the tokens pass the head, or all.
         length = ids_BT.shape[1]
-        most = length // 2 if mask_BT.sum(axis=1).max() <= length // 2 else length
-        if self._context_weight:
-            most = length
+        few = mask_BT.sum(axis=1).max() <= length // 2 and not self._context_weight
+        max_wanted = length // 2 if few else length
         ids_BT, mask_BT = place((ids_BT, mask_BT), named(self._mesh, "batch"))
-        self.state, loss = self._update(self.state, ids_BT, mask_BT, most=most)
+        self.state, loss = self._update(self.state, ids_BT, mask_BT, max_wanted=max_wanted)
         return loss

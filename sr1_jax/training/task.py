@@ -1,34 +1,41 @@
-"""What a run trains on: questions, a corpus behind a retriever, held-out questions."""
+"""What a run trains on: questions, something to search, questions held out."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import random
-import shutil
-import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import ml_collections
 
 from sr1_jax.agreement import check_same, once_a_file_system
-from sr1_jax.data.builder import QuestionSource, open_questions, prepare_questions
+from sr1_jax.data.builder import open_questions, prepare_questions
 from sr1_jax.data.questions import Question, read_questions
-from sr1_jax.retrieval import BM25Retriever
-from sr1_jax.retrieval.bm25 import none_or
-from sr1_jax.world.facts import (
-    World,
-    build_world,
-    one_hop_questions,
-    sample_questions,
-    two_hop_questions,
-    write_corpus,
-    write_questions,
-)
+from sr1_jax.data.stream import QuestionSource
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import local_paths
+from sr1_jax.retrieval import Retriever, fingerprint_of, open_retriever
+from sr1_jax.training.phases import Phase
+from sr1_jax.training.supervised import Example
 
-# One-hop, and as many two-hop, questions of the world; fewer if it is small.
-_TRAIN_EACH, _DEV_EACH = 2048, 200
+
+class Supervised(Protocol):
+    """What a task shows a policy before reinforcement learning."""
+
+    def tokenizer(self) -> Tokenizer:
+        """A tokenizer for a policy that is trained from scratch."""
+        ...
+
+    def examples(self, phase: Phase, tokenizer: Tokenizer, seed: int) -> Sequence[Example]:
+        """The texts of a phase."""
+        ...
+
+    def ceiling(self) -> float | None:
+        """Exact match that the best of policies would reach on the development questions, where
+        that is known."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,118 +44,105 @@ class Task:
 
     Attributes:
         train: training questions, random access.
-        dev: development sets by name.
-        retriever: over the corpus.
-        contents: what was read, by key of the config: equal contents, equal values.
-        world: the fictional world, where the data is one.
-        changed: retriever and questions of the same world with its facts drawn anew.
+        dev: development questions by the name of their set; only the first set is used while
+            training.
+        retriever: that questions are answered with.
+        contents: fingerprints of what was read, by key of the config: equal contents, equal
+            values. A run is only resumed with the same.
+        other_worlds: by name, further questions for the final evaluation, with a retriever of
+            their own.
+        supervised: examples to imitate; None where there are none.
     """
 
     train: QuestionSource
-    dev: dict[str, list[Question]]
-    retriever: BM25Retriever
-    contents: dict[str, str]
-    world: World | None = None
-    changed: tuple[BM25Retriever, list[Question]] | None = None
+    dev: Mapping[str, Sequence[Question]]
+    retriever: Retriever
+    contents: Mapping[str, str]
+    other_worlds: Mapping[str, tuple[Retriever, Sequence[Question]]] = dataclasses.field(
+        default_factory=dict
+    )
+    supervised: Supervised | None = None
 
 
-def prepare_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
-    """Reads and checks all data, builds what is missing below `workdir`/data.
+def prepared_task(folder: Path, prepare: Callable[[Path], Task]) -> Task:
+    """The task that `prepare` makes of what it finds, or builds, in a folder.
 
     Of several processes one on each file system builds, and the others wait for it.
+
+    Args:
+        folder: for indices and the like.
+        prepare: folder -> task.
+
+    Raises:
+        ValueError: processes read different contents; names the key of the config.
+    """
+    task = once_a_file_system(folder, lambda: prepare(folder))
+    check_same("The data", dict(task.contents))
+    return task
+
+
+def files_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
+    """The task of question files and a corpus; builds what is missing below `workdir`/data.
 
     Raises:
         ValueError, FileNotFoundError: of the file, line or key that is wrong, or differs between
             processes.
     """
-    folder = workdir / "data"
-    task = once_a_file_system(folder, lambda: _prepare(config, folder))
-    check_same("The data", task.contents)
-    return task
+    return prepared_task(workdir / "data", lambda folder: _read_files(config, folder))
 
 
-def _prepare(config: ml_collections.ConfigDict, folder: Path) -> Task:
-    if config.data.world_people:
-        return _world_task(config, folder)
-    train, dev = Path(config.data.questions), config.data.dev
-    dev_questions = {Path(dev).stem: read_questions(dev)} if dev else {}
+def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
+    train = local_paths(config.data.questions, "data.questions")
+    dev = local_paths(config.data.dev, "data.dev")
+    # Read first: a slip in a small file is found before a large corpus is indexed.
+    dev_questions = {"+".join(map(_bare_name, dev)): read_questions(*dev)} if dev else {}
     fingerprint = prepare_questions({"train": train}, folder / "questions")
-    retriever = open_index(config, Path(config.data.corpus), folder)
+    retriever = run_retriever(config, folder)
     return Task(
         train=open_questions(folder / "questions", "train", fingerprint),
         dev=dev_questions,
         retriever=retriever,
         contents={
             "data.questions": fingerprint,
-            "data.dev": _sha256(Path(dev)) if dev else "",
-            "data.corpus": retriever.manifest["corpus_sha256"],
+            "data.dev": _fingerprint_of_files(dev),
+            "data.corpus": fingerprint_of(retriever),
         },
     )
 
 
-def _world_task(config: ml_collections.ConfigDict, folder: Path) -> Task:
-    seed, people = config.seed, config.data.world_people
-    world = build_world(seed, people=people)
-    changed = build_world(seed, facts_seed=seed + 1_000_003, people=people)
-    drawn = {"seed": seed, "data.world_people": people}
-    _check_same_world(folder / "world.json", drawn)
-    dev = _sample(world, "heldout", _DEV_EACH, seed)
-    changed_dev = _sample(changed, "heldout", _DEV_EACH, seed)
-    train = _sample(world, "train", _TRAIN_EACH, seed)
-    if not (folder / "changed_corpus.jsonl").is_file():
-        # Drawn in a folder beside it and renamed: half a world is never found.
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".world.", dir=folder.parent))
-        write_corpus(world, temporary / "corpus.jsonl")
-        write_questions(train, temporary / "train.jsonl")
-        write_questions(dev, temporary / "heldout.jsonl")
-        write_questions(changed_dev, temporary / "changed_heldout.jsonl")
-        write_corpus(changed, temporary / "changed_corpus.jsonl")
-        (temporary / "world.json").write_text(json.dumps(drawn) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    fingerprint = prepare_questions({"train": folder / "train.jsonl"}, folder / "questions")
-    retriever = open_index(config, folder / "corpus.jsonl", folder)
-    return Task(
-        train=open_questions(folder / "questions", "train", fingerprint),
-        dev={"heldout": dev},
-        retriever=retriever,
-        contents={
-            "data.questions": fingerprint,
-            "data.corpus": retriever.manifest["corpus_sha256"],
-        },
-        world=world,
-        changed=(open_index(config, folder / "changed_corpus.jsonl", folder), changed_dev),
-    )
+def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
+    """The retriever of a run: over data.index, or over data.corpus with an index in `folder`.
+
+    Raises:
+        ValueError: data.index was built of another corpus than data.corpus.
+    """
+    data = config.data
+    if not data.index:
+        return open_index(config, Path(data.corpus) if data.corpus else None, folder)
+    retriever = open_retriever(config.retrieval, index=Path(data.index))
+    built_of = getattr(retriever, "corpus_sha256", None)
+    if data.corpus and built_of is not None and built_of != _sha256(Path(data.corpus)):
+        raise ValueError(
+            f"data.index={data.index} was built of another corpus than data.corpus={data.corpus}: "
+            "clear one of the two, or build the index again."
+        )
+    return retriever
 
 
-def _check_same_world(record: Path, drawn: dict[str, int]) -> None:
-    there = json.loads(record.read_text()) if record.is_file() else drawn
-    for key, value in drawn.items():
-        if there[key] != value:
-            raise ValueError(
-                f"{record.parent} holds the world of {key}={there[key]}, now it is {value}: use "
-                "the old setting or another workdir."
-            )
+def open_index(config: ml_collections.ConfigDict, corpus: Path | None, folder: Path) -> Retriever:
+    """The retriever over a corpus; an index it needs is built in `folder` on first use, and again
+    when the corpus has changed."""
+    told = (sorted(config.retrieval.to_dict().items()), str(corpus and corpus.resolve()))
+    name = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    return open_retriever(config.retrieval, corpus, folder / f"index-{name}")
 
 
-def _sample(world: World, split: str, most: int, seed: int) -> list[Question]:
-    kinds = (one_hop_questions, two_hop_questions)
-    there = min(sum(1 for _ in kind(world, split, random.Random(0))) for kind in kinds)
-    return sample_questions(world, split, each=min(most, there), seed=seed)
+def _bare_name(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
-def open_index(config: ml_collections.ConfigDict, corpus: Path, folder: Path) -> BM25Retriever:
-    """The BM25 index of a corpus, built on first use and again when the file has changed."""
-    options = config.retrieval.to_dict()
-    options |= {key: none_or(options[key]) for key in ("stemmer", "stopwords")}
-    key = hashlib.sha256(repr((sorted(options.items()), str(corpus.resolve()))).encode())
-    index = folder / f"index-{key.hexdigest()[:12]}"
-    if index.is_dir():
-        retriever = BM25Retriever.load(index)
-        if corpus.is_file() and retriever.manifest["corpus_sha256"] == _sha256(corpus):
-            return retriever
-    return BM25Retriever.build(corpus, index, **options)
+def _fingerprint_of_files(paths: Sequence[Path]) -> str:
+    return hashlib.sha256("".join(map(_sha256, paths)).encode()).hexdigest() if paths else ""
 
 
 def _sha256(path: Path) -> str:

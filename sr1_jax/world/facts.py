@@ -191,7 +191,9 @@ def build_world(
         ValueError: `people` is not a multiple of 16 from 64 to 960.
     """
     if not 64 <= people <= 960 or people % 16:
-        raise ValueError(f"world.people must be a multiple of 16 from 64 to 960, not {people}.")
+        raise ValueError(
+            f"data.world_people must be a multiple of 16 from 64 to 960, not {people}."
+        )
     entities = _entities(seed, seed if names_seed is None else names_seed, people)
     rng = random.Random(f"facts {seed if facts_seed is None else facts_seed}")
     facts = []
@@ -294,7 +296,7 @@ def sample_questions(world: World, split: str, *, each: int, seed: int) -> list[
         if len(pool) < each:
             raise ValueError(
                 f"The {split} split has only {len(pool)} questions of a kind, {each} are asked "
-                "for: enlarge world.people or ask for fewer."
+                "for: enlarge data.world_people or ask for fewer."
             )
         chosen += rng.sample(pool, each)
     rng.shuffle(chosen)
@@ -313,5 +315,10 @@ def write_questions(questions: list[Question], path: Path) -> None:
     """Writes questions as FlashRAG JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
         for question in questions:
-            row = dataclasses.asdict(question) | {"golden_answers": list(question.golden_answers)}
+            row = {
+                "id": question.id,
+                "question": question.question,
+                "golden_answers": list(question.golden_answers),
+                "metadata": question.metadata,
+            }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

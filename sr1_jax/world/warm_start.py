@@ -1,30 +1,25 @@
-"""The supervised warm start of the fictional world: from nothing to a policy that knows the
-protocol but uses it badly."""
+"""What a policy is shown before reinforcement learning in a fictional world: scripted traces that
+teach the protocol, but use it badly."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
-import optax
-from flax import nnx
-from jax.sharding import Mesh
 
 from sr1_jax.data.questions import Question
-from sr1_jax.evaluation.evaluator import Evaluator
-from sr1_jax.evaluation.metrics import Live
-from sr1_jax.models.decoder import Decoder
+from sr1_jax.evaluation.methods import templates
 from sr1_jax.models.small_tokenizer import train_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.prompts import load_template
-from sr1_jax.retrieval import BM25Retriever
-from sr1_jax.training.policies import scratch_config
-from sr1_jax.training.settings import templates
-from sr1_jax.training.supervised import SupervisedTrainer, encode_trace, supervised_batches
-from sr1_jax.training.task import Task
+from sr1_jax.protocol.observations import render_observation
+from sr1_jax.protocol.prompts import PromptTemplate, load_template
+from sr1_jax.retrieval import Retriever, open_retriever
+from sr1_jax.training.phases import Phase, phases_of
+from sr1_jax.training.supervised import Example
 from sr1_jax.world.facts import (
     World,
     build_world,
@@ -37,42 +32,39 @@ from sr1_jax.world.traces import Trace, TraceMix, TraceWriter, scripted_ceiling
 _TOKENIZER_TRACES = 2000
 
 
-class WarmStart:
-    """Writes traces and trains on them.
+class WorldExamples:
+    """Examples from a world and, with warm_start.worlds above 1, from others like it.
+
+    Nothing is drawn before it is asked for.
 
     Args:
         config: of the run.
-        task: a fictional world.
+        world: of the run.
+        retriever: over its passages.
+        dev: its development questions.
 
     Raises:
-        ValueError: the task is no fictional world; real questions have no scripted traces.
+        ValueError: warm_start.phases has a mix that `TraceMix` does not know.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, task: Task):
-        if task.world is None:
-            raise ValueError(
-                "A supervised warm start needs the fictional world (data.world_people): real "
-                "questions have no scripted traces. Set base.path instead."
-            )
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        world: World,
+        retriever: Retriever,
+        dev: Sequence[Question],
+    ):
+        for phase in phases_of(config.warm_start.phases):
+            _mix_of(phase)
         self._config = config
-        self._task = task
-        worlds = [(task.world, task.retriever)]
-        if config.warm_start.worlds > 1:
-            worlds = [_other_world(config, number) for number in range(config.warm_start.worlds)]
-        self._sources = []
-        for world, retriever in worlds:
-            rng = random.Random(config.seed)
-            one_hop = list(one_hop_questions(world, "train", rng))
-            pools = {1: one_hop, 2: list(two_hop_questions(world, "train", rng))}
-            guesses = [question.golden_answers[0] for question in one_hop]
-            writer = TraceWriter(world, retriever, config.rollout.passages, guesses)
-            self._sources.append((writer, pools))
+        self._world, self._retriever, self._dev = world, retriever, dev
+        self._writers: list[tuple[TraceWriter, dict[int, list[Question]]]] = []
 
     def tokenizer(self) -> Tokenizer:
-        """A tokenizer trained on the corpus, the training questions and some traces."""
-        worlds = [self._task.world, *(writer.world for writer, _ in self._sources)]
+        """A tokenizer trained on the corpora, the training questions and some traces."""
+        worlds = [self._world, *(writer.world for writer, _ in self._sources())]
         texts = [f"Doc 1(Title: {f.subject}) {f.passage}\n" for w in worlds for f in w.facts]
-        for _, pools in self._sources:
+        for _, pools in self._sources():
             texts += [q.question for pool in pools.values() for q in pool]
         for trace in self._traces(TraceMix(), _TOKENIZER_TRACES, self._config.seed):
             texts += [segment for segment in trace.segments if isinstance(segment, str)]
@@ -86,80 +78,103 @@ class WarmStart:
         return train_small_tokenizer(texts, self._config.model.vocab_size)
 
     def ceiling(self) -> float:
-        """Exact match of a scripted perfect searcher on the held-out questions."""
-        search = self._task.retriever.search
+        """Exact match of a scripted perfect searcher on the development questions."""
         passages = self._config.rollout.passages
-        dev = self._task.dev["heldout"]
-        return scripted_ceiling(self._task.world, dev, lambda query: search([query], passages)[0])
+        return scripted_ceiling(
+            self._world, self._dev, lambda query: self._retriever.search([query], passages)[0]
+        )
 
-    def _traces(self, mix: TraceMix, count: int, seed: int) -> list[Trace]:
-        """`count` traces, as many from each world."""
-        each = -(-count // len(self._sources))
-        traces = []
-        for number, (writer, pools) in enumerate(self._sources):
-            traces += writer.write(pools, mix, each, seed * 1000 + number)
-        return traces[:count]
-
-    def examples(self, phase: ml_collections.ConfigDict, tokenizer: Tokenizer, seed: int):
-        """Encoded traces of a phase."""
-        traces = self._traces(TraceMix(**phase["mix"]), phase["traces"], seed)
-        if phase.get("only_correct"):
+    def examples(self, phase: Phase, tokenizer: Tokenizer, seed: int) -> list[Example]:
+        """Encoded traces; the phase's mix is that of `TraceMix`."""
+        traces = self._traces(_mix_of(phase), phase.traces, seed)
+        if phase.only_correct:
             traces = [trace for trace in traces if trace.correct]
         prompts = {mode: load_template(name) for mode, name in templates(self._config).items()}
         budget = self._config.rollout.max_observation_tokens
-        arbitrary = phase.get("arbitrary", True)
         return [
-            encode_trace(trace, prompts, tokenizer, budget, arbitrary=arbitrary) for trace in traces
+            encode_trace(trace, prompts, tokenizer, budget, arbitrary=phase.arbitrary)
+            for trace in traces
         ]
 
-    def train(
-        self,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        mesh: Mesh,
-        evaluator: Evaluator,
-        dev: list[Question],
-    ) -> tuple[nnx.State, list[dict[str, Any]]]:
-        """Runs all phases.
+    def _sources(self) -> list[tuple[TraceWriter, dict[int, list[Question]]]]:
+        """A writer for each world, and its training questions by number of hops."""
+        if self._writers:
+            return self._writers
+        config = self._config
+        worlds = [(self._world, self._retriever)]
+        if config.warm_start.worlds > 1:
+            worlds = [_other_world(config, number) for number in range(config.warm_start.worlds)]
+        for world, retriever in worlds:
+            rng = random.Random(config.seed)
+            one_hop = list(one_hop_questions(world, "train", rng))
+            pools = {1: one_hop, 2: list(two_hop_questions(world, "train", rng))}
+            guesses = [question.golden_answers[0] for question in one_hop]
+            writer = TraceWriter(world, retriever, config.rollout.passages, guesses)
+            self._writers.append((writer, pools))
+        return self._writers
 
-        Returns:
-            The parameters at the end, and the scores of every checkpoint on the way.
-        """
-        config = self._config.warm_start
-        graph, params = nnx.split(model)
-        checkpoints = []
-        for number, phase in enumerate(config.phases):
-            steps = phase["steps"]
-            trainer = SupervisedTrainer(
-                nnx.merge(graph, params),
-                mesh,
-                schedule=optax.warmup_cosine_decay_schedule(
-                    0.0, phase["learning_rate"], min(30, steps // 4), steps,
-                    phase["learning_rate"] * phase.get("final_rate", 0.1),
-                ),
-                context_weight=phase.get("context_weight", 0.0),
-            )  # fmt: skip
-            batches = supervised_batches(
-                self.examples(phase, tokenizer, self._config.seed * 100 + number),
-                batch=config.batch,
-                buckets=phase.get("length_buckets", config.length_buckets),
-                pad_id=tokenizer.pad_id,
-                seed=self._config.seed,
+    def _traces(self, mix: TraceMix, count: int, seed: int) -> list[Trace]:
+        """`count` traces, as many from each world."""
+        sources = self._sources()
+        each = -(-count // len(sources))
+        traces = []
+        for number, (writer, pools) in enumerate(sources):
+            traces += writer.write(pools, mix, each, seed * 1000 + number)
+        return traces[:count]
+
+
+def _mix_of(phase: Phase) -> TraceMix:
+    known = [field.name for field in dataclasses.fields(TraceMix)]
+    for name, share in phase.mix.items():
+        if name not in known:
+            raise ValueError(
+                f"warm_start.phases, {phase.name!r}: its mix has no {name!r}; the keys are "
+                f"{', '.join(known)}."
             )
-            live = Live(f"warm start: {phase['name']}", steps)
-            for step in range(1, steps + 1):
-                loss = trainer.step(*next(batches))
-                if step % 10 == 0 or step == steps:
-                    live.update(step, loss=float(loss))
-                if dev and (step in phase.get("evaluate_at", ()) or step == steps):
-                    scores, _ = evaluator.run(trainer.state.params, dev)
-                    checkpoints.append({"phase": phase["name"], "step": step} | scores)
-            live.close()
-            params = trainer.state.params
-        return params, checkpoints
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ValueError(
+                f"warm_start.phases, {phase.name!r}: {name} of its mix must lie in [0, 1], not "
+                f"{share!r}."
+            )
+    return TraceMix(**phase.mix)
 
 
-def _other_world(config: ml_collections.ConfigDict, number: int) -> tuple[World, BM25Retriever]:
+def encode_trace(
+    trace: Trace,
+    templates: Mapping[str, PromptTemplate],
+    tokenizer: Tokenizer,
+    max_observation_tokens: int,
+    *,
+    arbitrary: bool = True,
+) -> Example:
+    """A trace as the rollout engine would have left it.
+
+    Args:
+        trace: what to encode.
+        templates: by mode of the trace.
+        tokenizer: of the policy.
+        max_observation_tokens: as in rollouts.
+        arbitrary: False gives what was drawn at random the mask 0: it is read, not learned.
+    """
+    segments = list(trace.segments)
+    information, first = None, 0
+    if templates[trace.mode].wants_information:
+        information = render_observation(segments.pop(0), tokenizer, max_observation_tokens)
+        first = 1
+    ids = templates[trace.mode].render(tokenizer, trace.question.question, information)
+    mask = [0] * len(ids)
+    for number, segment in enumerate(segments, start=first):
+        if isinstance(segment, str):
+            new = tokenizer.encode(segment)
+        else:
+            new = render_observation(segment, tokenizer, max_observation_tokens)
+        ids = ids + new
+        learned = isinstance(segment, str) and (arbitrary or number not in trace.arbitrary)
+        mask += [int(learned)] * len(new)
+    return Example(ids, mask)
+
+
+def _other_world(config: ml_collections.ConfigDict, number: int) -> tuple[World, Retriever]:
     """A world of other training entities and other facts, behind a retriever of its own."""
     draw = (config.seed + 1) * 10_007 + number
     world = build_world(
@@ -168,12 +183,5 @@ def _other_world(config: ml_collections.ConfigDict, number: int) -> tuple[World,
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
         write_corpus(world, corpus)
-        index = Path(folder) / "index"
-        BM25Retriever.build(corpus, index, **config.retrieval.to_dict())
-        # Read into memory: the files go with the folder.
-        return world, BM25Retriever.load(index, mmap=False)
-
-
-def scratch_model(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Decoder:
-    """A small decoder with random parameters."""
-    return Decoder(scratch_config(config, tokenizer.vocab_size), rngs=nnx.Rngs(config.seed))
+        # Without a folder for an index it is kept in memory: the corpus goes with its folder.
+        return world, open_retriever(config.retrieval, corpus)

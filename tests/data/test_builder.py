@@ -176,3 +176,17 @@ assert "tensorflow" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["sr1_questions"]
+
+
+def test_a_split_of_several_files(tmp_path):
+    one, other = (tmp_path / f"{name}.jsonl" for name in ("a", "b"))
+    for path in (one, other):
+        row = {"id": f"{path.stem}:0", "question": "Who?", "golden_answers": ["Ann"]}
+        path.write_text(json.dumps(row) + "\n")
+    both = prepare_questions({"train": [one, other]}, tmp_path / "data")
+    source = open_questions(tmp_path / "data", "train", both)
+    assert [source[i].id for i in range(len(source))] == ["a:0", "b:0"]
+    assert both != prepare_questions({"train": one}, tmp_path / "data")
+    assert both != prepare_questions({"train": [other, one]}, tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file \(questions of split"):
+        prepare_questions({"train": [one, tmp_path / "none.jsonl"]}, tmp_path / "data")

@@ -2,11 +2,12 @@
 
 import gzip
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
-from sr1_jax.data.questions import Question, as_question, read_questions
+from sr1_jax.data.questions import Question, as_question, read_questions, stratified
 
 GOOD = {"id": "nq:dev:0", "question": "Who?", "golden_answers": ["Ann", "Anne"]}
 
@@ -92,3 +93,65 @@ def test_as_question_checks_questions_too():
 def test_questions_can_be_set_members():
     first, second = as_question(GOOD), as_question({**GOOD, "metadata": {"a": 1}})
     assert len({first, second, as_question(GOOD)}) == 2
+
+
+# Several files, and draws from them
+
+
+def _files(tmp_path, **counts):
+    """A file a source; the ids of `plain` do not name it."""
+    paths = []
+    for source, count in counts.items():
+        prefix = "p" if source == "plain" else f"{source}:dev:"
+        rows = [{**GOOD, "id": f"{prefix}{i}"} for i in range(count)]
+        paths.append(_write(tmp_path / f"{source}.jsonl", *rows))
+    return paths
+
+
+def test_several_files(tmp_path):
+    paths = _files(tmp_path, nq=2, plain=1)
+    questions = read_questions(*paths)
+    assert [q.id for q in questions] == ["nq:dev:0", "nq:dev:1", "p0"]
+    assert [q.source for q in questions] == ["nq", "nq", "plain"]
+    assert [as_question(q).source for q in questions] == ["nq", "nq", "plain"]
+    assert as_question(GOOD).source == "nq"
+
+
+def test_an_id_may_not_come_again_in_another_file(tmp_path):
+    (nq,) = _files(tmp_path, nq=2)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(nq.read_text())
+    with pytest.raises(ValueError, match=rf"copy\.jsonl:1: .* first used on line 1 of {nq}"):
+        read_questions(nq, copy)
+
+
+def test_a_draw_gives_each_source_its_share(tmp_path):
+    """Formerly the head of the file, of one source alone in merged files."""
+    questions = read_questions(*_files(tmp_path, nq=60, hotpotqa=30, plain=10))
+    drawn = stratified(questions, 20, seed=0)
+    assert Counter(q.source for q in drawn) == {"nq": 12, "hotpotqa": 6, "plain": 2}
+    assert len({q.id for q in drawn}) == 20
+    # 17 of 100: 10.2, 5.1 and 1.7; what is left goes to the largest remainder.
+    drawn = stratified(questions, 17, seed=0)
+    assert Counter(q.source for q in drawn) == {"nq": 10, "hotpotqa": 5, "plain": 2}
+
+
+def test_a_draw_depends_on_the_seed_and_not_on_the_order(tmp_path):
+    paths = _files(tmp_path, nq=60, hotpotqa=30, plain=10)
+    there, back = read_questions(*paths), read_questions(*reversed(paths))
+    assert stratified(there, 20, seed=0) == stratified(back[::-1], 20, seed=0)
+    assert stratified(there, 20, seed=0) != stratified(there, 20, seed=1)
+    # No source is drawn by the order in which it stands.
+    drawn = [int(q.id.split(":")[2]) for q in stratified(there, 20, seed=0) if q.source == "nq"]
+    assert max(drawn) > 30
+
+
+@pytest.mark.parametrize("count", [100, 101, 400])
+def test_a_draw_of_all_leaves_them_as_they_stand(tmp_path, count):
+    questions = read_questions(*_files(tmp_path, nq=60, hotpotqa=40))
+    assert stratified(questions, count, seed=3) == questions
+
+
+def test_an_empty_draw(tmp_path):
+    assert stratified(read_questions(*_files(tmp_path, nq=3)), 0, seed=0) == []
+    assert stratified([], 4, seed=0) == []

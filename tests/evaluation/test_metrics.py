@@ -1,12 +1,11 @@
-"""metrics.jsonl, TensorBoard, and the lines for the person who waits."""
+"""metrics.jsonl and TensorBoard."""
 
 import json
 import math
 
 import pytest
 
-from sr1_jax.evaluation import metrics
-from sr1_jax.evaluation.metrics import Live, MetricsWriter, read_metrics
+from sr1_jax.evaluation.metrics import MetricsWriter, read_metrics
 
 
 def write(folder, steps, **options):
@@ -55,13 +54,43 @@ def test_a_run_from_the_beginning_starts_a_new_file(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 
-def test_a_line_cut_short_is_left_out_and_mended(tmp_path):
+def test_a_line_cut_short_is_left_out_said_and_mended(tmp_path, capsys):
     write(tmp_path, [1, 2])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 3, "rew')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert capsys.readouterr().err == f"{path}:3 is cut short and left out.\n"
     write(tmp_path, [3], start_step=2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        (b'{"step": 2, "rew', "Unterminated string"),
+        (b'{"step": 2}{"step": 3}', "Extra data"),
+        (b"\xff\xfe", "utf-8"),
+        (b"[2]", "no object with a step"),
+        (b'{"reward": 2}', "no object with a step"),
+        (b'{"step": "2"}', "no object with a step"),
+        (b'\x1b[2J"', "Expecting value"),
+    ],
+)
+def test_what_follows_a_damaged_line_is_kept(tmp_path, capsys, damaged, why):
+    """Also by a run that is resumed, of which all later rows were dropped without a word."""
+    write(tmp_path, [1, 2, 3, 4])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = damaged
+    path.write_bytes(b"\n".join(lines))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4]
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}:2 is damaged (") and why in error
+    assert error.endswith("and left out.\n") and error.count("\n") == 1 and "\x1b" not in error
+    write(tmp_path, [5], start_step=4)
+    assert f"{path}:2 is damaged" in capsys.readouterr().err
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4, 5]
+    assert capsys.readouterr().err == ""
 
 
 def test_no_file_no_rows(tmp_path):
@@ -73,24 +102,3 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     assert content.count(b"reward") == content.count(b"kl") == 2
-
-
-def test_live_prints_at_intervals_and_at_the_end(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 2.0, 7.0, 8.0])  # the beginning, then four updates
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock) + 100)
-    live = Live("training", 4, every_seconds=5.0)
-    for step in range(1, 5):
-        live.update(step, reward=step / 8, response_tokens=12.3456)
-    live.close()
-    assert capsys.readouterr().out.splitlines() == [
-        "training 1/4  reward 0.125  response tokens 12.3  3 s left",
-        "training 3/4  reward 0.375  response tokens 12.3  2 s left",
-        "training 4/4  reward 0.5  response tokens 12.3  0 s left",
-    ]
-
-
-def test_live_counts_what_is_left_from_where_it_started(capsys, monkeypatch):
-    clock = iter([0.0, 10.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock) + 100)
-    Live("training", 20, start=10).update(12, reward=0.0)
-    assert capsys.readouterr().out == "training 12/20  reward 0  40 s left\n"

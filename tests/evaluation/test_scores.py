@@ -5,7 +5,10 @@ import pytest
 
 from sr1_jax.data.questions import Question
 from sr1_jax.evaluation.scores import (
+    SCORES,
+    clustered_standard_error,
     hops_of,
+    questions_sha256,
     score,
     score_of_those_run,
     standard_error,
@@ -99,3 +102,49 @@ def test_questions_that_were_left_out_do_not_shift_the_hops(make_trajectory):
     assert (found["em"], found["em_1_hop"], found["em_2_hop"]) == (0.5, 0.0, 1.0)
     with pytest.raises(ValueError, match="None of 3 questions fits"):
         score_of_those_run([], questions)
+
+
+def test_scores_by_source(make_trajectory):
+    questions = [
+        Question(f"{s}:dev:{n}", "?", ("x",)) for s, n in (("nq", 0), ("nq", 1), ("hp", 0))
+    ]
+    run = [
+        make_trajectory(question_id=q.id, answer=answer, golden_answers=("x",))
+        for q, answer in zip(questions, ("x", "y", "x"))
+    ]
+    found = score_of_those_run(run, questions)
+    assert found["em"] == pytest.approx(2 / 3)
+    assert (found["em/nq"], found["em/hp"], found["em_macro"]) == (0.5, 1.0, 0.75)
+    assert not any("/" in key or "macro" in key for key in score_of_those_run(run[:2], questions))
+
+
+def test_standard_error_of_questions_asked_several_times():
+    # Means of the questions: 1, 1/2 and 0; their deviation is sqrt(1/6), over sqrt(3).
+    values = [1, 1, 1, 0, 0, 0]
+    ids = ["a", "a", "b", "b", "c", "c"]
+    assert clustered_standard_error(values, ids) == pytest.approx(np.sqrt(1 / 6) / np.sqrt(3))
+    order = [3, 0, 5, 1, 4, 2]
+    assert clustered_standard_error(
+        [values[i] for i in order], [ids[i] for i in order]
+    ) == pytest.approx(np.sqrt(1 / 18))
+    once = [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert clustered_standard_error(once, "abcde") == pytest.approx(standard_error(3 / 5, 5))
+    # Samples that agree tell nothing that one of them does not.
+    assert clustered_standard_error(once * 3, "abcde" * 3) == pytest.approx(
+        standard_error(3 / 5, 5)
+    )
+
+
+def test_the_hash_of_a_set_of_questions():
+    one, two = (Question(f"q{n}", f"Who {n}?", ("x",)) for n in (1, 2))
+    assert questions_sha256([one, two]) == questions_sha256([two, one])
+    others = ([one], [two], [one, Question("q2", "Who 3?", ("x",))], [])
+    assert len({questions_sha256(s) for s in ([one, two], *others)}) == 5
+    # Two questions are never taken for one with their texts joined.
+    joined = Question("q1", 'Who 1?"], ["q2", "Who 2?', ("x",))
+    assert questions_sha256([joined]) != questions_sha256([one, two])
+
+
+def test_every_score_is_counted_once():
+    keys = [one.key for one in SCORES]
+    assert len(keys) == len(set(keys))

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 
 import pytest
 from rich.console import Console
@@ -39,8 +38,8 @@ def test_a_run_of_no_steps_has_an_empty_picture(tmp_path):
     assert draw_curves(tmp_path).read_bytes().startswith(PNG)
 
 
-def printed(result) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def printed(result, width=200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     print_summary(result, console)
     return console.file.getvalue()
 
@@ -71,18 +70,27 @@ def result():
 
 def test_summary(result):
     text = printed(result)
-    assert "Exact match on 400 questions of heldout" in text
-    lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip()]
+    assert "Scores on 400 questions of heldout" in text
+    lines = [line.split() for line in text.splitlines() if line.strip()]
     assert lines[1] == ["greedy"] * 4 + ["sampled"] * 4
-    assert lines[2] == ["policy", *["em", "1-hop", "2-hop", "search"] * 2]
-    rows = {cells[0]: cells[1:] for cells in lines[3:]}
+    assert lines[2] == ["policy", *["EM", "1-hop", "2-hop", "search"] * 2]
+    rows = {" ".join(cells[:-8]): cells[-8:] for cells in lines[3:]}
     assert rows["read 300"] == ["0.100", "0.200", "0.000", "0.50"] * 2
     assert rows["before"] == ["0.250", "0.500", "0.000", "1.25"] * 2
     assert rows["after"] == ["0.800", "0.900", "0.700", "2.50"] * 2
-    assert rows["new facts"] == ["0.750", "0.850", "0.650", "2.25"] * 2
+    assert rows["facts changed"] == ["0.750", "0.850", "0.650", "2.25"] * 2
     assert "Standard error of the last exact match: 0.020." in text  # sqrt(0.8 * 0.2 / 400)
     assert "A scripted perfect searcher would reach 0.988." in text
     assert "1234 seconds in all." in text
+
+
+def test_summary_fits_80_columns(result):
+    result["warm_start"] += [{"phase": "habits", "step": 240} | scores(0.008, 0.016, 0.0, 12.5)]
+    lines = printed(result, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line.split() for line in lines if line.startswith("habits 240"))
+    assert row == ["habits", "240", *["0.008", "0.016", "0.000", "12.50"] * 2]
+    assert lines[2].split() == ["policy", *["EM", "1-hop", "2-hop", "search"] * 2]
 
 
 def test_summary_without_hops_or_sampling():

@@ -1,19 +1,26 @@
 """Trajectories as rows, files and print."""
 
+import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
 from sr1_jax.evaluation.trajectory_log import (
     as_row,
     print_trajectories,
+    read_trajectories,
+    sampled_rows,
     spans,
     write_rows,
     write_trajectories,
 )
 from sr1_jax.retrieval.base import Passage
+from sr1_jax.terminal import printable
 
 PARTS = [
     (0, "Who?\n"),
@@ -72,7 +79,10 @@ def test_a_row_is_plain_data(spoken, small_tokenizer):
             "golden_answers": ["Bob", "Al"],
             "answer": "Bob",
             "reward": 0.5,
+            "rewards": {},
+            "trains": True,
             "status": "answered",
+            "calls": [],
             "searches": ["é", "b"],
             "passage_ids": [["p7", "p8"], []],
             "tokens": len(t.ids),
@@ -82,18 +92,110 @@ def test_a_row_is_plain_data(spoken, small_tokenizer):
     )
 
 
-def test_the_first_few_of_a_step_are_written(spoken, small_tokenizer, tmp_path):
-    run = [spoken(sample=i) for i in range(20)]
-    folder = tmp_path / "a" / "trajectories"
-    write_trajectories(folder, 42, run, small_tokenizer)
-    (path,) = folder.iterdir()
+@pytest.mark.parametrize("groups", [1, 2, 3, 7, 10, 40])
+def test_whole_groups_are_drawn_evenly(make_trajectory, groups):
+    """Not the first eight rows, which are always those of one or two questions."""
+    run = [make_trajectory(question_id=f"q{n}", sample=i) for n in range(10) for i in range(5)]
+    counts = np.zeros(10, int)
+    for step in range(1, 201):
+        rows = sampled_rows(run, groups, step)
+        questions = sorted({row // 5 for row in rows})
+        assert rows == [5 * q + i for q in questions for i in range(5)]
+        assert len(questions) == min(groups, 10)
+        if 1 < groups < 10:
+            gaps = np.diff(questions)
+            assert gaps.max() <= np.ceil(10 / groups) and gaps.min() >= 10 // groups
+        counts[questions] += 1
+    # Over the steps every place of the batch comes as often.
+    assert np.abs(counts / 200 - min(groups, 10) / 10).max() < 0.03
+    assert sampled_rows(run, 0, 1) == []
+    assert sampled_rows([], 3, 1) == []
+
+
+def test_samples_that_are_scattered_are_one_group(make_trajectory):
+    run = [make_trajectory(question_id=q) for q in "abcab"]
+    assert {tuple(sampled_rows(run, 1, step)) for step in range(9)} == {(0, 3), (1, 4), (2,)}
+
+
+def learned(rows, length, rng):
+    """What a learner might say of rows, with padding behind."""
+    values = rng.normal(size=(3, rows, length)).astype(np.float32)
+    values[0, 0, 0] = np.nextafter(np.float32(0.1), np.float32(1))  # no short decimal
+    values[1, :, 1] = [np.nan, -np.inf, 1e-42][:rows] + [0.0] * (rows - 3)
+    values[2] = -0.0
+    return dict(zip(("values", "advantages", "returns"), values))
+
+
+def test_what_was_written_reads_back_exactly(spoken, small_tokenizer, tmp_path):
+    rng = np.random.default_rng(0)
+    run = []
+    for sample in range(6):
+        t = spoken(PARTS[: 2 + sample % 3], sample=sample, reward=0.1 * sample)
+        logp = np.float32(t.mask) * rng.normal(size=len(t.mask)).astype(np.float32)
+        run.append(dataclasses.replace(t, logp=logp))
+    rows, length = [1, 3, 5], 4 + max(len(t.ids) for t in run)
+    arrays = learned(len(rows), length, rng)
+    path = write_trajectories(
+        tmp_path / "a" / "trajectories", 42, run, small_tokenizer, rows=rows, arrays=arrays
+    )
     assert path.name == "step-000042.jsonl"
-    rows = [json.loads(line) for line in path.read_bytes().decode().splitlines()]
-    assert rows == [as_row(t, small_tokenizer) for t in run[:8]]
-    write_trajectories(folder, 42, run[:1], small_tokenizer)
-    assert len(path.read_text().splitlines()) == 1
-    write_trajectories(folder, 43, run[:1], small_tokenizer)
-    assert len(list(folder.iterdir())) == 2
+    assert {p.name for p in path.parent.iterdir()} == {"step-000042.jsonl", "step-000042.npz"}
+    found = read_trajectories(path)
+    assert [row["sample"] for row in found] == rows
+    for number, (row, got) in enumerate(zip(rows, found)):
+        t = run[row]
+        want = {"ids": t.ids, "mask": t.mask, "logp": t.logp}
+        want |= {name: values[number, : len(t.ids)] for name, values in arrays.items()}
+        for name, array in want.items():
+            assert got[name].dtype == array.dtype and got[name].tobytes() == array.tobytes(), name
+        plain = {key: value for key, value in got.items() if not isinstance(value, np.ndarray)}
+        assert plain == as_row(t, small_tokenizer)
+    assert read_trajectories(path.with_suffix(".npz"))[0].keys() == found[0].keys()
+
+
+def test_rewards_by_term_and_segment_read_back(spoken, small_tokenizer, tmp_path):
+    run = [spoken(sample=0), spoken(PARTS[:2], sample=1)]
+    for number, t in enumerate(run):
+        object.__setattr__(t, "rewards", {"em": 1.0, "mine": 0.1 + number})
+        object.__setattr__(t, "segment_rewards", np.float32([0.1, 0.9])[: 2 - number])
+        object.__setattr__(t, "trains", number == 0)
+        call = SimpleNamespace(tag="search", request="é", record=object())
+        object.__setattr__(t, "calls", [call])
+    found = read_trajectories(write_trajectories(tmp_path, 1, run, small_tokenizer))
+    assert [row["rewards"] for row in found] == [{"em": 1.0, "mine": 0.1}, {"em": 1.0, "mine": 1.1}]
+    assert [row["trains"] for row in found] == [True, False]
+    assert found[0]["calls"] == [["search", "é"]]
+    for row, t in zip(found, run):
+        np.testing.assert_array_equal(row["segment_rewards"], t.segment_rewards)
+        assert row["segment_rewards"].dtype == np.float32
+
+
+def test_bfloat16_keeps_its_values(spoken, small_tokenizer, tmp_path):
+    t = spoken()
+    values_BT = jnp.linspace(-1, 1, len(t.ids), dtype=jnp.bfloat16)[None]
+    path = write_trajectories(tmp_path, 1, [t], small_tokenizer, arrays={"values": values_BT})
+    (row,) = read_trajectories(path)
+    np.testing.assert_array_equal(row["values"], np.asarray(values_BT[0], np.float32))
+
+
+def test_a_step_of_which_nothing_is_kept(spoken, small_tokenizer, tmp_path):
+    path = write_trajectories(tmp_path, 1, [spoken()], small_tokenizer, rows=[], arrays={})
+    assert read_trajectories(path) == []
+
+
+def test_arrays_of_other_rows_are_refused(spoken, small_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="values has 3 rows for 1"):
+        write_trajectories(
+            tmp_path, 1, [spoken()], small_tokenizer, arrays={"values": np.zeros((3, 99))}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_one_step_are_equal_bit_by_bit(spoken, small_tokenizer, tmp_path):
+    for folder in ("a", "b"):
+        write_trajectories(tmp_path / folder, 1, [spoken()] * 3, small_tokenizer)
+    for name in ("step-000001.jsonl", "step-000001.npz"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_rows_are_utf8_one_a_line(tmp_path):
@@ -104,6 +206,18 @@ def test_rows_are_utf8_one_a_line(tmp_path):
     assert lines.pop() == b""
     assert [json.loads(line) for line in lines] == rows
     assert "日本".encode() in lines[0]
+
+
+HOSTILE = "\x1b]0;owned\x07 \x1b]52;c;eA==\x1b\\ \x1b[2J \x9b2J \x7f \u202ex"
+
+
+def test_files_have_control_characters_escaped(tmp_path):
+    """JSON itself escapes ESC, but neither its one-byte form nor DEL."""
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"text": HOSTILE, HOSTILE: "é 日本"}])
+    text = path.read_text(encoding="utf-8")
+    assert printable(text) == text and "é 日本" in text
+    assert json.loads(text) == {"text": HOSTILE, HOSTILE: "é 日本"}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -138,3 +252,12 @@ def test_print_takes_no_answer_for_markup(spoken, small_tokenizer, answer):
     lines = printed([t], small_tokenizer).splitlines()
     assert f"reward 0: {answer!r}, expected '[/u]'" in lines[0]
     assert [line.strip() for line in lines[1:]] == ["│ [/i] :boom:", answer]
+
+
+def test_print_takes_no_text_for_an_escape_sequence(spoken, small_tokenizer):
+    t = spoken(
+        [(0, f"a{HOSTILE}\n"), (1, f"b{HOSTILE}")], answer=HOSTILE, golden_answers=(HOSTILE,)
+    )
+    text = printed([t], small_tokenizer)
+    assert printable(text) == text
+    assert "b]0;owned ]52;c;eA==\\ [2J 2J  x" in text

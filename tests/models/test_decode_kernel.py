@@ -11,14 +11,13 @@ from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from sr1_jax import sharding
 from sr1_jax.models import attention, cached_forward, decode_kernel, serving
 from sr1_jax.models.attention import attend_with_one_query, one_query_attention
 from sr1_jax.models.cache_rows import Rows, own_parts, rows_of_heads, spread_queries, to_rows
 from sr1_jax.models.cached_forward import forward_cached
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.serving import KVCache, cache_shape, serving_params
-from sr1_jax.sharding import compute_on, for_own_heads, make_mesh
+from sr1_jax.sharding import collectives, compute_on, for_own_heads, make_mesh
 
 BLOCK, BLOCKS = 16, 3
 POSITIONS = (0, 15, 16, 40, 47, 48, -1)  # of slots; the last two are idle
@@ -34,7 +33,7 @@ def as_on_tpu(monkeypatch):
 
 
 def choose_as_on_tpu(monkeypatch):
-    for module in (attention, cached_forward, sharding):
+    for module in (attention, cached_forward, collectives):
         monkeypatch.setattr(module, "current_platform", lambda: "tpu")
 
 

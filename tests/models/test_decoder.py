@@ -12,14 +12,14 @@ from flax import nnx
 
 from sr1_jax.models import Decoder, DecoderConfig, ValueModel, parameter_count
 from sr1_jax.models.attention import (
-    apply_rope,
     attend_in_chunks,
     attend_over_cache,
     attend_with_one_query,
     attention,
-    rope_angles,
 )
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.norm import rms_norm
+from sr1_jax.models.packed import PackedSequences
+from sr1_jax.models.rotary import rope_angles, rotate
 from sr1_jax.sharding import compute_on, make_mesh
 
 CONFIG = DecoderConfig(
@@ -123,12 +123,23 @@ def test_rope_equals_complex_rotation():
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
     positions = np.array([[0, 1, 2], [7, 100, 1000]])
     cos, sin = rope_angles(jnp.asarray(positions), 6, 10_000.0)
-    rotated = np.asarray(apply_rope(x, cos, sin))
+    rotated = np.asarray(rotate(x, cos[:, :, None], sin[:, :, None], axis=-1))
+    columns = rotate(x.swapaxes(-1, -2), cos[..., None], sin[..., None], axis=-2)
+    np.testing.assert_array_equal(np.swapaxes(columns, -1, -2), rotated)
     for pair in range(3):
         angle = positions * 10_000.0 ** (-2 * pair / 6)
         turned = (x[..., pair] + 1j * x[..., pair + 3]) * np.exp(1j * angle)[:, :, None]
         np.testing.assert_allclose(rotated[..., pair], turned.real, atol=2e-4)
         np.testing.assert_allclose(rotated[..., pair + 3], turned.imag, atol=2e-4)
+
+
+def test_the_norm_over_any_axis_equals_its_formula():
+    x = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    scale = np.arange(1, 5, dtype=np.float32)
+    want = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 0.1) * scale[:, None]
+    np.testing.assert_allclose(rms_norm(x, scale, 0.1, axis=-2), want, rtol=1e-6)
+    rows = rms_norm(x.swapaxes(1, 2), scale, 0.1)
+    np.testing.assert_allclose(np.swapaxes(rows, 1, 2), want, rtol=1e-6)
 
 
 def _numpy_forward(model, ids):
@@ -192,7 +203,7 @@ def test_packed_sequences_are_as_if_each_were_alone(model, kind):
         model = nnx.eval_shape(lambda: ValueModel(CONFIG, rngs=nnx.Rngs(0)))
         nnx.update(model, jax.tree.map(lambda x: 0.3 * x, _noise(nnx.state(model))))
     lengths, ids = (4, 1, 6, 3), _ids(0, 1, 14)
-    segments = Segments(
+    segments = PackedSequences(
         jnp.asarray(np.repeat([5, 0, 2, 9], lengths)[None], "int32"),
         jnp.asarray(np.concatenate([np.arange(n) for n in lengths])[None], "int32"),
     )
@@ -226,8 +237,32 @@ def test_remat_and_unroll_change_no_number(model, remat):
 def test_names_of_remat_and_their_old_values():
     assert dataclasses.replace(CONFIG, remat=True).remat == "full"
     assert dataclasses.replace(CONFIG, remat=False).remat == CONFIG.remat == "none"
-    with pytest.raises(ValueError, match=r"base.remat must be one of none, dots, .*, not 'some'"):
+    with pytest.raises(
+        ValueError, match=r"DecoderConfig.remat must be one of none, dots, .*, not 'some'"
+    ):
         dataclasses.replace(CONFIG, remat="some")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(heads=0), "heads must be at least 1, not 0"),
+        (dict(layers=2.5), "layers must be at least 1, not 2.5"),
+        (dict(width=True), "width must be at least 1, not True"),
+        (dict(ff_width=None), "ff_width must be at least 1, not None"),
+        (dict(unroll=0), "unroll must be at least 1, not 0"),
+        (dict(heads=3), "heads=3 must be a multiple of kv_heads=2"),
+        (dict(head_dim=5), "head_dim=5 must be even"),
+        (dict(dtype="float31"), "dtype must be one of float32, .*, not 'float31'"),
+        (dict(param_dtype="int8"), "param_dtype must be one of float32, .*, not 'int8'"),
+        (dict(rope_theta=0.0), "rope_theta must be positive, not 0.0"),
+        (dict(rope_theta=float("nan")), "rope_theta must be positive, not nan"),
+        (dict(norm_eps="x"), "norm_eps must be positive, not 'x'"),
+    ],
+)
+def test_shapes_that_are_none(changes, message):
+    with pytest.raises(ValueError, match=f"^DecoderConfig.{message}"):
+        dataclasses.replace(CONFIG, **changes)
 
 
 def test_remat_keeps_as_little_as_it_says(model):
@@ -308,16 +343,3 @@ def test_parameter_count_by_hand():
     assert _count(CONFIG) == tied
     untied = dataclasses.replace(CONFIG, tied_embeddings=False)
     assert _count(untied) == tied + 31 * 24
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"layers": 0}, "model.layers must be at least 1"),
-        ({"kv_heads": 3}, "multiple of model.kv_heads=3"),
-        ({"head_dim": 5}, "model.head_dim=5 must be even"),
-    ],
-)
-def test_impossible_shapes_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CONFIG, **change)

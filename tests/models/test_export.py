@@ -6,10 +6,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_checkpoints import FAMILIES
+from small_checkpoints import FAMILIES, check_values
 
-from sr1_jax.models import export, load_pretrained, save_pretrained
+from sr1_jax.models import export, families, load_pretrained, save_pretrained
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 def tensors_in(folder):
@@ -31,9 +38,10 @@ def test_what_was_read_is_written(write_folder, tmp_path, family, tied):
     for name, array in tensors.items():
         np.testing.assert_array_equal(written[name], array)
     config = json.loads((tmp_path / "out/config.json").read_text())
-    # Mistral's decoder is Llama's.
-    want = raw | {"model_type": "llama"} if family == "mistral" else raw
-    assert {key: config[key] for key in want} == want
+    assert {key: config[key] for key in raw} == raw
+    assert config["architectures"] == [CLASSES[family]]
+    # The default of transformers for this family would be a window.
+    assert ("sliding_window" in config) == (family == "mistral")
     again, tokenizer_again = load_pretrained(tmp_path / "out")
     assert again.config == model.config
     assert tokenizer_again.encode("Hamlet 1601") == tokenizer.encode("Hamlet 1601")
@@ -58,6 +66,17 @@ def test_rope_scaling_end_tokens_and_template_survive(write_folder, tmp_path):
     assert again.config == model.config
     assert tokenizer_again.eos_ids == (2, 3)
     assert tokenizer_again.chat_template == "{{ messages }}"
+
+
+def test_a_family_is_a_row_of_one_table(write_folder, tmp_path, monkeypatch):
+    """A model whose family differs from a known one in its name alone is read and written."""
+    monkeypatch.setitem(families.FAMILIES, "llama9", families.Family(families._TRUNK, "Llama9LM"))
+    folder, _, tensors = write_folder(model_type="llama9", tensors=None)
+    model, tokenizer = load_pretrained(folder)
+    check_values(model, tensors)
+    save_pretrained(model, tokenizer, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("llama9", ["Llama9LM"])
 
 
 def test_shards_and_their_index(write_folder, tmp_path):
@@ -95,7 +114,7 @@ def test_nothing_is_left_half_written(write_folder, tmp_path, monkeypatch):
 def test_adapters_are_merged_first(write_folder, tmp_path):
     model, tokenizer = load_pretrained(write_folder()[0])
     adapted = add_adapters(model, LoraConfig(rank=2), seed=0)
-    with pytest.raises(ValueError, match="cannot be exported by themselves"):
+    with pytest.raises(ValueError, match="has adapters: merge them"):
         save_pretrained(adapted, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     save_pretrained(merged_model(adapted), tokenizer, tmp_path / "out")

@@ -6,7 +6,7 @@ import pytest
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors
 
 from sr1_jax.models import gguf_file, load_pretrained
-from sr1_jax.models.attention import RopeScaling
+from sr1_jax.models.rotary import RopeScaling
 
 TEXT = "Who wrote Hamlet in 1601?"
 

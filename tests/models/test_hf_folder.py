@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
 
 from sr1_jax.models import hf_folder, load_pretrained, weights
-from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.sharding import make_mesh, tree_shardings
 
 TEXT = "Who wrote Hamlet in 1601?"
@@ -138,6 +141,63 @@ def test_missing_and_lying_shards(write_folder):
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize("path", ["../outside.safetensors", "{tmp}/outside.safetensors"])
+def test_shards_outside_the_folder_are_refused(write_folder, tmp_path, path):
+    folder, _, tensors = write_folder()
+    safetensors.numpy.save_file(tensors, folder.parent / "outside.safetensors")
+    _index(folder, tensors, {path.format(tmp=folder.parent): tensors})
+    with pytest.raises(ValueError, match=r"index\.json: weight_map\..* lies outside the folder"):
+        load_pretrained(folder)
+
+
+def test_a_path_through_a_link_out_of_the_folder_is_refused(write_folder):
+    """A link itself may lead out, as in the cache of Hugging Face: its name is no path."""
+    folder, _, tensors = write_folder()
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "model.safetensors").rename(elsewhere / "model.safetensors")
+    (folder / "model.safetensors").symlink_to(elsewhere / "model.safetensors")
+    _index(folder, tensors, {"model.safetensors": tensors})
+    check_values(load_pretrained(folder)[0], tensors)
+    (folder / "inside").symlink_to(elsewhere)
+    _index(folder, tensors, {"inside/model.safetensors": tensors})
+    with pytest.raises(ValueError, match="lies outside the folder"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_weight_that_is_no_finite_number(write_folder, dtype, value):
+    tensors = {name: x.astype(dtype) for name, x in make_tensors(CONFIG).items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][11, 3] = value
+    folder, _, _ = write_folder(tensors=tensors)
+    with pytest.raises(
+        ValueError,
+        match=r"model\.safetensors: model\.layers\.1\.mlp\.up_proj\.weight holds NaN, an",
+    ):
+        load_pretrained(folder)
+
+
+def test_a_weight_too_large_for_the_parameters(write_folder):
+    tensors = make_tensors(CONFIG)
+    tensors["model.norm.weight"][3] = -1e5
+    folder, _, _ = write_folder(tensors=tensors)
+    load_pretrained(folder)
+    with pytest.raises(ValueError, match=r"norm\.weight holds .* too large for float16"):
+        load_pretrained(folder, param_dtype="float16")
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float16, np.float32, np.float64]),
+        st.integers(0, 5),
+        elements={"allow_nan": True, "allow_infinity": True},
+    )
+)
+def test_finite_numbers_are_told_by_their_bits(array):
+    assert weights.fits(array, array.dtype) == np.isfinite(array).all()
+
+
 def test_a_tensor_in_two_files_is_refused(write_folder):
     folder, _, tensors = write_folder()
     safetensors.numpy.save_file(tensors, folder / "again.safetensors")
@@ -147,7 +207,7 @@ def test_a_tensor_in_two_files_is_refused(write_folder):
 
 def test_safetensors_cut_after_they_were_found_complete(write_folder):
     folder, _, _ = write_folder()
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_model_files(folder)
     (file,) = folder.glob("*.safetensors")
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(ValueError, match=r"model\.safetensors: ends in the middle of model\."):
@@ -170,7 +230,7 @@ def test_cut_safetensors(write_folder, keep):
             {"model_type": "gemma2"},
             "'gemma2' is not supported; .* llama, mistral, qwen2, qwen3",
         ),
-        ({"model_type": None}, r"config\.json: the key 'model_type' is missing"),
+        ({"model_type": None}, r"config\.json: model_type=null must be a string"),
         ({"hidden_size": None}, r"config\.json: hidden_size=null must be a positive integer"),
         ({"hidden_size": "16"}, r'config\.json: hidden_size="16" must be a positive integer'),
         ({"num_attention_heads": 0}, r"num_attention_heads=0 must be a positive integer"),
@@ -181,25 +241,44 @@ def test_cut_safetensors(write_folder, keep):
         ),
         (
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
-            r"config\.json: rope_parameters has no low_freq_factor, high_freq_factor, original_max",
+            r"config\.json: the key 'rope_parameters\.low_freq_factor' is missing",
         ),
         (
             {"rope_scaling": {"type": "linear", "factor": "2"}},
-            r"rope_scaling\.factor='2' must be a",
+            r'rope_scaling\.factor="2" must be a positive number',
         ),
         (
             {"model_type": "mistral", "sliding_window": 4096},
-            r"sliding_window=4096 is not",
+            r"sliding_window=4096 must be null",
         ),
-        ({"hidden_act": "gelu"}, r'hidden_act="gelu" is not supported; it must be "silu"'),
-        ({"attention_bias": True}, r"attention_bias=true is not supported"),
-        ({"mlp_bias": True}, r"mlp_bias=true is not supported"),
-        ({"use_sliding_window": True}, r"use_sliding_window=true is not supported"),
-        ({"quantization_config": {"bits": 4}}, r"quantization_config=.* is not supported"),
+        ({"hidden_act": "gelu"}, r'hidden_act="gelu" must be "silu"; nothing else is supp'),
+        ({"attention_bias": True}, r"attention_bias=true must be false"),
+        ({"mlp_bias": True}, r"mlp_bias=true must be false"),
+        ({"use_sliding_window": True}, r"use_sliding_window=true must be false"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config=.* must be null"),
         ({"vocab_size": 256}, r"tokenizer has 290 ids, the embedding only 256 rows"),
         ({"eos_token_id": 999}, r"tokenizer\.json: Token id 999 lies outside"),
         ({"intermediate_size": 11}, r"mlp\.\w+_proj\.weight has shape .*asks for \[1[16], 1[16]\]"),
         ({"num_hidden_layers": 1}, r"no place in the model: model\.layers\.1\.input_layernorm"),
+        (
+            {"num_hidden_layers": 10**7},
+            r"config\.json: the config asks for 10000000 layers, but .*",
+        ),
+        ({"num_hidden_layers": 10**10}, r"num_hidden_layers=10000000000 must be a positive int"),
+        ({"hidden_size": True}, r"config\.json: hidden_size=true must be a positive integer"),
+        ({"model_type": ["llama"]}, r'config\.json: model_type=\["llama"\] must be a string'),
+        ({"eos_token_id": "end"}, r'config\.json: eos_token_id="end" must be a token id or a li'),
+        ({"eos_token_id": [0, "end"]}, r"config\.json: eos_token_id=.* must be a token id"),
+        ({"pad_token_id": {}}, r"config\.json: pad_token_id=\{\} must be a token id"),
+        ({"rope_theta": None}, r"config\.json: rope_theta=null must be a positive number"),
+        ({"rope_theta": float("inf")}, r"config\.json: rope_theta=Infinity must be a positive"),
+        ({"rope_parameters": [1]}, r"config\.json: rope_parameters=\[1\] must be a JSON object"),
+        ({"rope_scaling": "linear"}, r'config\.json: rope_scaling="linear" must be a JSON object'),
+        ({"rope_scaling": {"type": 5}}, r"config\.json: rope_scaling\.type=5 must be a string"),
+        ({"rms_norm_eps": "x"}, r'config\.json: rms_norm_eps="x" must be a positive number'),
+        ({"rms_norm_eps": float("nan")}, r"config\.json: rms_norm_eps=NaN must be a positive"),
+        ({"tie_word_embeddings": "no"}, r'config\.json: tie_word_embeddings="no" must be true or'),
+        ({"head_dim": 7}, r"config\.json: DecoderConfig\.head_dim=7 must be even"),
         ({"num_hidden_layers": 3}, r"tensors are missing: model\.layers\.2\.input_layernorm"),
         ({"model_type": "qwen2"}, r"missing: model\.layers\.0\.self_attn\.k_proj\.bias"),
     ],
@@ -219,15 +298,29 @@ def test_bad_config(write_folder, changes, message):
         ("tokenizer.json", None, r"tokenizer\.json: there is no such file"),
         ("tokenizer.json", "{}", r"tokenizer\.json: not a readable tokenizer"),
         ("tokenizer_config.json", '{"eos_token": "</s>"}', r"'</s>' is not in tokenizer\.json"),
+        ("config.json", "[" * 10**5, r"config\.json: not valid JSON"),
+        ("config.json", b"\xff{}", r"config\.json: not valid JSON"),
+        ("tokenizer_config.json", '{"eos_token": 5}', r"tokenizer_config\.json: eos_token=5 must"),
+        (
+            "tokenizer_config.json",
+            '{"pad_token": {"content": [1]}}',
+            r"tokenizer_config\.json: pad_token\.content=\[1\] must be a string",
+        ),
+        ("tokenizer_config.json", '{"chat_template": {}}', r"chat_template=\{\} must be a string"),
+        ("tokenizer_config.json", '{"chat_template": [1]}', r"chat_template=\[1\] must be a str"),
+        ("generation_config.json", '{"eos_token_id": 1.5}', r"generation_config\.json: eos_token"),
+        ("chat_template.jinja", b"\xff", r"chat_template\.jinja: not a text in UTF-8"),
         ("model.safetensors", None, r"no \*\.safetensors file.*pytorch_model\.bin"),
         ("model.safetensors.index.json", "{}", r"the key 'weight_map' is missing"),
+        ("model.safetensors.index.json", '{"weight_map": []}', r"weight_map=\[\] must be a JSON o"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', r"weight_map\.a must be the"),
     ],
 )
 def test_missing_or_broken_files(write_folder, file, content, message):
     folder, _, _ = write_folder()
     (folder / file).unlink(missing_ok=True)
     if content is not None:
-        (folder / file).write_text(content)
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         load_pretrained(folder)
 

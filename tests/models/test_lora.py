@@ -120,9 +120,12 @@ def test_adapters_on_a_mesh(base, shape):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(rank=0), "lora.rank must be at least 1, not 0"),
-        (dict(alpha=0.0), "lora.alpha must be above 0, not 0"),
-        (dict(targets=()), r"lora.targets must be some of q, k, v, o, gate, up, down, not \(\)"),
+        (dict(rank=0), "LoraConfig.rank must be at least 1, not 0"),
+        (dict(alpha=0.0), "LoraConfig.alpha must be above 0, not 0"),
+        (
+            dict(targets=()),
+            r"LoraConfig.targets must be some of q, k, v, o, gate, up, down, not \(\)",
+        ),
         (dict(targets=("q", "head")), r"not \('q', 'head'\)"),
     ],
 )

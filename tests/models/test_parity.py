@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sr1_jax.environment import Environment
 from sr1_jax.models import (
     find_smollm2,
     gguf_file,
@@ -226,9 +227,10 @@ def test_greedy_continuations_of_smollm2(transformers, smollm2):
     config = default_config()
     config.update(
         slots=4, max_searches=0, max_segment_tokens=40, max_context_tokens=80, temperature=0.0,
-        extend_buckets=(16,), template="compact_direct",
+        extend_buckets=(16,),
     )  # fmt: skip
-    engine = Engine(model, tokenizer, None, config)
+    environment = Environment.of_search(None, config, template="compact_direct")
+    engine = Engine(model, tokenizer, None, config, environment=environment)
     asked = [
         {"id": str(i), "question": prompt, "golden_answers": ["x"]}
         for i, prompt in enumerate(prompts)

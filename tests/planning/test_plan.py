@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from sr1_jax.planning import compiler, kept
 from sr1_jax.planning import plan as planning
 from sr1_jax.planning.compiler import Compiled, Memory
 from sr1_jax.planning.plan import advice, as_json, make_plan
-from sr1_jax.planning.step import Time
+from sr1_jax.planning.step import kind_of
 from sr1_jax.planning.sweep import Case, cases_of, growth
 from sr1_jax.planning.tables import print_plan, print_sweep
+from sr1_jax.planning.timing import Time
+from sr1_jax.rl.program_keys import Accumulate
+from sr1_jax.rollout.program_keys import Decode
+from sr1_jax.training.settings import RUN, unknown_setting
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -28,7 +33,7 @@ TINY = [
     f"--config={HERE.parent.parent}/configs/demo.py",
     "--config.rollout.slots=8",
     "--config.questions=8",
-    "--config.learner.minibatches=1",
+    "--config.learner.minibatch_size=8",
     "--prompt_tokens=40",
     "--segment_tokens=8",
     "--observation_tokens=20",
@@ -62,7 +67,7 @@ def tiny_config(monkeypatch):
     # Overrides of settings are read from there.
     monkeypatch.setattr(sys, "argv", ["plan", *TINY[:4]])
     values = plan.flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     cli.parse(values, sys.argv, required=("config",), usage="plan")
     return values.config
 
@@ -78,8 +83,8 @@ def tiny_plan(fake, tiny_config):
     return make
 
 
-def rendered(show, *arguments):
-    console = rich.console.Console(file=io.StringIO(), width=220)
+def rendered(show, *arguments, width=220):
+    console = rich.console.Console(file=io.StringIO(), width=width)
     show(*arguments, console)
     return console.file.getvalue()
 
@@ -90,7 +95,9 @@ def test_a_plan_adds_up(tiny_plan):
     names = {"reshard layer", "prepare", "policy apply", "critic zeros", "decode 8"}
     assert names <= rows.keys()
     decode = rows["decode 8"]
-    assert decode.memory.total == 4 * GIB and decode.total == 4 * GIB + sum(decode.beside.values())
+    assert decode.memory.total == 4 * GIB and decode.total == 4 * GIB + sum(
+        decode.also_held.values()
+    )
     assert found.fits(decode) and found.all_fit
     assert found.step_seconds == pytest.approx(
         sum(row.calls * row.time.seconds for row in found.rows)
@@ -105,8 +112,10 @@ def test_a_plan_adds_up(tiny_plan):
 def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
     found = tiny_plan()
     text = rendered(print_plan, found)
-    for part in ("decode 8", "policy apply", "15.75 GiB", "Everything fits", "all-gather 0.01 GB"):
+    for part in ("decode 8", "policy apply", "15.75 GiB", "Everything fits"):
         assert part in text
+    # What an all-gather of the stored program sends: 9 MB, in 6 calls.
+    assert re.search(r"decode 8 +all-gather +0\.01 +6\n", text)
     entry = json.loads(json.dumps(as_json(found)))
     assert sum(entry["resident"].values()) == sum(found.resident.values()) > 0
     assert entry["fits"] and entry["chips"] == 2 and entry["mesh"]["data"] == 2
@@ -114,6 +123,37 @@ def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
     assert by_name["decode 8"]["flops"] == 6 * 2 * 1024**3
     assert by_name["decode 8"]["collective_bytes"]["all-gather"] == 6 * 3 * 256 * 1024 * 2
     assert entry["step_seconds"] == pytest.approx(sum(entry["step_terms"].values()))
+
+
+def test_tables_fit_80_columns_and_break_no_word(tiny_plan, fake):
+    """With the longest names there are, and with numbers of large programs."""
+    text = (HERE / "scan_v5e_2x2.hlo.txt").read_text()
+    fake[""] = Compiled(text, "", Memory(93 * GIB, GIB, 52 * GIB, 52 * GIB, 0), 0.1)
+    found = tiny_plan()
+    rows = [
+        dataclasses.replace(
+            row,
+            calls=30.25,
+            key=Accumulate("policy", 5120, 5120)
+            if row.name == "policy accumulate 136/136"
+            else row.key,
+            costs=dataclasses.replace(row.costs, flops=1234.5e12, bytes=4321e9, blocking=321e9),
+            time=Time(12.345, 12.345, 12.345, 12.345, 12.345),
+            needed=row.needed or 1.0,
+            vocabulary=("bf16[131072,152064]", 12 * GIB),
+        )
+        for row in found.rows
+    ]
+    large = dataclasses.replace(found, topology="v5p:16x16x16", rows=rows)
+    cases = [Case("v5p:16x16x16", {"learner.micro_batch": 64}), Case("v5e:1x2", {})]
+    wide = rendered(print_plan, large) + rendered(print_sweep, list(zip(cases, [large, found])))
+    text = rendered(print_plan, large, width=80)
+    text += rendered(print_sweep, list(zip(cases, [large, found])), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("policy accumulate 5120/5120") == wide.count("policy accumulate 5120/5120")
+    # The same words; headings of columns stand on several lines.
+    assert sorted(text.replace("─", "").split()) == sorted(wide.replace("─", "").split())
 
 
 def test_a_sweep_says_what_more_chips_give(tiny_plan):
@@ -128,7 +168,7 @@ def test_a_sweep_says_what_more_chips_give(tiny_plan):
             plan,
             rows=[
                 dataclasses.replace(
-                    next(r for r in plan.rows if r.name.startswith(term)),
+                    next(r for r in plan.rows if kind_of(r.key) == term),
                     calls=1.0,
                     time=Time(times[column], 0, 0, 0, 0),
                 )
@@ -198,6 +238,17 @@ def test_the_usual_programs_are_those_called_and_the_largest(tiny_plan):
     called = [row.name for row in tiny_plan().rows if row.calls]
     assert "policy accumulate 136/34" in called
     assert len(names) == len(set(names))
+
+
+def test_both_decode_programs_are_planned(tiny_plan, tiny_config):
+    tiny_config.rollout.decode_sizes = 2
+    decodes = [row for row in tiny_plan("v5e:1x1").rows if isinstance(row.key, Decode)]
+    # Every step is counted as one of all slots; of the smaller program memory and time are shown
+    # with --every.
+    assert [(row.key.slots, row.calls > 0) for row in decodes] == [(8, True)]
+    assumed = dict(prompt_tokens=40, segment_tokens=8, observation_tokens=20)
+    every = make_plan(tiny_config, "v5e:1x1", every=True, only="decode", **assumed)
+    assert [row.name for row in every.rows] == ["decode 2", "decode 8"]
 
 
 def test_flags_for_cpus_are_kept_from_the_tpu_compiler(monkeypatch):
@@ -349,7 +400,7 @@ def test_a_case_that_is_refused_does_not_end_a_sweep(fake, monkeypatch, capsys, 
     plan.main(argv)
     [entry] = json.loads(path.read_text())
     assert entry["settings"] == {"learner.micro_batch": 4}
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "learner.micro_batch=3 refused: A mini-batch of 8 trajectories does not divide" in said
 
 

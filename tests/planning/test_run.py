@@ -12,11 +12,14 @@ from sr1_jax.planning import hlo
 from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.chips import CHIPS, chip_of
 from sr1_jax.planning.compiler import compile_program
-from sr1_jax.planning.costs import Costs, costs_of
-from sr1_jax.planning.run import beside, chunk_bytes, device_bytes, make_run
-from sr1_jax.planning.step import Assumptions, calls_of, needed_flops, time_of
+from sr1_jax.planning.costs import Costs, Overlap, costs_of
+from sr1_jax.planning.run import also_held, chunk_bytes, device_bytes, make_run
+from sr1_jax.planning.step import Assumptions, calls_of
+from sr1_jax.planning.timing import needed_flops, time_of
 from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.learner import Learner
+from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Prepare, Score, Totals, Zeros
+from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.settings import default_config
 
@@ -28,7 +31,7 @@ def tiny_config(**mesh):
     config.rollout.max_context_tokens = 128
     config.rollout.max_segment_tokens = config.rollout.max_observation_tokens = 24
     config.rollout.extend_buckets = (16, 32)
-    config.learner.micro_batch = 4
+    config.learner.micro_batch = config.learner.minibatch_size = 4
     config.learner.length_buckets = (64, 128)
     config.learner.chunk_tokens = 64
     for axis, size in mesh.items():
@@ -47,7 +50,8 @@ def shapes_of(arguments):
     def one(x):
         where = getattr(x, "sharding", None)
         share = np.shape(x) if where is None else where.shard_shape(x.shape)
-        return np.shape(x), np.dtype(getattr(x, "dtype", np.float32)), share
+        dtype = jax.dtypes.canonicalize_dtype(getattr(x, "dtype", np.float32))
+        return np.shape(x), dtype, share
 
     return jax.tree.leaves(jax.tree.map(one, arguments))
 
@@ -61,57 +65,62 @@ def test_the_plan_lists_what_a_step_calls(monkeypatch):
     )
     mesh = make_mesh(1, 2, 1, jax.devices()[:2])
     models = Decoder(shape, rngs=nnx.Rngs(0)), ValueModel(shape, rngs=nnx.Rngs(1))
-    real = Learner(*models, config, mesh, trajectories=8)
+    real = Learner(*models, config, mesh, trajectories=8, steps=1)
     shapes = [nnx.eval_shape(lambda model=model: model) for model in models]
-    abstract = Learner(*shapes, config, mesh, trajectories=8)
-    listed = {program.name: program for program in abstract.programs()}
+    abstract = Learner(*shapes, config, mesh, trajectories=8, steps=1)
+    listed = {program.key: program for program in abstract.programs()}
     for program in real.programs():
-        twin = listed[program.name]
+        twin = listed[program.key]
         assert shapes_of(program.arguments) == shapes_of(twin.arguments)
         assert program.settings == twin.settings
-    chosen = "policy accumulate 64/16"
-    program = next(p for p in real.programs() if p.name == chosen)
+    chosen = Accumulate("policy", 64, 16)
+    program = next(p for p in real.programs() if p.key == chosen)
     assert program.lower().as_text() == listed[chosen].lower().as_text()
 
     called = set()
 
-    def spy(owner, attribute, name):
+    def spy(owner, attribute, key):
         jitted = getattr(owner, attribute)
 
         def call(*arguments, **settings):
-            called.add(name)
-            assert shapes_of(arguments) == shapes_of(listed[name].arguments), name
-            assert settings == listed[name].settings
+            called.add(key)
+            assert shapes_of(arguments) == shapes_of(listed[key].arguments), key
+            assert settings == listed[key].settings
             return jitted(*arguments, **settings)
 
         monkeypatch.setattr(owner, attribute, call)
 
-    spy(real, "_score", "score 64/16")
-    spy(real, "_prepare", "prepare")
+    spy(real, "_score", Score(64, 16))
+    spy(real, "_prepare", Prepare())
+    spy(real, "_totals", Totals())
     for update, model in ((real._update_policy, "policy"), (real._update_critic, "critic")):
-        spy(update, "zeros", f"{model} zeros")
-        spy(update, "accumulate", f"{model} accumulate 64/16")
-        spy(update, "apply", f"{model} apply")
+        spy(update, "zeros", Zeros(model))
+        spy(update, "accumulate", Accumulate(model, 64, 16))
+        spy(update, "apply", Apply(model))
     rng = np.random.default_rng(0)
-    mask_BT = np.zeros((8, 128), np.float32)
-    mask_BT[:, 10:20] = 1
+    trains_BT = np.zeros((8, 128), np.float32)
+    trains_BT[:, 10:20] = 1
+    rewards_BT = np.zeros_like(trains_BT)
+    rewards_BT[:, 19] = 1
     batch = Batch(
-        rng.integers(0, 96, (8, 128)).astype(np.int32),
-        mask_BT,
-        -mask_BT,
-        np.ones(8, np.float32),
-        np.arange(8, dtype=np.int32),
+        ids_BT=rng.integers(0, 96, (8, 128)).astype(np.int32),
+        trains_BT=trains_BT,
+        sampled_BT=trains_BT,
+        logp_BT=-trains_BT,
+        rewards_BT=rewards_BT,
+        reward_B=np.ones(8, np.float32),
+        group_B=np.arange(8, dtype=np.int32),
     )
-    real.step(real.initial_state, batch, seed=0, step=1)
+    real.step(real.initial_state(), batch, seed=0, step=1)
     assert called == {
-        "score 64/16", "prepare", "policy zeros", "policy accumulate 64/16", "policy apply",
-        "critic zeros", "critic accumulate 64/16", "critic apply",
+        Score(64, 16), Prepare(), Totals(), Zeros("policy"), Accumulate("policy", 64, 16),
+        Apply("policy"), Zeros("critic"), Accumulate("critic", 64, 16), Apply("critic"),
     }  # fmt: skip
 
 
 def test_what_stays_in_memory_adds_up(run):
     """fsdp 2, tensor 2, float32: matrices are a quarter each, scales are whole, moments twice."""
-    shape = run.decoder
+    shape = run.policy
     width, layers = shape.width, shape.layers
     heads = shape.heads * shape.head_dim * 2 + shape.kv_heads * shape.head_dim * 2
     matrices = layers * width * (heads + 3 * shape.ff_width) + shape.vocab_size * width
@@ -128,35 +137,68 @@ def test_what_stays_in_memory_adds_up(run):
     assert found["KV cache"] == 2 * layers * 8 * 128 * shape.kv_heads * shape.head_dim * 4 // 4
 
 
-def test_beside_a_program_lies_what_it_is_not_given(run):
+def test_a_device_also_holds_what_a_program_is_not_given(run):
     sizes = {name: device_bytes(tree) for name, tree in run.resident.items()}
     training = {"policy", "policy optimizer", "critic", "critic optimizer", "reference"}
-    assert beside(run, "decode 8") == {name: sizes[name] for name in training}
-    assert beside(run, "policy accumulate 64/16").keys() == training - {"policy"}
-    assert beside(run, "policy apply").keys() == training - {"policy", "policy optimizer"}
-    assert beside(run, "score 64/16").keys() == {"policy optimizer", "critic optimizer"}
-    assert beside(run, "fork 8×128").keys() == training | {"rollout weights"}
+    assert also_held(run, Decode(8)) == {name: sizes[name] for name in training}
+    assert also_held(run, Accumulate("policy", 64, 16)).keys() == training - {"policy"}
+    assert also_held(run, Apply("policy")).keys() == training - {"policy", "policy optimizer"}
+    assert also_held(run, Score(64, 16)).keys() == {"policy optimizer", "critic optimizer"}
+    assert also_held(run, Fork(8, 128)).keys() == training | {"rollout weights"}
 
 
-def test_beside_a_move_of_weights_lies_what_it_does_not_move(run):
+def test_while_weights_move_a_device_also_holds_those_that_do_not(run):
     """A layer moves to where the others are, then embedding, norm and head: each of these is either
-    an argument, in the output, or beside."""
+    an argument, in the output, or held besides."""
     sizes = {name: device_bytes(tree) for name, tree in run.resident.items() if name != "KV cache"}
-    by_name = {program.name: program for program in run.programs}
-    layer, ends = (beside(run, f"reshard {part}") for part in ("layer", "ends"))
-    stack = device_bytes(by_name["reshard layer"].arguments[0])
+    by_key = {program.key: program for program in run.programs}
+    layer, ends = (also_held(run, Reshard(part)) for part in ("layer", "ends"))
+    stack = device_bytes(by_key[Reshard("layer")].arguments[0])
     served = device_bytes(run.resident["rollout weights"].layers[0])
     changed = {
         "policy": sizes["policy"] - stack,
-        "rollout weights": (run.decoder.layers - 1) * served,
+        "rollout weights": (run.policy.layers - 1) * served,
     }
     assert layer == sizes | changed
-    of_ends = {"policy": stack, "rollout weights": run.decoder.layers * served}
+    of_ends = {"policy": stack, "rollout weights": run.policy.layers * served}
     assert ends == sizes | of_ends
-    memory = compile_program(by_name["reshard ends"]).memory
+    memory = compile_program(by_key[Reshard("ends")]).memory
     assert memory.arguments == pytest.approx(sizes["policy"] - stack, abs=64)
     outputs = sizes["rollout weights"] - of_ends["rollout weights"]
     assert memory.output == pytest.approx(outputs, abs=256)
+
+
+class Calculator:
+    tag, observation_tag = "calculate", "result"
+
+    def call(self, requests):
+        raise AssertionError("A plan calls no tool.")
+
+
+def make_calculator(config):
+    return Calculator()
+
+
+def test_decoding_stops_at_the_tags_of_the_tools_configured(run):
+    """States of the automaton: the beginnings of </search>, </answer> and </calculate>, from the
+    empty to the whole one, and a final state for each and for the end of the text."""
+
+    def states(run):
+        decode = next(p for p in run.programs if isinstance(p.key, Decode))
+        assert decode.settings["first_final"] == decode.arguments[5].shape[0] - finals
+        return decode.arguments[5].shape[0]
+
+    def beginnings(*stops):
+        return {stop[:end] for stop in stops for end in range(len(stop) + 1)}
+
+    finals = 3
+    alone = states(run)
+    assert alone == len(beginnings("</search>", "</answer>")) + finals
+    config = tiny_config()
+    config.environment.tools = ("search", f"{__name__}:make_calculator")
+    finals = 4
+    both = states(make_run(config, jax.devices()[:1]))
+    assert both == len(beginnings("</search>", "</answer>", "</calculate>")) + finals
 
 
 def test_what_training_refuses_has_no_plan():
@@ -185,16 +227,17 @@ def test_adapters_train_over_one_base():
     sizes = {name: device_bytes(tree) for name, tree in run.resident.items()}
     assert sizes["reference"] == device_bytes(whole.resident["reference"])
     assert sizes["policy"] < sizes["reference"] / 5 and sizes["critic"] < sizes["reference"] / 5
-    by_name = {program.name: program for program in run.programs}
-    for name in ("merge", "reshard layer", "policy apply", "critic zeros"):
-        assert by_name[name].lower().as_text()
+    by_key = {program.key: program for program in run.programs}
+    for key in (Merge(), Reshard("layer"), Apply("policy"), Zeros("critic")):
+        assert by_key[key].lower().as_text()
     # Rollouts hold the merged policy too, updates do not.
-    held = beside(run, "decode 8")
+    held = also_held(run, Decode(8))
     assert held["merged"] == held["reference"] == sizes["reference"]
-    assert beside(run, "policy accumulate 64/16").keys().isdisjoint({"reference", "merged"})
-    assert "merged" not in beside(run, "merge")
-    stack = device_bytes(by_name["reshard layer"].arguments[0])
-    layer = beside(run, "reshard layer")
+    update = Accumulate("policy", 64, 16)
+    assert also_held(run, update).keys().isdisjoint({"reference", "merged"})
+    assert "merged" not in also_held(run, Merge())
+    stack = device_bytes(by_key[Reshard("layer")].arguments[0])
+    layer = also_held(run, Reshard("layer"))
     assert (layer["merged"], layer["policy"]) == (sizes["reference"] - stack, sizes["policy"])
 
 
@@ -204,11 +247,11 @@ def test_flops_of_a_micro_batch_are_six_a_parameter_and_token(remat):
     config = tiny_config()
     config.learner.length_buckets = (128,)
     run = make_run(config, jax.devices()[:1])
-    shape = dataclasses.replace(run.decoder, remat=remat, unroll=1)
+    shape = dataclasses.replace(run.policy, remat=remat, unroll=1)
     policy = nnx.eval_shape(lambda: Decoder(shape, rngs=nnx.Rngs(0)))
     critic = nnx.eval_shape(lambda: ValueModel(shape, rngs=nnx.Rngs(0)))
-    learner = Learner(policy, critic, config.learner, run.mesh, trajectories=8)
-    program = next(p for p in learner.programs() if p.name == "policy accumulate 128/128")
+    learner = Learner(policy, critic, config.learner, run.mesh, trajectories=8, steps=1)
+    program = next(p for p in learner.programs() if p.key == Accumulate("policy", 128, 128))
     costs = costs_of(hlo.parse(compile_program(program).text))
     rows, length = config.learner.micro_batch, 128
     trunk = parameter_count(policy) - shape.vocab_size * shape.width
@@ -232,9 +275,9 @@ def test_an_update_holds_the_logits_of_a_chunk_and_no_more():
     # No other axis is as long as the vocabulary or the width.
     config.model.vocab_size, config.learner.chunk_tokens = 1000, 48
     run = make_run(config, jax.devices()[:1])
-    program = next(p for p in run.programs if p.name == "policy accumulate 128/64")
+    program = next(p for p in run.programs if p.key == Accumulate("policy", 128, 64))
     buffers = read_buffers(compile_program(program).buffers)
-    largest = largest_with_vocabulary(buffers, 1000, run.decoder.width, 1)
+    largest = largest_with_vocabulary(buffers, 1000, run.policy.width, 1)
     # 4 rows of 64 tokens in 6 chunks of at most 11 a row.
     assert 4 * 1000 * 40 <= largest.bytes <= chunk_bytes(run) == 4 * 1000 * 52
     assert chunk_bytes(run) < 4 * 1000 * 4 * 64
@@ -244,13 +287,36 @@ def test_calls_of_a_step(run):
     """8 episodes of 40 + 2·12 + 24 tokens on 8 slots; mini-batches of 4 rows, one micro-batch."""
     assumed = Assumptions(40, 1, 12, 24, occupancy=0.5)
     calls = calls_of(run, assumed)
-    assert calls["decode 8"] == 8 * 24 / (8 * 0.5)
+    assert calls[Decode(8)] == 8 * 24 / (8 * 0.5)
     # A prompt of 40 is 32 and the rest; an observation of 24 takes 32.
-    assert calls["extend 8×32"] == 2 and calls["extend 8×16"] == 1
-    assert calls["score 128/32"] == 2
-    assert calls["policy accumulate 128/32"] == calls["critic accumulate 128/32"] == 2
-    assert calls["policy apply"] == calls["critic zeros"] == 2
-    assert (calls["reshard ends"], calls["reshard layer"]) == (1, run.decoder.layers)
+    assert calls[Extend(8, 32)] == 2 and calls[Extend(8, 16)] == 1
+    assert calls[Score(128, 32)] == calls[Totals()] == 2
+    for model in ("policy", "critic"):
+        assert calls[Accumulate(model, 128, 32)] == calls[Apply(model)] == calls[Zeros(model)] == 2
+    assert (calls[Reshard("ends")], calls[Reshard("layer")]) == (1, run.policy.layers)
+
+
+@pytest.mark.parametrize("context", [100, 128, 136])
+def test_what_a_step_calls_is_listed(context):
+    """Positions of a cache come in whole blocks; forks copy a share of those, not of the context.
+
+    Prompts of 40 tokens are more than a quarter of the positions where those are 128.
+    """
+    config = tiny_config()
+    config.questions, config.samples = 4, 2
+    config.rollout.max_context_tokens, config.lora.rank = context, 2
+    config.learner.length_buckets = (64, 136)
+    run = make_run(config, jax.devices()[:1])
+    calls = calls_of(run, Assumptions(40, 1, 12, 24))
+    assert calls.keys() <= {program.key for program in run.programs}
+    positions = run.resident["KV cache"].positions
+    assert positions >= context
+    [fork] = [key for key in calls if isinstance(key, Fork)]
+    assert fork == Fork(8, positions if positions == 128 else -(-positions // 4))
+    assert calls[fork] == 1
+    config.rollout.share_prefixes = False
+    run = make_run(config, jax.devices()[:1])
+    assert not any(isinstance(key, Fork) for key in calls_of(run, Assumptions(40, 1, 12, 24)))
 
 
 def test_packed_rows_are_listed_and_called():
@@ -260,31 +326,34 @@ def test_packed_rows_are_listed_and_called():
     config.learner.packing, config.learner.micro_batch = True, 2
     config.learner.row_lengths = (128, 176)
     run = make_run(config, jax.devices()[:1])
-    accumulate = {p.name: p for p in run.programs if p.name.startswith("policy accumulate")}
-    assert list(accumulate) == [
-        f"policy accumulate {cut}" for cut in ("128/32", "128/64", "128/128", "176/44", "176/88",
-                                               "176/176")
+    updates = {
+        p.key: p for p in run.programs if isinstance(p.key, Accumulate) and p.key.model == "policy"
+    }
+    assert [(key.length, key.trained) for key in updates] == [
+        (128, 32), (128, 64), (128, 128), (176, 44), (176, 88), (176, 176),
     ]  # fmt: skip
-    program = accumulate["policy accumulate 176/88"]
+    key = Accumulate("policy", 176, 88)
+    program = updates[key]
     assert program.tokens == 2 * 176
     assert {x.shape for x in program.arguments[3]} == {(2, 176)}
     assert "tensor<2x176xi32>" in program.lower().as_text()
     assumed = Assumptions(40, 1, 12, 24)
     calls = calls_of(run, assumed)
-    assert calls["score 176/88"] == calls["policy accumulate 176/88"] == 2
+    assert calls[Score(176, 88)] == calls[key] == 2
     # Rows of 128: two micro-batches of 256 tokens for the 352 of a mini-batch, three for all 704.
     short = tiny_config()
     short.learner.packing, short.learner.micro_batch = True, 2
     short.learner.row_lengths = (128,)
     calls = calls_of(make_run(short, jax.devices()[:1]), assumed)
-    times = {name.split("/")[0]: count for name, count in calls.items()}
-    assert (times["score 128"], times["policy accumulate 128"]) == (3, 4)
+    [scores] = [times for key, times in calls.items() if isinstance(key, Score)]
+    [passes] = [t for k, t in calls.items() if isinstance(k, Accumulate) and k.model == "policy"]
+    assert (scores, passes) == (3, 4)
     # Attention sees no more than the episode.
     config = tiny_config()
     config.learner.length_buckets, config.learner.micro_batch = (128, 176), 2
     alone = make_run(config, jax.devices()[:1])
-    program_alone = next(p for p in alone.programs if p.name == program.name)
-    shape = run.decoder
+    program_alone = next(p for p in alone.programs if p.key == key)
+    shape = run.policy
     pairs = 2 * 176 * (176 - 88) / 2 * 4 * shape.layers * shape.heads * shape.head_dim
     saved = needed_flops(alone, program_alone, assumed) - needed_flops(run, program, assumed)
     assert saved == pytest.approx(3 * pairs, rel=1e-6)
@@ -316,6 +385,11 @@ def test_time_is_that_of_the_slowest_part():
     assert time_of(costs, chip).seconds == pytest.approx(1)
     costs.blocking = 50e9
     assert time_of(costs, chip).seconds == pytest.approx(1.5)
+    # 50 ms of transfer beside 20 ms of estimates and 10 ms of a kernel that has none, ten times.
+    costs.overlaps[Overlap(5e9, 0.02 * 1.5e9, 0.0, 0.01 * 197e12)] = 10
+    costs.overlaps[Overlap(5e9, 0.06 * 1.5e9, 0.0, 0.0)] = 10
+    time = time_of(costs, chip)
+    assert time.waiting == pytest.approx(10 * 0.02) and time.seconds == pytest.approx(1.7)
 
 
 def test_chips():

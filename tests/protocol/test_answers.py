@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sr1_jax.protocol.answers import extract_answer, extract_queries, is_well_formed
-from sr1_jax.protocol.tags import STOP_TAGS, TAG_NAMES, close_tag, open_tag
+from sr1_jax.protocol.tags import SEARCH_TAGS, close_tag, open_tag
+
+STOP_TAGS, TAG_NAMES = SEARCH_TAGS.stop_tags, SEARCH_TAGS.names
 
 GOOD = (
     "<think>I need the capital.</think>\n<search>capital of France</search>\n\n"

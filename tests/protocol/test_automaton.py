@@ -8,7 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sr1_jax.protocol.automaton import TagAutomaton, build_automaton
-from sr1_jax.protocol.tags import STOP_TAGS
+from sr1_jax.protocol.tags import SEARCH_TAGS
+
+STOP_TAGS = SEARCH_TAGS.stop_tags
 
 
 def first_stop(ids, token_bytes, eos_ids, stops):

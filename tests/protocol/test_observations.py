@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sr1_jax.protocol.observations import CORRECTION, NOTHING_FOUND, escape, render_observation
-from sr1_jax.protocol.tags import TAG_NAMES
+from sr1_jax.protocol.observations import NOTHING_FOUND, escape, render_observation
+from sr1_jax.protocol.tags import SEARCH_TAGS, correction
 from sr1_jax.retrieval.base import Passage
 
 OPEN, CLOSE = "\n<information>\n", "</information>\n"
@@ -26,7 +26,7 @@ PASSAGES = st.lists(st.builds(Passage, st.just("1"), TEXT, TEXT, st.just(1.0)), 
 def tag_like(text: str) -> list[str]:
     """What a lenient reader could take for a tag: any case, white space, hidden characters."""
     visible = "".join(c for c in text if unicodedata.category(c)[0] != "C")
-    names = "|".join(TAG_NAMES)
+    names = "|".join(SEARCH_TAGS.names)
     return re.findall(rf"(?i)<\s*/?\s*(?:{names})\s*>", visible)
 
 
@@ -141,4 +141,4 @@ def test_a_budget_without_room_for_text_is_refused(small_tokenizer, smallest, mi
 
 
 def test_the_correction_holds_no_tag():
-    assert tag_like(CORRECTION) == [] and CORRECTION.strip()
+    assert tag_like(correction()) == [] and correction().strip()

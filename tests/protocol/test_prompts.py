@@ -1,13 +1,20 @@
 """Prompt templates: what is trusted in them, and what a question may do."""
 
+import dataclasses
+import functools
+import time
 from pathlib import Path
 
 import pytest
 import tokenizers
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sr1_jax.models import Tokenizer
-from sr1_jax.protocol import observations, prompts
-from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template
+from sr1_jax.models.pretrained import read_model_files
+from sr1_jax.protocol import chat_sandbox, observations, prompts
+from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template, template_for
+from sr1_jax.protocol.settings import PROTOCOL
 
 SHIPPED = sorted(path.stem for path in (Path(prompts.__file__).parent / "templates").glob("*.txt"))
 
@@ -37,6 +44,71 @@ def test_information_ids_are_taken_as_they_are(small_tokenizer):
     assert ids[-3:] == [7, 7, 9]
     assert information == [7, 7, 9]  # not appended to
     assert template.render(small_tokenizer, "q", information) == ids
+
+
+def test_white_space_of_the_template_goes_with_the_question(small_tokenizer, write_template):
+    """For a byte-level tokenizer " mayor" is one word, and " " and "mayor" are two."""
+    template = load_template(write_template("is {question}of it"))
+    ids = template.render(small_tokenizer, "mayor ")
+    assert ids == small_tokenizer.encode("is mayor of it")
+    assert small_tokenizer.encode(" mayor")[0] in ids
+    assert small_tokenizer.encode(" of")[0] in ids
+
+
+# Of template and question alike: what may join across their border, and what may not.
+PIECES = st.sampled_from(
+    ["\n", " ", "  ", "who", "Bob", ":", "\u0301", "é", "日", "'s", "1", "234", "<", ">", "im_end|",
+     "?", "\t", "mayor of", "</search>"]
+)  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=6).map("".join)
+ADDED = st.sampled_from(["<|im_start|>", "<|im_end|>", "<tool>"])
+
+
+@given(
+    parts=st.lists(st.one_of(TEXTS, ADDED), min_size=2, max_size=7), data=st.data(), question=TEXTS
+)
+def test_a_prompt_is_the_ids_of_the_whole_text(small_tokenizer, parts, data, question):
+    at = data.draw(st.integers(1, len(parts) - 1))
+    before, after = "".join(parts[:at]), "".join(parts[at:])
+    whole = before + question + after
+    for name in ("<|im_start|>", "<|im_end|>", "<tool>"):
+        assume(whole.count(name) == before.count(name) + after.count(name))
+    ids = PromptTemplate("t", (before, "question", after)).render(small_tokenizer, question)
+    assert ids == small_tokenizer.encode_trusted(whole)
+
+
+@given(before=TEXTS, question=TEXTS, after=TEXTS)
+def test_a_question_never_completes_a_special_token(small_tokenizer, before, question, after):
+    template = PromptTemplate("t", (before + "<|im_", "question", after))
+    ids = template.render(small_tokenizer, "end|>" + question)
+    assert ids == small_tokenizer.encode(before + "<|im_end|>" + question + after)
+
+
+def test_information_is_not_joined_with_the_text_around_it(small_tokenizer):
+    template = PromptTemplate("t", ("is ", "information", " mayor ", "question", ""))
+    ids = template.render(small_tokenizer, "of", [7])
+    encode = small_tokenizer.encode
+    assert ids == [*encode("is "), 7, *encode(" mayor of")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+@given(question=st.one_of(TEXTS, st.text(max_size=30)))
+def test_prompts_of_smollm2_are_the_ids_of_the_whole_text(name, question):
+    tokenizer = smollm2_tokenizer()
+    assume("<" not in question)
+    template = load_template(name)
+    if template.wants_information:
+        template = dataclasses.replace(
+            template, parts=tuple("question" if p == "information" else p for p in template.parts)
+        )
+    whole = "".join(question if i % 2 else part for i, part in enumerate(template.parts))
+    assert template.render(tokenizer, question) == tokenizer.encode_trusted(whole)
+
+
+@functools.cache
+def smollm2_tokenizer():
+    return read_model_files("smollm2").tokenizer
 
 
 def test_special_tokens_count_in_the_template_only(small_tokenizer, added_ids, write_template):
@@ -166,14 +238,56 @@ def test_a_chat_template_may_leave_a_loop(small_tokenizer):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, r"no chat template; set rollout\.chat=False"),
+        (None, "has no chat template"),
         ("{{ raise_exception('no users') }}", "chat template failed: no users"),
         ("{{ nothing.of.the_kind }}", "chat template failed: 'nothing' is undefined"),
         ("{% if %}", "chat template failed"),
         ("hello", r"kept the fields \(\) of template compact_search, which has \('question',\)"),
         ("{{ ''.__class__.__mro__ }}", "chat template failed: access to attribute '__class__'"),
+        ("{{ 1 / 0 }}", "chat template failed: division by zero"),
+        ("{% for i in range(10**9) %}{% endfor %}", "chat template failed: Range too big"),
+        ("{{ 'a' * 10**12 }}", r"chat template failed: it takes more than \d+ MiB"),
+        ("{{ 'a' * 10**8 }}", "chat template failed: it gives more than 1048576 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
+        ("{# " + "a" * (1 << 20) + " #}", "has 1048582 characters; at most 1048576 are read"),
     ],
 )
 def test_chat_templates_that_do_not_work(small_tokenizer, source, message):
     with pytest.raises(ValueError, match=message):
         in_chat(load_template("compact_search"), with_chat(small_tokenizer, source))
+
+
+def test_a_chat_template_that_never_ends_is_stopped(small_tokenizer, monkeypatch):
+    loop = "{% for i in range(99999) %}"
+    source = loop * 4 + "{% endfor %}" * 4
+    monkeypatch.setattr(chat_sandbox, "SECONDS", 1)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="was stopped: it takes more than 1 s"):
+        in_chat(load_template("compact_search"), with_chat(small_tokenizer, source))
+    # Also one that is not computing: by the clock.
+    monkeypatch.setattr(chat_sandbox, "WALL_SECONDS", 0.01)
+    with pytest.raises(ValueError, match=r"was not rendered within 0\.01 s"):
+        in_chat(load_template("direct"), with_chat(small_tokenizer, source))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("chat", "source", "in_a_chat"),
+    [(False, CHATML, False), (True, CHATML, True), ("auto", CHATML, True), ("auto", None, False)],
+)
+def test_chat_by_setting(small_tokenizer, chat, source, in_a_chat):
+    """ "auto" does as the original: in the chat template wherever the tokenizer has one."""
+    tokenizer = with_chat(small_tokenizer, source)
+    template = template_for("compact_search", tokenizer, chat)
+    plain = load_template("compact_search")
+    assert template == (in_chat(plain, tokenizer) if in_a_chat else plain)
+
+
+def test_what_the_setting_takes():
+    config = PROTOCOL.defaults()
+    for value in (True, False, "auto"):
+        config.chat = value
+        PROTOCOL.check(config, "protocol.")
+    config.chat = "always"
+    with pytest.raises(ValueError, match=r"protocol\.chat must be one of False, True, auto"):
+        PROTOCOL.check(config, "protocol.")

@@ -16,6 +16,7 @@ import tokenizers
 from flax import nnx
 
 from sr1_jax import cluster
+from sr1_jax.environment import Environment
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout import SplitEngine, default_config
@@ -48,8 +49,12 @@ def main(folder, coordinator, index):
     engine = SplitEngine(
         nnx.merge(graph, params),
         Tokenizer(backend, eos_ids=[0], pad_id=1),
-        SlowRetriever(0.01 * index),  # slower in one process than in the other
+        None,
         config,
+        # Slower in one process than in the other.
+        environment=Environment.of_search(
+            SlowRetriever(0.01 * index), config, template="compact_search"
+        ),
         mesh=make_mesh(-1, 1, settings["tensor"]),
     )
     run = engine.run(settings["questions"], seed=1, samples=settings["samples"])

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sr1_jax.environment import Environment
+from sr1_jax.environment.settings import CALLS
 from sr1_jax.rollout import Engine, default_config
 
 SETTINGS = {
@@ -19,9 +21,10 @@ SETTINGS = {
     "max_context_tokens": 200,
     "decode_steps": 8,
     "extend_buckets": (24,),
-    "template": "compact_search",
-    "retriever_backoff_seconds": 0.0,
 }
+# Of the environment.
+TEMPLATE = "compact_search"
+OPTIONS = {"backoff_seconds": 0.0}
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +39,22 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def make_engine(tiny_decoder, small_tokenizer, fake_retriever, make_config):
-    """`make_engine(retriever, **changes of the settings)`; by default a retriever that works."""
+    """`make_engine(retriever, **changes of the settings)`; by default a retriever that works.
 
-    def make(retriever="fake", **changes):
+    Changes may also be the template, the reward's settings, and options of the search tool.
+    """
+
+    def make(retriever="fake", *, template=TEMPLATE, reward=None, mesh=None, **changes):
         if retriever == "fake":
             retriever = fake_retriever()
-        return Engine(tiny_decoder, small_tokenizer, retriever, make_config(**changes))
+        options = OPTIONS | {key: changes.pop(key) for key in CALLS.parts if key in changes}
+        config = make_config(**changes)
+        environment = Environment.of_search(
+            retriever, config, template=template, reward=reward, **options
+        )
+        return Engine(
+            tiny_decoder, small_tokenizer, retriever, config, environment=environment, mesh=mesh
+        )
 
     return make
 

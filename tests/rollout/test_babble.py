@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from sr1_jax.environment import Environment
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.models.small_tokenizer import train_small_tokenizer
 from sr1_jax.protocol.observations import render_observation
@@ -22,6 +23,7 @@ from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout import Engine
 
+TEMPLATE = "compact_search"
 WORDS = "the mayor of Paris is Bob – naïve café, 日本語 🙂 </ <a> search> 1984 answers\n\n thinking"
 TEXTS = (
     "<think>I need the mayor.</think><search>mayor of Paris</search>",
@@ -124,7 +126,10 @@ def engines(make_config):
                 slots=64, max_segment_tokens=40, max_observation_tokens=48, passages=2,
                 max_context_tokens=230, extend_buckets=(32,), decode_steps=16,
             )  # fmt: skip
-            made[name] = Engine(babbler(tokenizer), tokenizer, Echo(), config), tokenizer, config
+            environment = Environment.of_search(Echo(), config, template=TEMPLATE)
+            policy = babbler(tokenizer)
+            engine = Engine(policy, tokenizer, None, config, environment=environment)
+            made[name] = engine, tokenizer, config
         return made[name]
 
     return make
@@ -132,7 +137,7 @@ def engines(make_config):
 
 def check(t, question, tokenizer, config):
     """Everything that ids, mask and text of a trajectory have to do with one another."""
-    prompt = load_template(config.template).render(tokenizer, question["question"])
+    prompt = load_template(TEMPLATE).render(tokenizer, question["question"])
     assert t.ids[: t.prompt_length].tolist() == prompt
     assert not t.mask[: t.prompt_length].any()
     assert t.ids.shape == t.mask.shape == t.logp.shape

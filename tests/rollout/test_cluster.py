@@ -35,7 +35,7 @@ def test_two_processes_give_what_one_gives(
         for t, row in zip(want, rows):
             assert row["ids"] == t.ids.tolist() and row["mask"] == t.mask.tolist()
             assert (row["searches"], row["status"]) == (t.searches, t.status)
-        for key in ("episodes", "decoded_tokens", "searches", "skipped_prompts"):
+        for key in ("episodes", "decoded_tokens", "search_calls", "skipped_prompts"):
             assert stats[key] == engine.stats[key] > 0
         assert stats == runs[0][1]
 
@@ -71,13 +71,13 @@ def test_shares_and_their_order(make_trajectory):
 def test_stats_of_all_processes():
     total = total_stats(
         [
-            {"episodes": 3, "seconds": 2.0, "retrieval_seconds": 1.5, "decode_calls": 7},
-            {"episodes": 4, "seconds": 2.5, "retrieval_seconds": 0.5, "decode_calls": 7,
-             "searches": 1},
+            {"episodes": 3, "seconds": 2.0, "search_seconds": 1.5, "decode_calls": 7},
+            {"episodes": 4, "seconds": 2.5, "search_seconds": 0.5, "decode_calls": 7,
+             "search_calls": 1},
         ]
     )  # fmt: skip
     assert total == {
-        "episodes": 7, "seconds": 2.5, "retrieval_seconds": 2.0, "decode_calls": 7, "searches": 1,
+        "episodes": 7, "seconds": 2.5, "search_seconds": 2.0, "decode_calls": 7, "search_calls": 1,
     }  # fmt: skip
     assert as_metrics(total)["rollout/trajectories_per_second"] == 7 / 2.5
 

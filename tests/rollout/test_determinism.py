@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.rollout import Engine
 from sr1_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.slow
@@ -60,16 +59,9 @@ def test_any_order_and_without_sharing(make_engine, fake_retriever, asked, sixte
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=str)
-def test_any_mesh(
-    tiny_decoder, small_tokenizer, fake_retriever, make_config, asked, sixteen_slots, shape
-):
-    engine = Engine(
-        tiny_decoder,
-        small_tokenizer,
-        fake_retriever(passages),
-        make_config(slots=32, passages=1),
-        mesh=make_mesh(*shape),
-    )
+def test_any_mesh(make_engine, fake_retriever, asked, sixteen_slots, shape):
+    retriever = fake_retriever(passages)
+    engine = make_engine(retriever, slots=32, passages=1, mesh=make_mesh(*shape))
     assert_equal(rows_of(run(engine, asked)), sixteen_slots)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sr1_jax.protocol.observations import CORRECTION, render_observation
+from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import load_template
+from sr1_jax.protocol.tags import correction
 from sr1_jax.rewards import exact_match
-from sr1_jax.rollout import Engine, programs
+from sr1_jax.rollout import programs
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
 
@@ -54,7 +55,7 @@ def replay(trajectory, question, tokenizer, config, passages_of):
         blocks = re.findall(rf"(?s)<{name}>((?:(?!<{name}>).)*?)</{name}>", text)
         return blocks[-1].strip() if blocks else None
 
-    prompt = load_template(config.template).render(tokenizer, question["question"])
+    prompt = load_template("compact_search").render(tokenizer, question["question"])
     ids, mask, searches = list(prompt), [0] * len(prompt), []
     segments = [run for value, run in runs_of_mask(trajectory) if value]
     for number, segment in enumerate(segments):
@@ -66,6 +67,8 @@ def replay(trajectory, question, tokenizer, config, passages_of):
             full = len(segment) == config.max_segment_tokens
             assert full or len(ids) == config.max_context_tokens
             status = "truncated"
+            if len(ids) < config.max_context_tokens and number < config.max_searches:
+                observation = tokenizer.encode(correction())
         elif stop == b"</answer>" and inside("answer", text) is not None:
             status = "answered"
         elif number == config.max_searches:
@@ -77,7 +80,7 @@ def replay(trajectory, question, tokenizer, config, passages_of):
                 passages_of(searches[-1]), tokenizer, config.max_observation_tokens
             )
         else:
-            observation = tokenizer.encode(CORRECTION)
+            observation = tokenizer.encode(correction())
         if observation is not None:
             status = "truncated"
             if len(ids) + len(observation) < config.max_context_tokens:
@@ -160,9 +163,8 @@ def test_slots_and_order_do_not_matter(base_run, make_engine, questions, assert_
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_few_rows_decode_what_all_would(
-    base_run, tiny_decoder, small_tokenizer, fake_retriever, make_config, questions, assert_same,
-    monkeypatch, mesh,
-):  # fmt: skip
+    base_run, make_engine, questions, assert_same, monkeypatch, mesh
+):
     rows = []
     decode = programs.decode
 
@@ -171,23 +173,14 @@ def test_few_rows_decode_what_all_would(
         return decode(params, cache, rows_R, *arguments, **settings)
 
     monkeypatch.setattr(programs, "decode", spy)
-    config = make_config(slots=16, decode_sizes=2)
     mesh = make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
-    engine = Engine(tiny_decoder, small_tokenizer, fake_retriever(), config, mesh=mesh)
+    engine = make_engine(slots=16, decode_sizes=2, mesh=mesh)
     assert_same(engine.run(questions, seed=1, samples=3), base_run)
     assert set(rows) == {None, 4}
 
 
-def test_number_of_devices_does_not_matter(
-    base_run, tiny_decoder, small_tokenizer, fake_retriever, make_config, questions, assert_same
-):
-    engine = Engine(
-        tiny_decoder,
-        small_tokenizer,
-        fake_retriever(),
-        make_config(slots=8),
-        mesh=make_mesh(),
-    )
+def test_number_of_devices_does_not_matter(base_run, make_engine, questions, assert_same):
+    engine = make_engine(slots=8, mesh=make_mesh())
     assert jax.device_count() == 8
     assert_same(engine.run(questions, seed=1, samples=3), base_run)
 
@@ -363,10 +356,10 @@ def test_stats_count_what_was_done(make_engine, questions):
     stats = engine.stats
     assert stats["episodes"] == len(run) == 36
     assert stats["decoded_tokens"] == sum(t.mask.sum() for t in run)
-    assert stats["searches"] == sum(len(t.searches) for t in run)
-    assert "retriever_failures" not in stats
+    assert stats["search_calls"] == sum(len(t.searches) for t in run)
+    assert "search_failures" not in stats
     # Every token passes the model once but the last of each episode: the cache outlives turns.
     assert stats["prefilled_tokens"] < sum((t.mask == 0).sum() + t.segments for t in run)
     metrics = as_metrics(stats)
     assert metrics["rollout/trajectories_per_second"] == pytest.approx(36 / stats["seconds"])
-    assert metrics["rollout/searches"] == stats["searches"]
+    assert metrics["rollout/search_calls"] == stats["search_calls"]

@@ -62,6 +62,6 @@ def same_run(equal_trees):
         for step in steps:
             equal_trees(saved_state(one, step), saved_state(other, step))
         for path in (other / "trajectories").iterdir():
-            assert (one / "trajectories" / path.name).read_text() == path.read_text()
+            assert (one / "trajectories" / path.name).read_bytes() == path.read_bytes()
 
     return compare

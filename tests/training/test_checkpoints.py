@@ -1,10 +1,13 @@
 """What is saved comes back; a run taken up again is the run it would have been."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +15,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sr1_jax import train as train_module
 from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.evaluation.trajectory_log import write_trajectories
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.sharding import make_mesh, named, tree_shardings
 from sr1_jax.train import train
-from sr1_jax.training import loop
+from sr1_jax.training import base as base_module
+from sr1_jax.training import step_log
 from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
 from sr1_jax.training.policies import decoder_config, trained_policy
 from sr1_jax.training.settings import default_config
+
+OTHER_CONTENTS = {
+    "corpus.jsonl": r"another corpus or index \(data\.corpus\)",
+    "train.jsonl": r"other training questions \(data\.questions\)",
+    "base": r"other base weights \(base\)",
+}
 
 
 @pytest.fixture
@@ -169,12 +178,12 @@ def test_taken_up_again_it_is_the_same_run(
 ):
     """Told to end in the second step, which is finished and saved."""
 
-    def told_to_end(folder, step, *rest):
-        write_trajectories(folder, step, *rest)
+    def told_to_end(folder, step, *rest, **named):
+        write_trajectories(folder, step, *rest, **named)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_trajectories", told_to_end)
+        patch.setattr(step_log, "write_trajectories", told_to_end)
         derived.checkpoint.every = 4
         with pytest.raises(InterruptedError, match=r"saved after step 2\. Start again"):
             train(derived, tmp_path / "run")
@@ -192,7 +201,9 @@ def test_taken_up_again_it_is_the_same_run(
 
 def test_a_finished_run_started_again_only_evaluates(finished):
     before = (finished.workdir / "metrics.jsonl").read_text()
+    asked = (finished.workdir / "before.json").stat().st_mtime_ns
     result = train(finished.config, finished.workdir)
+    assert (finished.workdir / "before.json").stat().st_mtime_ns == asked  # read, not run again
     assert (finished.workdir / "metrics.jsonl").read_text() == before
     for key in ("before", "after", "after_facts_changed", "warm_start", "scripted_ceiling"):
         assert result[key] == finished.result[key]
@@ -219,9 +230,69 @@ def test_other_settings_are_refused(finished, section, key, value):
 def test_what_a_run_may_have_stopped_for_can_be_mended(finished):
     """A retriever that failed, a loss that was not finite."""
     config = finished.config.copy_and_resolve_references()
-    config.rollout.retriever_failure = "empty"
+    config.environment.options.search.failure = "empty"
     config.learner.learning_rate, config.learner.clip = 1e-5, 0.1
     assert train(config, finished.workdir)["after"] == finished.result["after"]
+
+
+@pytest.mark.parametrize("changed", ["corpus.jsonl", "train.jsonl", "base"])
+def test_a_run_is_not_resumed_on_other_data_or_weights(finished, tmp_path, changed):
+    """All were accepted: only settings were compared."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    if changed == "base":
+        (file,) = (workdir / "base").glob("tokenizer.json")
+        file.write_text(file.read_text() + "\n")
+    else:
+        lines = (workdir / "data" / changed).read_text().splitlines(keepends=True)
+        (workdir / "data" / changed).write_text("".join(lines[:-1]))
+    finished.config.steps = 5
+    try:
+        with pytest.raises(ValueError, match=OTHER_CONTENTS[changed]):
+            train(finished.config, workdir)
+    finally:
+        finished.config.steps = 4
+    assert read_metrics(workdir) == read_metrics(finished.workdir)
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_a_resumed_step_needs_no_more_memory(finished, derived, tmp_path, monkeypatch):
+    """Formerly the first state stayed beside the restored one as long as the run lasted."""
+    live = []
+
+    def measure(*arguments, **named):
+        gc.collect()
+        live.append(sum(array.nbytes for array in jax.live_arrays()))
+        return write_trajectories(*arguments, **named)
+
+    monkeypatch.setattr(step_log, "write_trajectories", measure)
+    derived.steps, derived.checkpoint.every = 2, 0  # what is being saved counts, too
+    train(derived, tmp_path / "run")
+    derived.steps = 3
+    train(derived, tmp_path / "run")
+    fresh, second, resumed = live
+    assert resumed == second == fresh
+
+
+def test_two_runs_in_one_workdir(finished, derived):
+    """They deleted each other's checkpoints."""
+    before = sorted(path.name for path in (finished.workdir / "checkpoints").iterdir())
+    code = (
+        "import sys, time; from pathlib import Path; from sr1_jax.lock import lock_workdir\n"
+        "with lock_workdir(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(finished.workdir)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=rf"is in use by process {holder.pid}"):
+            train(finished.config, finished.workdir)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert sorted(p.name for p in (finished.workdir / "checkpoints").iterdir()) == before
 
 
 def test_supervised_fine_tuning_is_kept(finished, derived, tmp_path, monkeypatch, equal_trees):
@@ -239,7 +310,7 @@ def test_supervised_fine_tuning_is_kept(finished, derived, tmp_path, monkeypatch
     def no_training(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train_module.WarmStart, "train", no_training)
+    monkeypatch.setattr(base_module, "train_supervised", no_training)
     again = train(derived, tmp_path / "sft")
     assert (again["after"], again["supervised"]) == (result["after"], result["supervised"])
     derived.warm_start.batch *= 2
@@ -259,4 +330,4 @@ def test_another_world_is_refused(finished, derived, tmp_path):
     derived.seed = 1
     with pytest.raises(ValueError, match=r"holds the world of seed=0, now it is 1"):
         train(derived, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

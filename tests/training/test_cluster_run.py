@@ -181,18 +181,22 @@ def test_told_to_end(start_processes, alone, tmp_path):
 
 def test_evaluation_on_two_processes(start_processes, alone, tmp_path):
     """Equal to that at the end of training, on the checkpoint of one process."""
+    dev = (alone / "dev_trajectories.jsonl").read_text()
+    asked = [json.loads(line)["question_id"] for line in dev.splitlines()]
+    heldout = (alone / "data" / "heldout.jsonl").read_text().splitlines()
+    line_of = {json.loads(line)["id"]: line for line in heldout}
+    (tmp_path / "dev.jsonl").write_text("".join(line_of[id] + "\n" for id in asked))
     command = (
         "-m", "sr1_jax.evaluate", f"--config={CONFIG}", f"--workdir={alone}",
-        f"--questions={alone / 'data' / 'heldout.jsonl'}", "--limit=8",
-        f"--corpus={alone / 'data' / 'corpus.jsonl'}",
+        f"--questions={tmp_path / 'dev.jsonl'}", f"--corpus={alone / 'data' / 'corpus.jsonl'}",
     )  # fmt: skip
     start_processes(in_cluster(command), devices=2).check()
-    result = json.loads((alone / "eval" / "heldout.search.step_3.json").read_text())
+    (path,) = (alone / "eval").glob("dev.search.step_3.greedy.*[0-9a-f].json")
+    result = json.loads(path.read_text())
     after = json.loads((alone / "result.json").read_text())["after"]
     for key in ("em", "f1", "searches", "response_tokens", "truncated"):
         assert result[key] == pytest.approx(after[f"greedy/{key}"])
-    text = (alone / "eval" / "heldout.search.step_3.trajectories.jsonl").read_text()
-    assert text == (alone / "dev_trajectories.jsonl").read_text()
+    assert path.with_suffix(".trajectories.jsonl").read_text() == dev
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,12 @@
 """Groups of equal rewards are replaced, boundedly, and nothing depends on chance."""
 
-import functools
-
 import pytest
 
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionStream
 from sr1_jax.evaluation.metrics import read_metrics
-from sr1_jax.rl.batch import outcome
 from sr1_jax.train import train
 from sr1_jax.training.dynamic_sampling import is_degenerate, sample_groups
-
-JUDGE = functools.partial(outcome, truncated="mask")
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def kept_ids(sampled):
 
 def test_without_extra_rounds_every_question_is_kept_in_order(world):
     stream, roll_out, calls = world(20, lambda _: False)
-    sampled = sample_groups(roll_out, stream, JUDGE, count=6)
+    sampled = sample_groups(roll_out, stream, count=6)
     assert calls == [kept_ids(sampled)] and stream.position == 6
     assert [t.question_id for t in sampled.trained] == [i for i in calls[0] for _ in range(2)]
     assert sampled.metrics == {
@@ -58,7 +53,7 @@ def test_without_extra_rounds_every_question_is_kept_in_order(world):
 def test_degenerate_groups_are_replaced_by_later_questions(world):
     odd = lambda name: int(name) % 2 == 1  # noqa: E731
     stream, roll_out, calls = world(1000, odd)
-    sampled = sample_groups(roll_out, stream, JUDGE, count=16, extra_rounds=20)
+    sampled = sample_groups(roll_out, stream, count=16, extra_rounds=20)
     kept = kept_ids(sampled)
     assert len(kept) == len(set(kept)) == 16 and all(map(odd, kept))
     # The first useful ones of all that were drawn, in their order.
@@ -74,13 +69,13 @@ def test_degenerate_groups_are_replaced_by_later_questions(world):
 
 def test_no_more_is_drawn_than_is_likely_to_be_needed(world):
     stream, roll_out, calls = world(1000, lambda _: True)
-    sample_groups(roll_out, stream, JUDGE, count=8, extra_rounds=5)
+    sample_groups(roll_out, stream, count=8, extra_rounds=5)
     assert len(calls) == 1
     first = set()
     # Six of the first eight are useful; two are missing: 2 / (6 / 8), rounded up, is 3.
     stream, roll_out, calls = world(1000, lambda name: name not in first)
     first |= {question.id for question in QuestionStream.take(world(1000, None)[0], 2)}
-    sample_groups(roll_out, stream, JUDGE, count=8, extra_rounds=5)
+    sample_groups(roll_out, stream, count=8, extra_rounds=5)
     assert [len(call) for call in calls] == [8, 3]
 
 
@@ -88,7 +83,7 @@ def test_the_bound_holds_and_dropped_groups_fill_up(world):
     useful = set()
     stream, roll_out, calls = world(1000, lambda name: name in useful)
     useful.add(world(1000, None)[0].take(10)[9].id)
-    sampled = sample_groups(roll_out, stream, JUDGE, count=4, extra_rounds=2)
+    sampled = sample_groups(roll_out, stream, count=4, extra_rounds=2)
     assert [len(call) for call in calls] == [4, 4, 4]
     # The useful one of the third rollout, and the first three of the others.
     assert kept_ids(sampled) == [*calls[0][:3], *useful]
@@ -98,7 +93,7 @@ def test_the_bound_holds_and_dropped_groups_fill_up(world):
 
 def test_a_question_is_not_rolled_out_again_in_a_later_round(world):
     stream, roll_out, calls = world(5, lambda _: False)
-    sampled = sample_groups(roll_out, stream, JUDGE, count=4, extra_rounds=3)
+    sampled = sample_groups(roll_out, stream, count=4, extra_rounds=3)
     # Only one of the next four is new; after that none is, and the rounds end.
     assert [len(call) for call in calls] == [4, 1]
     assert len(sampled.kept) == 4 and sampled.metrics["groups/rollouts"] == 2
@@ -106,17 +101,16 @@ def test_a_question_is_not_rolled_out_again_in_a_later_round(world):
 
 def test_what_is_degenerate(make_trajectory):
     def group(*outcomes):
-        return [make_trajectory(reward=r, status=s) for r, s in outcomes]
+        return [make_trajectory(reward=reward, trains=trains) for reward, trains in outcomes]
 
-    right, wrong, cut = (1.0, "answered"), (0.0, "answered"), (0.0, "truncated")
-    assert not is_degenerate(group(right, wrong), JUDGE)
-    assert is_degenerate(group(right, right), JUDGE)
-    # A masked trajectory teaches nothing, one that is penalised does.
-    assert is_degenerate(group(right, cut), JUDGE)
-    assert is_degenerate(group(cut, cut), JUDGE)
-    penalise = functools.partial(outcome, truncated="penalise", truncation_penalty=0.5)
-    assert not is_degenerate(group(wrong, cut), penalise)
-    assert is_degenerate(group(cut, cut), penalise)
+    right, wrong, masked = (1.0, True), (0.0, True), (0.0, False)
+    assert not is_degenerate(group(right, wrong))
+    assert is_degenerate(group(right, right))
+    # What does not train teaches nothing, whatever it would have earned.
+    assert is_degenerate(group(right, masked))
+    assert is_degenerate(group(masked, masked))
+    # The reward is what it trains on, penalties included.
+    assert not is_degenerate(group(wrong, (-0.5, True)))
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")

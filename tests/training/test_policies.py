@@ -10,11 +10,11 @@ from flax import nnx
 
 from sr1_jax.models import load_pretrained, preset_config
 from sr1_jax.sharding import make_mesh
+from sr1_jax.training.learning import models_to_train
 from sr1_jax.training.policies import (
     check_base,
-    critic_checkpoint,
+    critic_files,
     decoder_config,
-    models_to_train,
     starting_policy,
 )
 from sr1_jax.training.settings import check_config, default_config
@@ -87,13 +87,25 @@ def test_a_critic_that_reads_other_ids(write, config):
         check_base(config, MESH)
     _, tokenizer = load_pretrained(config.base.path)
     with pytest.raises(ValueError, match="a critic has to read the policy's ids"):
-        critic_checkpoint(config, tokenizer)
+        critic_files(config, tokenizer)
 
 
 def test_a_critic_that_is_not_there(config):
     config.critic.path = "nowhere"
     with pytest.raises(ValueError, match="nowhere: there is no such file or folder"):
         check_base(config, MESH)
+
+
+def test_a_mistyped_workdir_of_another_run(config, tmp_path):
+    """It was made, and then refused."""
+    config.base.path, config.base.workdir = "", str(tmp_path / "runs" / "dmeo")
+    with pytest.raises(ValueError, match=r"base\.workdir=.*dmeo: there is no such folder"):
+        check_base(config, MESH)
+    assert not (tmp_path / "runs").exists()
+    config.base.workdir = str(tmp_path)
+    with pytest.raises(ValueError, match="base holds no base policy; run the warm start first"):
+        check_base(config, MESH)
+    assert not (tmp_path / "base").exists()
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -132,9 +144,12 @@ def test_what_is_trained_is_in_float32(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora.rank": -1}, "lora.rank must be at least 1, not -1"),
-        ({"lora.rank": 4, "lora.alpha": 0.0}, "lora.alpha must be above 0"),
-        ({"lora.rank": 4, "lora.targets": ("head",)}, r"lora.targets must be some of q, .*'head'"),
+        ({"lora.rank": -1}, "lora.rank must not be negative, not -1"),
+        ({"lora.rank": 4, "lora.alpha": 0.0}, "lora.alpha must be positive, not 0.0"),
+        (
+            {"lora.rank": 4, "lora.targets": ("head",)},
+            r"lora.targets must hold only q and .*'head'",
+        ),
         (
             {"critic.path": "x", "learner.algorithm": "grpo", "samples": 2},
             "critic.path is set, but .*grpo.* has no critic",

@@ -10,6 +10,8 @@ from flax import nnx
 import sr1_jax
 from sr1_jax.models import Decoder, parameter_count
 from sr1_jax.models.shapes import SHAPES
+from sr1_jax.rl.settings import minibatches as minibatches_of
+from sr1_jax.rl.settings import optimizer_steps
 from sr1_jax.training.policies import decoder_config
 from sr1_jax.training.published import ALGORITHMS, VARIANTS
 from sr1_jax.training.settings import check_config
@@ -62,11 +64,43 @@ def test_published_numbers(load):
         assert (rollout.max_searches, rollout.passages, rollout.temperature) == (4, 3, 1.0)
         assert (rollout.max_segment_tokens, rollout.max_observation_tokens) == (500, 500)
         assert rollout.max_context_tokens == learner.length_buckets[-1] == 4096
-        assert config.questions * config.samples / learner.minibatches == 256
+        assert learner.minibatch_size == 256
     assert (ppo.samples, ppo.learner.kl_in, ppo.learner.kl_kind) == (1, "reward", "k1")
-    assert (ppo.learner.warmup_steps, ppo.learner.critic_warmup_steps) == (285, 15)
+    assert optimizer_steps_of(ppo, "warmup_share") == 285
+    assert optimizer_steps_of(ppo, "critic_warmup_share") == 15
     assert (grpo.samples, grpo.learner.kl_in, grpo.learner.kl_kind) == (5, "loss", "k3")
-    assert grpo.learner.warmup_steps == 1425
+    assert optimizer_steps_of(grpo, "warmup_share") == 1425
+
+
+def optimizer_steps_of(config, share):
+    """Optimizer steps that a share of the run comes to."""
+    trajectories = config.questions * config.samples
+    return round(
+        config.learner[share] * optimizer_steps(config.learner, trajectories, config.steps)
+    )
+
+
+@pytest.mark.parametrize(
+    ("algo", "override", "minibatches", "warmup"),
+    [
+        # 1,000 optimizer steps, of which 285 warm up; a fifth of the steps, a fifth of both.
+        ("ppo", {"steps": 100}, 2, 57),
+        ("ppo", {"questions": 128}, 1, 142),  # mini-batches were cut to 64
+        ("ppo", {"samples": 8}, 16, 2280),
+        ("grpo", {"samples": 8}, 16, 2280),  # was refused: ten do not divide 4,096
+        ("grpo", {"steps": 100}, 10, 285),
+        ("grpo", {"questions": 128, "samples": 4}, 2, 285),
+    ],
+)
+def test_an_override_does_what_it_says(load, algo, override, minibatches, warmup):
+    """Warm-up stays its share of the run, and a mini-batch its size."""
+    config = load("qwen2_5").get_config(f"algo={algo}")
+    config.update(override)
+    check_config(config, inputs=False)
+    trajectories = config.questions * config.samples
+    assert minibatches_of(config.learner, trajectories) == minibatches
+    assert trajectories / minibatches == min(256, trajectories)
+    assert optimizer_steps_of(config, "warmup_share") == warmup
 
 
 def test_what_an_argument_leaves_out(load):

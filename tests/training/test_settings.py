@@ -9,19 +9,21 @@ import ml_collections
 import pytest
 
 import sr1_jax
+from sr1_jax.evaluation.methods import METHODS, rollout_config, templates
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.training.settings import (
-    METHODS,
+    MOVED,
+    RUN,
     check_config,
     default_config,
-    rollout_config,
-    templates,
+    fixed_settings,
+    unknown_setting,
 )
 
 PACKAGE = Path(inspect.getfile(sr1_jax)).parent
 CONFIGS = sorted(p.stem for p in (PACKAGE.parent / "configs").glob("*.py") if p.stem != "__init__")
 # Sections that are read as a whole.
-WHOLE = ("retrieval", "templates")
+WHOLE = ("retrieval", "protocol")
 
 
 def leaves(config, path=()):
@@ -38,6 +40,9 @@ def set_key(config, path, value):
         config = config[section]
     with config.ignore_type():
         config[key] = value
+
+
+PHASE = dict(name="read", steps=1, traces=1, learning_rate=1e-3, mix={})
 
 
 def good_config():
@@ -125,94 +130,46 @@ def test_the_search_for_dead_settings_can_fail():
     assert "config.learner.lam" in {".".join(("config", *p)) for p in leaves(default_config())}
 
 
+# Single ranges are walked through in test_setting_ranges.py.
 BAD = [
     # of the run
     ("method", "google", "method must be one of search, direct, rag, not 'google'"),
     ("questions", 0, "questions must be at least 1, not 0"),
-    ("samples", -1, "samples must be at least 1, not -1"),
-    ("steps", -5, "steps must not be negative: -5"),
-    ("checkpoint.keep", 0, "checkpoint.keep must be at least 1, not 0"),
-    ("checkpoint.every", -1, "checkpoint.every must not be negative: -1"),
-    ("evaluation.questions", -5, "evaluation.questions must not be negative: -5"),
+    ("steps", -5, "steps must not be negative, not -5"),
     ("rollout.temperature", 0.0, "rollout.temperature above 0"),
     ("rollout.top_p", 0.9, "training needs .* rollout.top_p=1 .*0.9"),
     ("rollout.top_k", 20, "training needs .* rollout.top_k=0.*20"),
     ("rollout.max_context_tokens", 5000, "5000 exceeds the last of learner.length_buckets"),
     ("data.corpus", "c.jsonl", "data.world_people and data files exclude each other"),
-    ("rollout.template", "direct", r"the prompts of a run are templates\.search"),
     (
         "base.remat",
         "some",
-        "base.remat must be one of none, dots, narrow, attention, full, not 'some'",
+        "base.remat must be one of none, dots, narrow, attention, full, .*'some'",
     ),
-    # of rollouts
-    ("rollout.slots", 0, "rollout.slots must be at least 1, not 0"),
-    ("rollout.passages", 0, "rollout.passages must be at least 1"),
-    ("rollout.max_segment_tokens", 0, "rollout.max_segment_tokens must be at least 1"),
-    ("rollout.max_observation_tokens", 0, "rollout.max_observation_tokens must be at least 1"),
-    ("rollout.max_context_tokens", 0, "rollout.max_context_tokens must be at least 1"),
-    ("rollout.decode_steps", 0, "rollout.decode_steps must be at least 1"),
-    ("rollout.retriever_attempts", 0, "rollout.retriever_attempts must be at least 1"),
-    ("rollout.max_searches", -1, "rollout.max_searches must not be negative, not -1"),
-    ("rollout.temperature", -0.5, "rollout.temperature must not be negative, not -0.5"),
-    ("rollout.top_k", -1, "rollout.top_k must not be negative"),
-    ("rollout.retriever_backoff_seconds", -1.0, "backoff_seconds must not be negative"),
-    ("rollout.top_p", 0.0, r"rollout.top_p must lie in \(0, 1\], not 0"),
-    ("rollout.top_p", 1.5, r"rollout.top_p must lie in \(0, 1\], not 1.5"),
-    ("rollout.extend_buckets", (), "rollout.extend_buckets must be increasing lengths"),
-    ("rollout.extend_buckets", (64, 32), r"increasing lengths, not \(64, 32\)"),
-    ("rollout.extend_buckets", (0, 32), r"increasing lengths, not \(0, 32\)"),
-    ("rollout.retriever_failure", "shrug", "retriever_failure must be .*'shrug'"),
-    ("rollout.reward_metric", "bleu", "unknown reward metric 'bleu'"),
-    ("rollout.format_weight", 1.5, "format_weight is 1.5"),
-    # of the learner
-    (
-        "learner.algorithm",
-        "dpo",
-        "learner.algorithm must be one of ppo, grpo, dr_grpo, rloo, reinforce_pp, not 'dpo'",
-    ),
-    ("learner.kl_in", "both", "learner.kl_in must be one of reward, loss, none"),
-    ("learner.kl_kind", "k4", "learner.kl_kind must be one of k1, abs, k2, k3, not 'k4'"),
-    ("learner.old_logp", "stale", "learner.old_logp must be one of rollout, trainer"),
-    ("learner.truncated", "drop", "learner.truncated must be one of mask, penalise"),
-    ("learner.optimizer_dtype", "int8", "optimizer_dtype must be one of float32, bfloat16"),
-    ("learner.offload", ("critic",), "learner.offload may name reference and optimizer, not cri"),
-    ("learner.epochs", 0, "learner.epochs must be at least 1, not 0"),
-    ("learner.minibatches", 0, "learner.minibatches must be at least 1"),
-    ("learner.micro_batch", 0, "learner.micro_batch must be at least 1"),
-    ("learner.chunk_tokens", 0, "learner.chunk_tokens must be at least 1"),
-    ("learner.minibatches", 3, "512 trajectories a step do not divide into learner.minibatches=3"),
-    ("learner.micro_batch", 96, "256 trajectories does not divide .* learner.micro_batch=96"),
-    ("learner.mask_observations", False, "needs learner.old_logp='trainer'"),
-    ("templates.rag", "serach", "No prompt template 'serach'"),
+    ("base.param_dtype", "bfloat16", "base.param_dtype='bfloat16' loses the small steps"),
+    ("model.heads", 3, "model.heads=3 must be a multiple of model.kv_heads=2 and divide"),
+    ("protocol.rag_template", "serach", "protocol.rag_template: No prompt template 'serach'"),
     ("model.preset", "qwen9-1b", "model.preset must be one of qwen2.5-0.5b, .*'qwen9-1b'"),
-    ("dynamic_sampling_rounds", -1, "dynamic_sampling_rounds must not be negative, not -1"),
+    ("retrieval.kind", "bm52", r"retrieval.kind='bm52': .* Did you mean bm25\?"),
+    ("environment.tools", ("serach",), "environment.tools has 'serach'; a tool is search, or"),
+    ("environment.tools", ("nowhere:tool",), "environment.tools='nowhere:tool': there is no mod"),
+    ("warm_start.phases", (3,), r"warm_start.phases\[0\] must be a dict .*, not 3"),
     (
         "dynamic_sampling_rounds",
         1,
         "groups without an advantage, .* grpo, dr_grpo, rloo have, .*'ppo'",
     ),
-    ("learner.clip", -0.1, "learner.clip must not be negative, not -0.1"),
-    ("learner.clip_high", -0.1, "learner.clip_high must not be negative"),
-    ("learner.kl_coefficient", -1.0, "learner.kl_coefficient must not be negative"),
-    ("learner.displacement_coefficient", -1.0, "displacement_coefficient must not be negative"),
-    ("learner.overlong_buffer", -1, "learner.overlong_buffer must not be negative"),
-    ("learner.overlong_buffer", 4096, "overlong_buffer=4096 must be shorter than rollout.max_c"),
-    ("learner.overlong_penalty", -1.0, "learner.overlong_penalty must not be negative"),
-    ("learner.ratio", "batch", "learner.ratio must be one of token, sequence, not 'batch'"),
+    ("reward.overlong_buffer", 4096, "overlong_buffer=4096 must be shorter than rollout.max_c"),
+    # of the learner
+    ("learner.minibatch_size", 3, "minibatch_size=3 does not divide the 512 trajectories of"),
+    ("learner.micro_batch", 96, "256 trajectories does not divide .* learner.micro_batch=96"),
+    ("learner.mask_observations", False, "needs learner.old_logp='trainer'"),
     ("learner.ratio", "sequence", "one advantage a trajectory, .* ppo has one a token"),
-    ("learner.loss_aggregation", "mean", "loss_aggregation must be one of token, sequence, const"),
     ("learner.loss_aggregation", "constant", "set both or neither, not None and 'constant'"),
     ("learner.loss_constant", 100, "set both or neither, not 100 and 'token'"),
-    ("learner.dual_clip", 1.0, "learner.dual_clip must be above 1 or None, not 1.0"),
     ("learner.importance_cap", 2.0, "importance_cap needs learner.old_logp='trainer'"),
-    ("learner.importance_cap", 0.0, "learner.importance_cap must be above 0 or None, not 0.0"),
-    ("learner.kl_target", 0.0, "learner.kl_target must be above 0 or None, not 0.0"),
-    ("learner.length_buckets", (), "learner.length_buckets must be increasing lengths"),
-    ("learner.length_buckets", (8000, 4096), r"must be increasing lengths, not \(8000, 4096\)"),
-    ("learner.row_lengths", (8000, 4096), r"learner.row_lengths must be increasing lengths, not"),
-    ("learner.row_lengths", (0, 4096), r"learner.row_lengths must be increasing lengths, not"),
     ("learner.row_lengths", (1024, 4000), r"=\(1024, 4000\) end before .*_buckets, 4096"),
+    ("learner.warmup_share", 1.5, r"learner.warmup_share must lie in \[0, 1\], not 1.5"),
 ]
 
 
@@ -243,8 +200,8 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
             "algorithm='rloo' compares the samples .* must be at least 2",
         ),
         (
-            {"learner.displacement_coefficient": 0.2, "learner.minibatches": 1},
-            "displacement_coefficient compares .* raise learner.epochs or learner.minibatches",
+            {"learner.displacement_coefficient": 0.2, "learner.minibatch_size": 512},
+            "displacement_coefficient compares .* raise learner.epochs, lower",
         ),
         (
             {
@@ -274,8 +231,18 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
             "base.path is not set",
         ),
         (
-            {"base.path": "a", "warm_start.phases": ({"name": "read"},)},
+            {"base.path": "a", "warm_start.phases": (PHASE,)},
             "base.path and warm_start.phases exclude each other",
+        ),
+        (
+            {
+                "data.world_people": 0,
+                "data.questions": "q",
+                "data.corpus": "c",
+                "base.workdir": "b",
+                "warm_start.phases": (PHASE,),
+            },
+            "warm_start.phases learn from examples, which only the fictional world",
         ),
         (
             {"model.preset": "qwen2.5-7b"},
@@ -327,10 +294,9 @@ def test_a_prompt_of_ones_own(tmp_path):
     (tmp_path / "search.txt").write_text("not this: {question}")
     config.protocol.template_path = str(file)
     check_config(config)
-    template = rollout_config(config, "search").template
-    assert load_template(template).parts == ("Find out: ", "question", "")
-    assert rollout_config(config, "rag").template == "rag"
-    assert templates(config) == {"search": template, "direct": "direct", "rag": "rag"}
+    found = templates(config)
+    assert load_template(found["search"]).parts == ("Find out: ", "question", "")
+    assert (found["direct"], found["rag"]) == ("direct", "rag")
     file.write_text("Find out.")
     with pytest.raises(ValueError, match=r"search has no \{question\}"):
         check_config(config)
@@ -341,11 +307,10 @@ def test_a_prompt_of_ones_own(tmp_path):
 
 def test_rollout_config_of_a_method():
     config = default_config()
-    config.protocol.rag_template = "compact_rag"
     search = rollout_config(config, "search")
-    assert (search.template, search.max_searches, search.temperature) == ("search", 4, 1.0)
+    assert (search.max_searches, search.temperature) == (4, 1.0)
     rag = rollout_config(config, "rag", greedy=True)
-    assert (rag.template, rag.max_searches, rag.temperature) == ("compact_rag", 0, 0.0)
+    assert (rag.max_searches, rag.temperature) == (0, 0.0)
     assert rollout_config(config, "direct").max_searches == 0
     # The run's own settings are left alone, and neither can be misspelt.
     assert (config.rollout.max_searches, config.rollout.temperature) == (4, 1.0)
@@ -359,14 +324,16 @@ def test_rollout_config_of_a_method():
     [
         ({"steps": None}, r"warm_start\.phases\[0\] has no 'steps'"),
         ({"evalute_at": (3,)}, r"warm_start\.phases\[0\]: unknown key 'evalute_at'; the keys are"),
+        ({"steps": 0}, r"warm_start\.phases\[0\]\.steps must be at least 1, not 0"),
+        ({"learning_rate": -1.0}, r"warm_start\.phases\[0\]\.learning_rate must be positive"),
+        ({"mix": 0.5}, r"warm_start\.phases\[0\]\.mix must be a dict, not 0\.5"),
     ],
 )
 def test_a_phase_with_a_wrong_key(change, message):
-    phase = dict(name="read", steps=1, traces=1, learning_rate=1e-3, mix={})
     config = good_config()
-    config.warm_start.phases = (phase,)
+    config.warm_start.phases = (PHASE,)
     check_config(config)
-    changed = {key: value for key, value in (phase | change).items() if value is not None}
+    changed = {key: value for key, value in (PHASE | change).items() if value is not None}
     config.warm_start.phases = (changed,)
     with pytest.raises(ValueError, match=message):
         check_config(config)
@@ -377,3 +344,40 @@ def test_a_reference_under_adapters_cannot_wait_on_the_hosts():
     config.lora.rank, config.learner.offload = 2, ("reference",)
     with pytest.raises(ValueError, match=r"learner\.offload has 'reference'"):
         check_config(config)
+
+
+# What a resumed run may change
+
+
+def test_what_is_free_on_resume_is_a_flag_of_the_key():
+    config = good_config()
+    before = fixed_settings(config.to_dict())
+    free = {key for key, setting in RUN.walk() if setting.free_on_resume}
+    assert "learner.learning_rate" in free and "learner.gamma" not in free
+    config.steps = 7
+    config.learner.learning_rate = 0.5
+    config.learner.clip_high = 0.3
+    config.evaluation.every = config.checkpoint.keep = config.mesh.tensor = 3
+    config.environment.options.search.failure = "empty"
+    config.data.corpus = config.base.path = "elsewhere"  # what they hold is compared instead
+    assert fixed_settings(config.to_dict()) == before
+    config.learner.gamma = 0.5
+    assert fixed_settings(config.to_dict()) != before
+
+
+# Keys of earlier versions
+
+
+@pytest.mark.parametrize("key", MOVED)
+def test_an_old_key_gets_its_new_name(key):
+    """The new name is a key that there is."""
+    message = unknown_setting(key)
+    assert f"There is no setting {key} any more: use {MOVED[key]}." == message
+    new = MOVED[key].split()[0].rstrip(",")
+    assert new in dict(RUN.walk())
+
+
+def test_an_unknown_key_gets_the_nearest():
+    assert unknown_setting("learner.learning_rat").startswith(
+        "There is no setting learner.learning_rat. Did you mean learner.learning_rate?"
+    )

@@ -1,4 +1,4 @@
-"""Traces as examples, batches of them, and one step of maximum likelihood."""
+"""Batches of examples, and one step of maximum likelihood."""
 
 import itertools
 from collections import Counter
@@ -10,72 +10,13 @@ import optax
 import pytest
 from flax import nnx
 
-from sr1_jax.data.questions import Question
 from sr1_jax.models.decoder import Decoder, DecoderConfig
-from sr1_jax.protocol.observations import render_observation
-from sr1_jax.protocol.prompts import load_template
-from sr1_jax.retrieval.base import Passage
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.supervised import (
     Example,
     SupervisedTrainer,
-    encode_trace,
     supervised_batches,
 )
-from sr1_jax.world.traces import Trace
-
-MODES = ("search", "direct", "rag")
-QUESTION = Question("world:train:0", "Where was Ann born?", ("Bo",))
-PASSAGES = [Passage("1", "Ann", "Ann was born in Bo.", 2.0)]
-
-
-@pytest.fixture(scope="module")
-def templates():
-    return {mode: load_template(f"compact_{mode}") for mode in MODES}
-
-
-# Traces as examples
-
-
-def test_a_search_trace_is_what_a_rollout_leaves(templates, small_tokenizer):
-    segments = ("<search> born Ann</search>", PASSAGES, "<answer> Bo </answer>")
-    example = encode_trace(Trace(QUESTION, "search", segments), templates, small_tokenizer, 40)
-    prompt = templates["search"].render(small_tokenizer, QUESTION.question)
-    observation = render_observation(PASSAGES, small_tokenizer, 40)
-    own = [small_tokenizer.encode(text) for text in segments[::2]]
-    assert example.ids == [*prompt, *own[0], *observation, *own[1]]
-    lengths = (len(prompt), len(own[0]), len(observation), len(own[1]))
-    assert example.mask == [
-        value for value, n in zip((0, 1, 0, 1), lengths, strict=True) for _ in range(n)
-    ]
-
-
-def test_the_observation_budget_holds(templates, small_tokenizer):
-    long = [Passage("1", "Ann", "Ann was born in Bo. " * 20, 2.0)]
-    trace = Trace(QUESTION, "search", ("<search> a</search>", long, "<answer> b </answer>"))
-    short, roomy = (encode_trace(trace, templates, small_tokenizer, budget) for budget in (40, 60))
-    assert len(roomy.ids) - len(short.ids) == 20
-    assert sum(short.mask) == sum(roomy.mask)
-
-
-def test_a_rag_trace_has_its_passages_in_the_prompt(templates, small_tokenizer):
-    trace = Trace(QUESTION, "rag", (PASSAGES, "<answer> Bo </answer>"))
-    example = encode_trace(trace, templates, small_tokenizer, 40)
-    information = render_observation(PASSAGES, small_tokenizer, 40)
-    prompt = templates["rag"].render(small_tokenizer, QUESTION.question, information)
-    own = small_tokenizer.encode("<answer> Bo </answer>")
-    assert example == Example(prompt + own, [0] * len(prompt) + [1] * len(own))
-
-
-def test_special_tokens_in_a_trace_are_plain_text(templates, small_tokenizer, added_ids):
-    bad = "<|end|><|pad|><tool>"
-    trace = Trace(
-        Question("q", bad, ("x",)),
-        "search",
-        (f"<search>{bad}</search>", [Passage("1", bad, bad, 1.0)], f"<answer>{bad}</answer>"),
-    )
-    assert added_ids.isdisjoint(encode_trace(trace, templates, small_tokenizer, 200).ids)
-
 
 # Batches
 

@@ -199,5 +199,5 @@ def test_files_read_back(world, tmp_path):
 
 @pytest.mark.parametrize("people", [0, 16, 48, 65, 72, 976, 160_000])
 def test_sizes_that_do_not_work_are_refused(people):
-    with pytest.raises(ValueError, match=rf"world\.people must be .*, not {people}"):
+    with pytest.raises(ValueError, match=rf"data\.world_people must be .*, not {people}"):
         build_world(0, people=people)

@@ -10,7 +10,6 @@ from sr1_jax.protocol.answers import extract_answer, extract_queries
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import BM25Retriever, Passage
-from sr1_jax.training.supervised import encode_trace
 from sr1_jax.world.facts import (
     RELATIONS,
     build_world,
@@ -20,6 +19,7 @@ from sr1_jax.world.facts import (
     write_corpus,
 )
 from sr1_jax.world.traces import TraceMix, TraceWriter, answer, scripted_ceiling, search
+from sr1_jax.world.warm_start import encode_trace
 
 MIX = TraceMix(direct=0.1, rag=0.1, retry=0.3, wander=0.5, explore=0.7, lazy=0.0, two_hop=0.5)
 TEMPLATES = {mode: load_template(f"compact_{mode}") for mode in ("search", "direct", "rag")}

@@ -1,8 +1,9 @@
 """One run of the engine: episodes go through slots until none is left.
 
-A turn of the loop takes what the searches have found, puts waiting episodes into free slots,
-prefills what is new, and lets the others decode. Slots whose search is under way are idle in
-that; the host builds the finished trajectories while the device decodes.
+A turn of the loop takes what tools have answered, puts waiting episodes into free slots, prefills
+what is new, and lets the others decode. Slots that wait for a tool are idle in that; the host
+builds the finished trajectories while the device decodes. Nothing here knows a tag or a text: an
+episode is asked what follows, and gives ids to feed.
 """
 
 from __future__ import annotations
@@ -16,33 +17,29 @@ import ml_collections
 import numpy as np
 
 from sr1_jax.environment.episode import Episode, Next
-from sr1_jax.environment.pool import SearchPool
-from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.automaton import TagAutomaton
+from sr1_jax.environment.pool import Answer, ToolPool
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import DeviceSlots
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.prefixes import Share, plan_shares
 
-# Searches may keep the next decode call waiting for this share of the last one's time: then
-# their slots take part in it.
+# Tools may keep the next decode call waiting for this share of the last one's time: then their
+# slots take part in it.
 _PATIENCE = 0.1
 # With nothing to decode, other processes are asked again after this many seconds.
 _LONGEST_WAIT = 0.2
 
 
-class Round:
+class EpisodeLoop:
     """The state of one run.
 
     Args:
         slots: of this process.
         layout: of the slots.
-        pool: of the searches; a slot's number is the key of its request.
+        pool: of the tools; a slot's number is the key of its request.
         episodes: all of this process.
         finish: called with each finished episode, while the device is busy.
-        tokenizer: of the policy.
-        automaton: finds the tags.
-        correction: token ids of the corrective observation.
+        stop_of: the stop string that a state of the tag automaton has found, if any.
         config: see `rollout.default_config`.
         stats: counted up.
     """
@@ -51,23 +48,26 @@ class Round:
         self,
         slots: DeviceSlots,
         layout: SlotLayout,
-        pool: SearchPool,
+        pool: ToolPool,
         episodes: Sequence[Episode],
         finish: Callable[[Episode], None],
         *,
-        tokenizer: Tokenizer,
-        automaton: TagAutomaton,
-        correction: list[int],
+        stop_of: Callable[[int], str | None],
         config: ml_collections.ConfigDict,
         stats: dict[str, float],
     ):
         self._slots, self._layout, self._pool = slots, layout, pool
         self._waiting = collections.deque(episodes)
         self._finish = finish
-        self._tokenizer, self._automaton, self._correction = tokenizer, automaton, correction
+        self._stop_of = stop_of
         self._config, self._stats = config, stats
         self._episode_in: list[Episode | None] = [None] * layout.slots
-        self._searching: set[int] = set()
+        self._asking: set[int] = set()  # slots that wait for a tool
+        # With rollout.deterministic: decode calls so far, the one after which each request came,
+        # and answers that are there before their time.
+        self._decoded = 0
+        self._asked_after: dict[int, int] = {}
+        self._early: list[Answer] = []
         self._finished: list[Episode] = []
         self._fed: dict[int, list[int]] = {}  # what each slot has to be fed before it decodes
         self._decode_seconds = 0.0
@@ -88,6 +88,7 @@ class Round:
                 continue
             quota = max(1, math.ceil(self._config.turnover * running))
             decoded = self._slots.decode(left_S, running - quota)
+            self._decoded += 1
             self._stats["host_seconds"] += time.perf_counter() - host_since
             began = time.perf_counter()
             self._finish_all()
@@ -100,33 +101,55 @@ class Round:
 
     def _collect(self, patience: float) -> None:
         """Takes the answers that are there, and those that come within `patience` seconds."""
+        if self._config.deterministic:
+            # A request may be worked on for exactly one decode call, however long that takes.
+            self._take_asked_before(self._decoded)
+            return
         until = time.monotonic() + patience
         while self._take_answers(max(0.0, until - time.monotonic())):
             if time.monotonic() >= until:
                 return
 
     def _wait(self) -> None:
-        """Nothing can decode before a search is back, here or in another process."""
+        """Nothing can decode before a tool has answered, here or in another process."""
         began = time.perf_counter()
         self._finish_all()
-        self._take_answers(_LONGEST_WAIT)
-        self._stats["retrieval_wait_seconds"] += time.perf_counter() - began
+        if self._config.deterministic:
+            self._take_asked_before(self._decoded + 1)
+        else:
+            self._take_answers(_LONGEST_WAIT)
+        self._stats["tool_wait_seconds"] += time.perf_counter() - began
 
     def _take_answers(self, wait: float) -> bool:
         """Shows what has come in, waiting up to `wait` seconds for the first; says if any has."""
-        found = self._pool.poll(wait)
-        for answer in found:
-            self._observe(answer.key, answer.observation, answer.passages)
-        return bool(found)
+        answers = self._pool.poll(wait)
+        for answer in answers:
+            self._take(answer)
+        return bool(answers)
 
-    def _observe(self, slot: int, observation: list[int], passages) -> None:
-        """Shows an observation to the episode in a slot; passages is None for a correction."""
-        self._searching.discard(slot)
-        episode = self._episode_in[slot]
-        if episode.observe(observation, passages) is Next.NOTHING:
+    def _take_asked_before(self, call: int) -> None:
+        """Waits for, and takes, the answers to what was asked before that decode call."""
+        due = {slot for slot, asked in self._asked_after.items() if asked < call}
+        while not due <= {answer.key for answer in self._early}:
+            self._early += self._pool.poll(_LONGEST_WAIT)
+        for answer in sorted(self._early, key=lambda answer: answer.key):
+            if answer.key in due:
+                self._take(answer)
+                del self._asked_after[answer.key]
+        self._early = [answer for answer in self._early if answer.key not in due]
+
+    def _take(self, answer: Answer) -> None:
+        """Shows the answer of a tool to the episode that asked."""
+        self._asking.discard(answer.key)
+        follows = self._episode_in[answer.key].answered(answer.observation, answer.ids)
+        self._shown(answer.key, answer.ids, follows)
+
+    def _shown(self, slot: int, ids: list[int], follows: Next) -> None:
+        """Feeds what an episode was shown, unless that ended it."""
+        if follows is Next.NOTHING:
             self._leave(slot)
         else:
-            self._fed[slot] = self._slots.observe(slot, observation)
+            self._fed[slot] = self._slots.observe(slot, ids)
 
     def _leave(self, slot: int) -> None:
         self._finished.append(self._episode_in[slot])
@@ -176,7 +199,7 @@ class Round:
         """Tokens each slot may sample in the next call: 0 for those that wait."""
         return np.array(
             [
-                0 if episode is None or slot in self._searching else episode.tokens_left
+                0 if episode is None or slot in self._asking else episode.tokens_left
                 for slot, episode in enumerate(self._episode_in)
             ],
             np.int32,
@@ -191,18 +214,18 @@ class Round:
             stats[f"{prefix}decoded_tokens"] += count
             stats[f"{prefix}slot_steps"] += slot_steps
         for slot, episode in enumerate(self._episode_in):
-            if episode is None or slot in self._searching:
+            if episode is None or slot in self._asking:
                 continue
             size = decoded.count_S[slot]
             episode.add_sampled(
                 decoded.tokens_SN[slot, :size].tolist(), decoded.logp_SN[slot, :size].tolist()
             )
-            stop = self._automaton.stop(int(decoded.state_S[slot]))
-            follows = episode.advance(stop, self._tokenizer)
-            if follows is Next.SEARCH:
-                self._searching.add(slot)
-                self._pool.submit(slot, episode.queries)
+            follows = episode.advance(self._stop_of(int(decoded.state_S[slot])))
+            if follows is Next.CALL:
+                self._asking.add(slot)
+                self._asked_after[slot] = self._decoded
+                self._pool.submit(slot, episode.tag, episode.request)
             elif follows is Next.CORRECTION:
-                self._observe(slot, self._correction, None)
+                self._shown(slot, episode.correction, episode.corrected())
             elif follows is Next.NOTHING:
                 self._leave(slot)

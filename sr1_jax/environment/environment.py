@@ -1,0 +1,107 @@
+"""The environment of a run: its tools, its prompt, what episodes earn."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from sr1_jax.environment.search_tool import SearchTool
+from sr1_jax.environment.settings import CallOptions
+from sr1_jax.environment.tool import Tool, make_tools, tags_of
+from sr1_jax.protocol.prompts import PromptTemplate, load_template
+from sr1_jax.protocol.tags import SEARCH, Tags
+from sr1_jax.retrieval.base import Retriever
+from sr1_jax.rewards import Reward
+from sr1_jax.rewards.settings import REWARD
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What a policy acts on.
+
+    Attributes:
+        tools: that the policy may call.
+        search: asked for the passages of a prompt that has a place for them.
+        template: of prompts.
+        reward: of episodes.
+        options: how tools are called, by tag; the defaults for those that are not in it.
+    """
+
+    tools: tuple[Tool, ...]
+    search: SearchTool
+    template: PromptTemplate
+    reward: Reward
+    options: Mapping[str, CallOptions] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def tags(self) -> Tags:
+        """Of the tools."""
+        return tags_of(self.tools)
+
+    @functools.cached_property
+    def called(self) -> tuple[Tool, ...]:
+        """All tools that the pool may be asked for, that of prompts among them."""
+        has_search = any(tool.tag == SEARCH for tool in self.tools)
+        return self.tools if has_search else (*self.tools, self.search)
+
+    @classmethod
+    def of_search(
+        cls,
+        retriever: Retriever | None,
+        rollout: Any,
+        *,
+        template: str = "search",
+        reward: Any = None,
+        **options: Any,
+    ) -> Environment:
+        """Search alone, over a retriever.
+
+        Args:
+            retriever: None where nothing is searched.
+            rollout: settings of rollouts.
+            template: of prompts, see `load_template`.
+            reward: settings of rewards; by default exact match.
+            options: of calls, see `environment.settings.CALLS`.
+        """
+        tool = SearchTool(retriever, rollout.passages, parallel_queries=rollout.parallel_queries)
+        return cls(
+            tools=(tool,),
+            search=tool,
+            template=load_template(template),
+            reward=Reward(reward or REWARD.defaults(), rollout.max_context_tokens),
+            options={SEARCH: CallOptions.of({SEARCH: vars(CallOptions(**options))}, SEARCH)},
+        )
+
+
+def make_environment(
+    config: Any, retriever: Retriever | None, template: PromptTemplate
+) -> Environment:
+    """The environment of a run.
+
+    Args:
+        config: of the run: its sections environment, rollout and reward.
+        retriever: None where nothing is searched.
+        template: of prompts.
+
+    Raises:
+        ValueError: tools or terms that cannot be made, tags that clash, options out of range.
+    """
+    rollout = config.rollout
+    search = SearchTool(retriever, rollout.passages, parallel_queries=rollout.parallel_queries)
+    tools = make_tools(tuple(config.environment.tools), config, {SEARCH: lambda: search})
+    options = config.environment.options
+    tags = {SEARCH, *(tool.tag for tool in tools)}
+    if unused := sorted(set(options) - tags):
+        raise ValueError(
+            f"environment.options.{unused[0]}: no tool of environment.tools has the tag "
+            f"{unused[0]!r}; the tags are {', '.join(sorted(tags))}."
+        )
+    return Environment(
+        tools=tools,
+        search=search,
+        template=template,
+        reward=Reward(config.reward, rollout.max_context_tokens),
+        options={tool.tag: CallOptions.of(options, tool.tag) for tool in (*tools, search)},
+    )

@@ -1,0 +1,29 @@
+"""Seconds of the parts of a step."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Stopwatch:
+    """Measures parts by name; a part that comes again adds to its seconds.
+
+    with watch("rollout"):
+        ...
+    """
+
+    def __init__(self):
+        self._seconds: dict[str, float] = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - began
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds by part, as seconds/<part>."""
+        return {f"seconds/{part}": seconds for part, seconds in self._seconds.items()}

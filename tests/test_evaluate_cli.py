@@ -1,0 +1,436 @@
+"""The programs that evaluate and export: what they refuse, what they write. The policy and the
+engine are stand-ins here; tests/test_train_cli.py has whole runs."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from sr1_jax import cli, evaluate, export
+from sr1_jax.evaluation import results
+from sr1_jax.evaluation.scores import questions_sha256
+from sr1_jax.training.checkpoints import RunCheckpoints
+from sr1_jax.training.same_settings import as_json_values
+from sr1_jax.training.settings import RUN, default_config
+
+CONFIG = Path(__file__).parent / "training" / "tiny_config.py"
+
+
+def write_questions(path, count, source="nq", start=0):
+    rows = (
+        {"id": f"{source}:dev:{i}", "question": f"Who {i}?", "golden_answers": ["Bo"]}
+        for i in range(start, start + count)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Searched:
+    """Stands for a retriever."""
+
+    def __init__(self, fingerprint="corpus-1"):
+        self.fingerprint = fingerprint
+
+
+class World:
+    """Files, a run with checkpoints, and what the stand-ins were asked."""
+
+    def __init__(self, folder, make_trajectory, tokenizer):
+        self.folder, self.workdir = folder, folder / "run"
+        self._make, self.tokenizer = make_trajectory, tokenizer
+        self.loaded, self.engines, self.asked = [], [], []
+        self.retriever = Searched()
+        self.stop_at = None
+        write_questions(folder / "nq.jsonl", 8)
+        write_questions(folder / "hp.jsonl", 4, "hp")
+        (folder / "corpus.jsonl").write_text('{"id": "0", "contents": "A\\nB"}\n')
+
+    def trained_policy(self, config, workdir, mesh, *, base=False, step=None, merge=True):
+        self.loaded.append((base, step))
+        return (
+            nnx.Linear(1, 1, rngs=nnx.Rngs(0)),
+            self.tokenizer,
+            f"step {step}" if step else "base",
+        )
+
+    def make_engine(self, policy, tokenizer, retriever, config, method, *, greedy, mesh):
+        self.engines.append((retriever, method, greedy))
+        return self
+
+    def run(self, questions, seed, samples, params):
+        """Every question whose number divides by 4 is answered."""
+        if len(self.asked) == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append((len(questions), seed, samples))
+        self.stats = {"seconds": 2.0, "episodes": len(questions) * samples}
+        return [
+            self._make(
+                question_id=q.id,
+                sample=sample,
+                answer="Bo" if int(q.id.rsplit(":", 1)[1]) % 4 == 0 else None,
+                golden_answers=q.golden_answers,
+            )
+            for q in questions
+            for sample in range(samples)
+        ]
+
+    def checkpoints(self, *steps, config=None, contents=None):
+        config = config or default_config_of(CONFIG)
+        facts = {
+            "config": RUN.without_free(as_json_values(config.to_dict())),
+            "contents": contents or {"data.corpus": "corpus-1"},
+            "position": 0,
+        }
+        with RunCheckpoints(self.workdir / "checkpoints", keep=5) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, {"x": jnp.zeros(1)}, facts)
+
+    def argv(self, *arguments, questions="{tmp}/nq.jsonl", method="search"):
+        argv = [
+            f"--config={CONFIG}", "--workdir={tmp}/run", f"--questions={questions}",
+            f"--method={method}", *arguments,
+        ]  # fmt: skip
+        if method != "direct":
+            argv.append("--corpus={tmp}/corpus.jsonl")
+        return ["evaluate", *(argument.format(tmp=self.folder) for argument in argv)]
+
+    def evaluate(self, *arguments, **options):
+        evaluate.main(self.argv(*arguments, **options))
+        return self.results()
+
+    def results(self):
+        """Results by file name."""
+        files = (self.workdir / "eval").glob("*.json")
+        return {path.name: json.loads(path.read_text()) for path in sorted(files)}
+
+
+def default_config_of(path):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("tiny", path)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module.get_config()
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, make_trajectory, small_tokenizer):
+    world = World(tmp_path, make_trajectory, small_tokenizer)
+    monkeypatch.setattr(evaluate, "trained_policy", world.trained_policy)
+    monkeypatch.setattr(evaluate, "check_base", lambda *arguments: None)
+    monkeypatch.setattr(evaluate.methods, "make_engine", world.make_engine)
+    monkeypatch.setattr(evaluate.task, "open_index", lambda *arguments: world.retriever)
+    monkeypatch.setenv("COLUMNS", "80")
+    return world
+
+
+@pytest.fixture
+def refused(world, monkeypatch, capsys):
+    """Function of (program, argv) -> its one line on stderr; it must leave no trace."""
+    monkeypatch.delenv("SR1_JAX_TRACEBACK", raising=False)
+
+    def run(program, argv):
+        before = sorted(world.folder.rglob("*"))
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(program.main)
+        error = capsys.readouterr().err
+        assert exit_info.value.code == 2, error
+        assert error.startswith("error: ") and error.count("\n") == 1
+        assert sorted(world.folder.rglob("*")) == before and world.loaded == []
+        return error
+
+    return run
+
+
+# Which policy
+
+
+@pytest.mark.parametrize("program", [evaluate, export], ids=["evaluate", "export"])
+class TestWorkdir:
+    """A mistyped workdir gave the weights that training starts from, and exit code 0."""
+
+    def argv(self, world, program, *arguments):
+        if program is evaluate:
+            return world.argv(*arguments)
+        argv = [f"--config={CONFIG}", "--workdir={tmp}/run", "--output={tmp}/out", *arguments]
+        return ["export", *(argument.format(tmp=world.folder) for argument in argv)]
+
+    def test_that_is_not_there(self, world, refused, program):
+        error = refused(program, self.argv(world, program))
+        assert f"--workdir={world.workdir}: there is no such folder. --base takes" in error
+
+    def test_without_a_base_policy(self, world, refused, program):
+        error = refused(program, self.argv(world, program, "--base"))
+        assert f"--base: {world.workdir} holds no base policy; name one by base.path" in error
+
+    @pytest.mark.parametrize("name", ["data/corpus.jsonl", "base/model.json", "runs/qa/x"])
+    def test_that_holds_no_run(self, world, refused, program, name):
+        (world.workdir / name).parent.mkdir(parents=True)
+        (world.workdir / name).write_text("{}")
+        error = refused(program, self.argv(world, program))
+        assert f"--workdir={world.workdir}: no run was finished here" in error
+
+    def test_whose_checkpoints_are_elsewhere(self, world, refused, program):
+        world.workdir.mkdir()
+        (world.workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+        (world.workdir / "result.json").write_text("{}")
+        error = refused(program, self.argv(world, program))
+        assert f"{world.workdir}/checkpoints holds no checkpoint. Is checkpoint.folder" in error
+
+    def test_without_the_checkpoint_asked_for(self, world, refused, program):
+        world.checkpoints(2, 4)
+        error = refused(program, self.argv(world, program, "--step=3"))
+        assert "--step=3:" in error and "no such checkpoint, only of 2, 4." in error
+        error = refused(program, self.argv(world, program, "--step=4", "--base"))
+        assert "--base and --step=4 exclude each other" in error
+
+    def test_with_other_adapters(self, world, refused, program):
+        world.checkpoints(2)
+        error = refused(program, self.argv(world, program, "--config.lora.rank=8"))
+        assert "was trained with lora.rank=0, now it is 8" in error
+        error = refused(program, self.argv(world, program, "--config.lora.path=x"))
+        assert "was trained with lora.path='', now it is 'x'" in error
+
+    def test_adapters_say_what_to_run(self, world, monkeypatch, program):
+        monkeypatch.setattr(export, "trained_policy", world.trained_policy)
+        monkeypatch.setattr(export, "save_pretrained", lambda *a, **k: None)
+        program.main(self.argv(world, program, "--config.lora.path=x"))
+        assert world.loaded == [(False, None)]
+
+    @pytest.mark.parametrize(
+        ("flags", "loads"),
+        [([], (False, 4)), (["--step=2"], (False, 2)), (["--step=4"], (False, 4))],
+    )
+    def test_with_checkpoints(self, world, monkeypatch, program, flags, loads):
+        world.checkpoints(2, 4)
+        monkeypatch.setattr(export, "trained_policy", world.trained_policy)
+        monkeypatch.setattr(export, "save_pretrained", lambda *a, **k: None)
+        program.main(self.argv(world, program, *flags))
+        assert world.loaded == [loads]
+
+    def test_of_a_run_without_reinforcement_learning(self, world, monkeypatch, program):
+        world.workdir.mkdir()
+        (world.workdir / "result.json").write_text("{}")
+        monkeypatch.setattr(export, "trained_policy", world.trained_policy)
+        monkeypatch.setattr(export, "save_pretrained", lambda *a, **k: None)
+        program.main(self.argv(world, program))
+        assert world.loaded == [(False, None)]
+
+
+def test_base_needs_no_workdir(world):
+    found = world.evaluate("--base", f"--config.base.workdir={world.folder}/other")
+    assert world.loaded == [(True, None)] and len(found) == 1
+
+
+# What is refused besides
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit=-3"], "--limit must not be negative, not -3; 0 stands for all."),
+        (["--samples=0"], "--samples must be at least 1, not 0."),
+        (["--samples=4"], "--samples=4: greedy decoding gives the same every time; add --greedy"),
+        (["--config.rollout.passages=0"], "rollout.passages must be at least 1, not 0."),
+        (["--config.rollout.template=x"], "no setting rollout.template any more: use protocol."),
+        (["--config.environment.options.calc.threads=0"], "environment.options.calc.threads must"),
+        (["--questions={tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file"),
+        (["--questions={tmp}/nq.jsonl,{tmp}/bad.jsonl"], "{tmp}/bad.jsonl:1: malformed JSON"),
+        (["--questions={tmp}/nq.jsonl,"], "is a folder; give a .jsonl"),
+        (["--questions={tmp}/nq.jsonl,{tmp}/a/nq.jsonl"], "has the questions of {tmp}/nq.jsonl"),
+        (["--questions={tmp}/nq.jsonl,gs://b/x"], "--questions=gs://b/x: only paths of the file"),
+        (["--corpus="], "--corpus is missing: search needs passages."),
+        (["--method=google"], "google"),
+    ],
+)
+def test_evaluation_refuses(world, refused, arguments, message):
+    world.checkpoints(2)
+    (world.folder / "bad.jsonl").write_text("{oops\n")
+    (world.folder / "a").mkdir()
+    shutil.copy(world.folder / "nq.jsonl", world.folder / "a")
+    argv = world.argv() + [argument.format(tmp=world.folder) for argument in arguments]
+    assert message.format(tmp=world.folder) in refused(evaluate, argv)
+
+
+# Results
+
+
+def test_a_result_says_what_it_is_of(world):
+    world.checkpoints(2)
+    ((name, result),) = world.evaluate().items()
+    sha256 = result["questions_sha256"]
+    assert name == f"nq.search.step_2.greedy.questions_{sha256[:8]}.json"
+    asked = evaluate.read_questions(world.folder / "nq.jsonl")
+    assert sha256 == questions_sha256(asked)
+    told = {
+        "questions": "nq", "count": 8, "method": "search", "policy": "step 2", "greedy": True,
+        "samples": 1, "limit": 0, "settings_changed": {}, "em": 0.25,
+    }  # fmt: skip
+    assert {key: result[key] for key in told} == told
+    assert result["em_standard_error"] == pytest.approx((0.25 * 0.75 / 8) ** 0.5)
+    assert result["rollout/trajectories_per_second"] == 4.0
+    rows = (world.workdir / "eval" / name.replace(".json", ".trajectories.jsonl")).read_text()
+    assert len(rows.splitlines()) == 8
+    assert world.engines == [(world.retriever, "search", True)] and world.asked == [(8, 1, 1)]
+
+
+def test_no_evaluation_overwrites_another(world):
+    """Neither by limit, decoding, samples, policy, method or settings, nor by another file of the
+    same name."""
+    world.checkpoints(2, 4)
+    (world.folder / "b").mkdir()
+    write_questions(world.folder / "b" / "nq.jsonl", 8, start=100)
+    more = ("--config.retrieval.k1=1.5", "--config.rollout.passages=2")
+    every = [
+        (),
+        ("--limit=5",),
+        ("--limit=3",),
+        ("--greedy=false",),
+        ("--greedy=false", "--samples=2"),
+        ("--step=2",),
+        ("--config.rollout.max_searches=2",),
+        ("--config.rollout.max_searches=3",),
+        ("--config.protocol.search_template=search",),
+        ("--config.environment.options.calc.url=a/b",),
+        ("--config.environment.options.calc.url=a_b",),
+        ("--config.retrieval.stemmer=none", *more, "--config.retrieval.b=0.1"),
+        ("--config.retrieval.stemmer=none", *more, "--config.retrieval.b=0.2"),
+        ("--greedy=false", "--config.rollout.temperature=0.5"),
+        ("--greedy=false", "--config.seed=7"),
+        (f"--questions={world.folder}/b/nq.jsonl",),
+    ]  # fmt: skip
+    for number, arguments in enumerate(every, start=1):
+        assert len(world.evaluate(*arguments)) == number, arguments
+    world.evaluate("--config.rollout.slots=16")  # settings of speed change no result
+    names = set(world.evaluate("--config.rollout.temperature=0.5"))  # greedy: not used
+    assert len(names) == len(every)
+    for part in (
+        ".limit_5.", ".sampled.samples_2.", ".step_2.", ".rollout.max_searches=2.",
+        ".protocol.search_template=search.", ".settings_",
+    ):  # fmt: skip
+        assert sum(part in name for name in names) >= 1, part
+    assert max(map(len, names)) < 160
+
+
+def test_other_settings_than_the_runs_are_said(world, capsys):
+    world.checkpoints(2)
+    world.retriever = Searched("another-corpus")
+    arguments = ("--config.rollout.max_searches=3", "--config.retrieval.k1=1.5")
+    ((_, result),) = world.evaluate(*arguments, "--config.protocol.rag_template=rag").items()
+    error = capsys.readouterr().err
+    for said in (
+        "These settings are not those of the run: ",
+        "rollout.max_searches=3 (run: 1)",
+        "retrieval.k1=1.5 (run: 0.9)",
+        "data.corpus='another-' (run: 'corpus-1')",
+    ):
+        assert said in error
+    assert "rag_template" not in error  # of another method
+    assert result["settings_changed"]["rollout.max_searches"] == [1, 3]
+
+
+def test_the_runs_settings_are_no_news(world, capsys):
+    world.checkpoints(2)
+    world.evaluate("--config.rollout.slots=16", "--config.learner.clip=0.1")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_run_the_name_has_the_settings(world):
+    base = ("--base", f"--config.base.workdir={world.folder}/other")
+    world.evaluate(*base)
+    world.evaluate(*base, "--config.rollout.slots=16")
+    world.evaluate(*base, "--config.rollout.max_searches=3")
+    world.evaluate(*base, "--config.lora.path=x")
+    world.retriever = Searched("another")
+    names = list(world.evaluate(*base))
+    assert len(names) == 4 and all(".base.greedy.questions_" in n for n in names)
+    assert all(".settings_" in name for name in names)
+
+
+def test_samples_of_a_question_are_no_questions(world):
+    world.checkpoints(2)
+    ((name, result),) = world.evaluate("--greedy=false", "--samples=5").items()
+    assert ".sampled.samples_5." in name
+    assert (result["count"], result["samples"], result["em"]) == (8, 5, 0.25)
+    # Five equal samples tell as much as one.
+    assert result["em_standard_error"] == pytest.approx((0.25 * 0.75 / 8) ** 0.5)
+
+
+def test_several_files_and_their_average(world, capsys):
+    world.checkpoints(2)
+    write_questions(world.folder / "one.jsonl", 1, "one")
+    names = ("nq", "hp", "one")
+    questions = ",".join(f"{{tmp}}/{name}.jsonl" for name in names)
+    found = world.evaluate(questions=questions)
+    assert {r["questions"]: r["em"] for r in found.values()} == {
+        "nq": 0.25, "hp": 0.25, "one": 1.0, "nq+hp+one": 0.5,
+    }  # fmt: skip
+    (mean,) = (result for result in found.values() if "files" in result)
+    assert (mean["count"], mean["files"]) == (13, ["nq", "hp", "one"])
+    errors = [(0.25 * 0.75 / 8) ** 0.5, (0.25 * 0.75 / 4) ** 0.5, 0.0]
+    assert mean["em_standard_error"] == pytest.approx(sum(e**2 for e in errors) ** 0.5 / 3)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:4] == ["nq", "8", "0.250", "0.153"] for line in lines)
+    assert any(line.split()[:4] == ["macro", "average", "13", "0.500"] for line in lines)
+    assert "answering 4 questions of hp …" in lines and "loading the policy …" in lines
+
+
+def test_a_kill_loses_the_file_under_way_at_most(world):
+    world.checkpoints(2)
+    world.stop_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        world.evaluate(questions="{tmp}/nq.jsonl,{tmp}/hp.jsonl")
+    (result,) = world.results().values()
+    assert result["questions"] == "nq"
+    assert not list((world.workdir / "eval").glob("*.tmp"))
+
+
+def test_one_table_has_all_results_on_the_same_questions(world, capsys):
+    world.checkpoints(2)
+    world.evaluate()
+    world.evaluate("--limit=5")  # other questions
+    world.evaluate("--greedy=false", "--samples=3")
+    folder = world.workdir / "eval"
+    (folder / "nq.old.json").write_text("{oops")
+    (folder / "nq.older.json").write_text('{"em": 1.0}')  # without a hash: of what?
+    capsys.readouterr()
+    evaluate.main(world.argv("--config.rollout.max_searches=2"))
+    out, err = capsys.readouterr()
+    assert f"{folder}/nq.old.json is damaged" in err
+    lines = out[out.index("Results on nq") :].splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.startswith("search ")]
+    assert sorted(" ".join(row[:6]) for row in rows) == [
+        "search step 2 (1) greedy 8",
+        "search step 2 greedy 8 0.250",
+        "search step 2 sampled ×3 8",
+    ]
+    assert lines[-1] == "(1) rollout.max_searches=2 (run: 1)"
+
+
+def test_tables_of_hostile_names_are_harmless(world, capsys):
+    world.checkpoints(2)
+    name = "nq\x1b]0;x\x07[red].jsonl"
+    shutil.copy(world.folder / "nq.jsonl", world.folder / name)
+    world.evaluate(questions=f"{{tmp}}/{name}")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "Results on nq]0;x[red]" in out
+
+
+def test_tools_without_search_need_no_passages(world):
+    world.checkpoints(2)
+    evaluate.main([*world.argv("--config.environment.tools=()"), "--corpus="])
+    assert world.engines == [(None, "search", True)]
+
+
+def test_settings_of_speed_exist():
+    known = dict(RUN.walk())
+    for key in (*results.SPEED, *results._SAMPLING, *results._WEIGHTS):
+        assert key in known
+    told = results.answering_settings(default_config().to_dict(), "search", greedy=False)
+    assert "rollout.max_searches" in told and "rollout.slots" not in told

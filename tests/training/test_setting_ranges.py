@@ -1,0 +1,120 @@
+"""Every setting is given bad values: it refuses them, or it is written down why it does not."""
+
+import math
+
+import pytest
+
+from sr1_jax.training.settings import RUN, check_config, default_config
+
+ZERO_IS_OFF = "0 turns it off"
+ZERO_IS_A_RATE = "a weight, share or bound of 0 is the end of its range"
+CHECKED_AGAINST_FILES = "a name of a file or folder, which is looked for when the run starts"
+
+# (key, value) -> why the value is good. Other values of the list below are refused by key.
+GOOD = {
+    ("seed", 0): "a seed like any other",
+    ("steps", 0): "a run that only evaluates",
+    ("dynamic_sampling_rounds", 0): ZERO_IS_OFF,
+    ("base.path", "nonsense"): CHECKED_AGAINST_FILES,
+    ("base.workdir", "nonsense"): CHECKED_AGAINST_FILES,
+    ("critic.path", "nonsense"): CHECKED_AGAINST_FILES,
+    ("lora.path", "nonsense"): CHECKED_AGAINST_FILES,
+    ("checkpoint.folder", "nonsense"): CHECKED_AGAINST_FILES,
+    ("data.questions", "nonsense"): CHECKED_AGAINST_FILES,
+    ("data.dev", "nonsense"): CHECKED_AGAINST_FILES,
+    ("data.corpus", "nonsense"): CHECKED_AGAINST_FILES,
+    ("data.index", "nonsense"): CHECKED_AGAINST_FILES,
+    ("data.world_people", 0): ZERO_IS_OFF,
+    ("lora.rank", 0): ZERO_IS_OFF,
+    ("lora.targets", ()): "without adapters no kernel has one",
+    ("mesh.data", -1): "all devices that the other axes leave",
+    ("mesh.fsdp", -1): "all devices that the other axes leave",
+    ("mesh.tensor", -1): "all devices that the other axes leave",
+    ("environment.tools", ()): "a policy without tools",
+    ("environment.options.search.backoff_seconds", 0.0): "no pause",
+    ("environment.options.search.max_calls", 0): "the tool is never called",
+    ("retrieval.k1", 0.0): ZERO_IS_A_RATE,
+    ("retrieval.b", 0.0): ZERO_IS_A_RATE,
+    ("reward.format_weight", 0.0): ZERO_IS_A_RATE,
+    ("reward.overlong_buffer", 0): ZERO_IS_OFF,
+    ("warm_start.phases", ()): "no supervised start",
+    ("evaluation.every", 0): ZERO_IS_OFF,
+    ("evaluation.questions", 0): ZERO_IS_OFF,
+    ("evaluation.final_questions", 0): ZERO_IS_OFF,
+    ("checkpoint.every", 0): ZERO_IS_OFF,
+    ("log.groups", 0): ZERO_IS_OFF,
+    ("rollout.max_searches", 0): "no search",
+    ("rollout.top_k", 0): ZERO_IS_OFF,
+    ("rollout.decode_sizes", 0): "as the device asks",
+    ("learner.warmup_share", 0.0): ZERO_IS_OFF,
+    ("learner.critic_warmup_share", 0.0): ZERO_IS_OFF,
+    ("learner.decay_share", 0.0): ZERO_IS_OFF,
+    ("learner.weight_decay", 0.0): ZERO_IS_OFF,
+    ("learner.adam_b2", 0.0): ZERO_IS_A_RATE,
+    ("learner.offload", ()): "nothing waits on the hosts",
+    ("learner.row_lengths", ()): "derived from length_buckets",
+    ("learner.clip", 0.0): ZERO_IS_A_RATE,
+    ("learner.clip_high", 0.0): ZERO_IS_A_RATE,
+    ("learner.value_clip", 0.0): ZERO_IS_A_RATE,
+    ("learner.displacement_coefficient", 0.0): ZERO_IS_OFF,
+    ("learner.gamma", 0.0): ZERO_IS_A_RATE,
+    ("learner.lam", 0.0): ZERO_IS_A_RATE,
+    ("learner.kl_coefficient", 0.0): ZERO_IS_OFF,
+    ("learner.entropy_coefficient", 0.0): ZERO_IS_OFF,
+}  # fmt: skip
+
+
+def bad_values(setting):
+    """Values of a setting's type that few settings take."""
+    kind = setting.type or type(setting.default)
+    return {
+        int: [-1, 0],
+        float: [-1.0, 0.0, math.nan, math.inf, -math.inf],
+        str: ["nonsense"],
+        tuple: [(), ("nonsense",), (0,), (-1,), (2, 1)],
+        bool: [],  # there are two, and both are good
+        object: ["nonsense", -1, math.nan],
+    }[kind]
+
+
+CASES = [(key, value) for key, setting in RUN.walk() for value in bad_values(setting)]
+
+
+def config_with(key, value):
+    config = default_config()
+    if not key.startswith("data."):
+        config.data.world_people = 64
+    else:
+        config.data.questions, config.data.corpus, config.base.path = "q", "c", "b"
+    *sections, name = key.split(".")
+    section = config
+    for part in sections:
+        section = section[part]
+    with section.ignore_type():
+        section[name] = value
+    return config
+
+
+@pytest.mark.parametrize(("key", "value"), CASES, ids=lambda x: str(x))
+def test_a_bad_value_is_refused_by_key(key, value):
+    config = config_with(key, value)
+    if (key, value) in GOOD:
+        check_config(config)
+        return
+    with pytest.raises(ValueError) as error:
+        check_config(config)
+    section, _, name = key.rpartition(".")
+    said = str(error.value)
+    assert key in said or (
+        section == "retrieval" and said.startswith("retrieval: ") and name in said
+    )
+    assert "\n" not in said
+
+
+def test_the_list_of_good_values_has_no_dead_entry():
+    assert set(GOOD) <= set(CASES)
+
+
+def test_every_setting_was_walked_but_those_with_two_values():
+    flags = {key for key, setting in RUN.walk() if isinstance(setting.default, bool)}
+    assert {key for key, _ in CASES} | flags == {key for key, _ in RUN.walk()}
