@@ -203,7 +203,7 @@ def add_gradients(
 ) -> Any:
     """Adds a micro-batch's share of the gradient of a mini-batch's loss.
 
-    Shares add up, so that the sum is the gradient of one large batch, however that is cut.
+    Shares add up, so that the sum is the gradient of one large batch, however it is divided.
 
     Args:
         loss_fn: (params, micro-batch, totals) -> (terms, means): the micro-batch's share of each
