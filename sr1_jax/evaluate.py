@@ -36,14 +36,16 @@ from sr1_jax.evaluation.scores import (
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import Retriever, fingerprint_of
+from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.rewards import exact_match
 from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training import task
+from sr1_jax.training.checks import check_mesh, check_paths
 from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.same_settings import as_json_values
 from sr1_jax.training.saved_run import SavedRun, find_run
-from sr1_jax.training.settings import RUN, check_mesh, check_paths, unknown_setting
+from sr1_jax.training.settings import RUN, unknown_setting
 
 
 class Options(NamedTuple):
@@ -144,9 +146,9 @@ def evaluate(
     options.check()
     _check_settings(config, options.method)
     files = _read_files(paths, options.limit)
-    needs_passages = _needs_passages(config, options.method)
-    data = config.data
-    if needs_passages and not (corpus or data.corpus or data.index) and _is_bm25(config):
+    needs_passages = methods.needs_retriever(config, options.method)
+    has_corpus = corpus or config.data.corpus or config.data.index
+    if needs_passages and needs_corpus(config.retrieval) and not has_corpus:
         raise ValueError(f"--corpus is missing: {options.method} needs passages.")
     run = find_run(config, workdir, base=options.base, step=options.step)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -203,17 +205,6 @@ def _read_files(paths: Sequence[Path], limit: int) -> list[QuestionFile]:
     return read
 
 
-def _needs_passages(config: ml_collections.ConfigDict, method: str) -> bool:
-    template = load_template(methods.templates(config)[method])
-    calls = methods.rollout_config(config, method).max_searches
-    return template.wants_information or bool(calls and "search" in config.environment.tools)
-
-
-def _is_bm25(config: ml_collections.ConfigDict) -> bool:
-    """Whether the retriever is the one that needs a corpus; others may bring their own."""
-    return config.retrieval.kind == "bm25"
-
-
 def _retriever(config: ml_collections.ConfigDict, corpus: Path | None, folder: Path) -> Retriever:
     """The retriever over a corpus, or over what the config names; an index goes to `folder`."""
 
@@ -250,10 +241,14 @@ def _changes(
         RUN.without_free(run.facts["config"]), options.method, greedy=options.greedy
     )
     changes = dict(results.changed_settings(before, _settings_of(config, options)))
-    searched = run.facts.get("contents", {}).get("data.corpus", "")
-    now = _searched(retriever)
-    if searched and now and searched != now:
-        changes["data.corpus"] = (searched[:8], now[:8])
+    contents = run.facts.get("contents", {})
+    here = {"data.corpus": _searched(retriever)}
+    if run.facts["config"].get("method") == options.method:
+        here["prompt"] = methods.prompt_fingerprint(config, options.method)
+    for key, now in here.items():
+        before = contents.get(key, "")
+        if before and now and before != now:
+            changes[key] = (before[:8], now[:8])
     if changes and cluster.is_first():
         cli.notice(f"These settings are not those of the run: {results.describe(changes)}.")
     return changes

@@ -20,9 +20,10 @@ from sr1_jax.models.peft_folder import save_adapters
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.terminal import one_line
+from sr1_jax.training.checks import check_paths
 from sr1_jax.training.policies import trained_policy
 from sr1_jax.training.saved_run import find_run
-from sr1_jax.training.settings import RUN, check_paths, unknown_setting
+from sr1_jax.training.settings import RUN, unknown_setting
 
 _DTYPES = ("bfloat16", "float16", "float32")
 

@@ -48,11 +48,13 @@ class Section:
     Attributes:
         parts: in the order in which they are listed.
         open: whether keys that are not declared may be added, for factories of the user's own.
+        others: settings that a section under an undeclared key may have beside its own keys.
         free_on_resume: of all settings in it.
     """
 
     parts: Mapping[str, Setting | Section]
     open: bool = False
+    others: Section | None = None
     free_on_resume: bool = False
 
     def defaults(self) -> ml_collections.ConfigDict:
@@ -120,6 +122,9 @@ class Section:
                 continue
             if isinstance(part, Section):
                 value = part.without_free(value)
+            elif part is None and self.others is not None and isinstance(value, Mapping):
+                free = self.others.free_on_resume
+                value = {k: v for k, v in value.items() if not (free and k in self.others.parts)}
             kept[name] = value
         return kept
 
@@ -151,6 +156,16 @@ def at_least(least: float) -> Check:
     """Finite numbers from `least` on."""
     words = "not be negative" if least == 0 else f"be at least {least:g}"
     return _number(lambda value: value >= least, words)
+
+
+def whole_at_least(least: int) -> Check:
+    """Whole numbers from `least` on."""
+
+    def check(value):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole and value >= least else f"be a whole number of at least {least}"
+
+    return check
 
 
 def above(bound: float) -> Check:

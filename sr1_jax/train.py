@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same
 from sr1_jax.cluster import is_first
+from sr1_jax.evaluation.methods import prompt_fingerprint
 from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
@@ -31,12 +32,13 @@ from sr1_jax.lock import lock_workdir
 from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.base import base_policy, fine_tune
+from sr1_jax.training.checks import check_config, check_mesh
 from sr1_jax.training.development import Development
 from sr1_jax.training.learning import make_learner
 from sr1_jax.training.loop import reinforce
 from sr1_jax.training.policies import check_base
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
-from sr1_jax.training.settings import RUN, check_config, check_mesh, unknown_setting
+from sr1_jax.training.settings import RUN, unknown_setting
 from sr1_jax.training.task import files_task
 from sr1_jax.world.task import world_task
 
@@ -79,7 +81,8 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
     make_task = world_task if config.data.world_people else files_task
     with working("reading the data"):
         task = make_task(config, source)
-        contents = task.contents | weights_contents(config, source)
+        contents = dict(task.contents) | weights_contents(config, source)
+        contents["prompt"] = prompt_fingerprint(config, config.method)
     check_resumable(config, workdir, run_facts(config, contents))
 
     policy = base_policy(config, task, source, mesh)

@@ -44,7 +44,14 @@ class Environment:
     def called(self) -> tuple[Tool, ...]:
         """All tools that the pool may be asked for, that of prompts among them."""
         has_search = any(tool.tag == SEARCH for tool in self.tools)
-        return self.tools if has_search else (*self.tools, self.search)
+        if has_search or not self.template.wants_information:
+            return self.tools
+        return (*self.tools, self.search)
+
+    @functools.cached_property
+    def escaped(self) -> Tags:
+        """Of all tools that are called: none of these tags survives in an observation."""
+        return tags_of(self.called)
 
     @classmethod
     def of_search(
@@ -76,7 +83,7 @@ class Environment:
 
 
 def make_environment(
-    config: Any, retriever: Retriever | None, template: PromptTemplate
+    config: Any, retriever: Retriever | None, template: PromptTemplate, *, rewarded: bool = True
 ) -> Environment:
     """The environment of a run.
 
@@ -84,6 +91,7 @@ def make_environment(
         config: of the run: its sections environment, rollout and reward.
         retriever: None where nothing is searched.
         template: of prompts.
+        rewarded: whether episodes earn what the settings say, or exact match.
 
     Raises:
         ValueError: tools or terms that cannot be made, tags that clash, options out of range.
@@ -102,6 +110,6 @@ def make_environment(
         tools=tools,
         search=search,
         template=template,
-        reward=Reward(config.reward, rollout.max_context_tokens),
+        reward=Reward(config.reward if rewarded else REWARD.defaults(), rollout.max_context_tokens),
         options={tool.tag: CallOptions.of(options, tool.tag) for tool in (*tools, search)},
     )

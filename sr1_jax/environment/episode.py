@@ -151,7 +151,8 @@ class Episode:
 
         One that leaves no room for another token ends the episode instead.
         """
-        self.calls.append(Call(self.tag, self.request, observation.record))
+        segment = len(self.segments) - 1
+        self.calls.append(Call(self.tag, self.request, observation.record, segment))
         return self._show(ids)
 
     def corrected(self) -> Next:

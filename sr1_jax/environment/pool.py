@@ -1,8 +1,9 @@
-"""Calls of tools in the background: bounded threads, batches, time-outs, retries.
+"""Calls of tools in the background: threads, batches, time-outs, retries.
 
 Only the thread that owns the pool decides anything; a worker makes one call and puts what came
 of it into a queue. A call that hangs cannot be stopped from outside, so workers are daemon
-threads: one that outlives its deadline is forgotten, and never keeps the process from ending.
+threads: one that outlives its deadline is forgotten, and never keeps the process from ending. It
+no longer counts among the threads of its tool, of which only those that are waited for are bounded.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class ToolPool:
         if batch.attempts < options.attempts:
             pause = options.backoff_seconds * 2 ** (batch.attempts - 1)
             batch.not_before = time.monotonic() + pause
-            self._retries.append(batch)
+            self._retries += self._last_attempts(batch, error)
             return []
         if options.failure == "raise":
             raise RuntimeError(
@@ -218,3 +219,14 @@ class ToolPool:
             for key, request in batch.requests
             for observation in [nothing(request)]
         ]
+
+    def _last_attempts(self, batch: _Batch, error: Exception) -> list[_Batch]:
+        """What is tried next of a batch that failed: the same, but the last time one request after
+        the other, so that one that a tool cannot bear does not spoil the others.
+
+        A batch that timed out stays whole: each part could take as long again.
+        """
+        last = batch.attempts + 1 == self._options[batch.tag].attempts
+        if not last or isinstance(error, TimeoutError):
+            return [batch]
+        return [dataclasses.replace(batch, requests=[request]) for request in batch.requests]

@@ -6,16 +6,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sr1_jax.settings import Section, Setting, above, at_least, one_of, or_none
+from sr1_jax.settings import (
+    Section,
+    Setting,
+    above,
+    at_least,
+    one_of,
+    or_none,
+    whole_at_least,
+)
 
 # How a tool is called: keys that environment.options.<tag> may hold for every tool, beside those of
 # its factory. A run may have stopped because of them, so a resumed one may change them.
 CALLS = Section(
     {
-        "threads": Setting(4, "calls of the tool under way at a time", at_least(1)),
-        "batch": Setting(64, "requests that one call answers at most", at_least(1)),
+        "threads": Setting(4, "calls of the tool under way at a time", whole_at_least(1)),
+        "batch": Setting(64, "requests that one call answers at most", whole_at_least(1)),
         "timeout_seconds": Setting(60.0, "until a call is given up", above(0)),
-        "attempts": Setting(3, "calls before a failing tool is given up", at_least(1)),
+        "attempts": Setting(3, "calls before a failing tool is given up", whole_at_least(1)),
         "backoff_seconds": Setting(0.5, "before the second attempt; doubles", at_least(0)),
         "failure": Setting(
             "raise",
@@ -26,7 +34,7 @@ CALLS = Section(
         "max_calls": Setting(
             None,
             "calls of the tool in an episode; None: no limit of its own",
-            or_none(at_least(0)),
+            or_none(whole_at_least(0)),
             int,
         ),
     },
@@ -42,6 +50,7 @@ ENVIRONMENT = Section(
         "options": Section(
             {"search": CALLS},
             open=True,
+            others=CALLS,
         ),
     }
 )
@@ -51,13 +60,13 @@ ENVIRONMENT = Section(
 class CallOptions:
     """How a tool is called; see `CALLS` for the meaning of each."""
 
-    threads: int = 4
-    batch: int = 64
-    timeout_seconds: float = 60.0
-    attempts: int = 3
-    backoff_seconds: float = 0.5
-    failure: str = "raise"
-    max_calls: int | None = None
+    threads: int = CALLS.parts["threads"].default
+    batch: int = CALLS.parts["batch"].default
+    timeout_seconds: float = CALLS.parts["timeout_seconds"].default
+    attempts: int = CALLS.parts["attempts"].default
+    backoff_seconds: float = CALLS.parts["backoff_seconds"].default
+    failure: str = CALLS.parts["failure"].default
+    max_calls: int | None = CALLS.parts["max_calls"].default
 
     @classmethod
     def of(cls, options: Mapping[str, Any], tag: str) -> CallOptions:

@@ -18,11 +18,13 @@ class Call(NamedTuple):
         tag: of the tool.
         request: what the policy asked, stripped.
         record: of the tool's `Observation`; None where the tool failed.
+        segment: number of the segment that asked, from 0.
     """
 
     tag: str
     request: str
     record: Any
+    segment: int
 
 
 @dataclasses.dataclass(frozen=True)

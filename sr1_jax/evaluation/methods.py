@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from sr1_jax.environment import make_environment
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.prompts import PromptTemplate, template_for
+from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.rollout import SplitEngine
 from sr1_jax.settings import Setting
@@ -99,6 +101,19 @@ def prompt_template(
     return template_for(templates(config)[method], tokenizer, config.protocol.chat)
 
 
+def needs_retriever(config: ml_collections.ConfigDict, method: str) -> bool:
+    """Whether a method searches: for its prompts, or with the search tool."""
+    calls = rollout_config(config, method).max_searches
+    wants_information = load_template(templates(config)[method]).wants_information
+    return wants_information or bool(calls and SEARCH in config.environment.tools)
+
+
+def prompt_fingerprint(config: ml_collections.ConfigDict, method: str) -> str:
+    """A hash of what the prompts of a method say, wherever their template lies."""
+    parts = load_template(templates(config)[method]).parts
+    return hashlib.sha256(repr((parts, config.protocol.chat)).encode()).hexdigest()
+
+
 def make_engine(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -107,6 +122,7 @@ def make_engine(
     method: str,
     *,
     greedy: bool = False,
+    trains: bool = False,
     mesh: Mesh | None = None,
 ) -> SplitEngine:
     """The engine that answers questions by a method.
@@ -118,6 +134,8 @@ def make_engine(
         config: of the run.
         method: one of `METHODS`.
         greedy: instead of sampling.
+        trains: whether trajectories earn what reward.terms say; in evaluations, where a judge
+            would be asked for nothing, they earn exact match.
         mesh: the device mesh; by default one of the first device alone.
 
     Raises:
@@ -125,5 +143,5 @@ def make_engine(
     """
     rollout = rollout_config(config, method, greedy=greedy)
     template = prompt_template(config, method, tokenizer)
-    environment = make_environment(config, retriever, template)
+    environment = make_environment(config, retriever, template, rewarded=trains)
     return SplitEngine(model, tokenizer, retriever, rollout, environment=environment, mesh=mesh)

@@ -21,9 +21,9 @@ from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Score, Zeros
 from sr1_jax.rollout.listing import rollout_programs
 from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard
 from sr1_jax.sharding import batch_parts, make_mesh
+from sr1_jax.training.checks import check_config, check_mesh
 from sr1_jax.training.learning import abstract_models, make_abstract_learner
 from sr1_jax.training.policies import decoder_config
-from sr1_jax.training.settings import check_config, check_mesh
 
 # What stays in the memory of the devices between programs.
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"

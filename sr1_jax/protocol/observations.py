@@ -88,11 +88,13 @@ def passages_as_text(passages: Sequence[Passage]) -> str:
 def merge_passages(passages: Sequence[Sequence[Passage]]) -> list[Passage]:
     """The passages of several queries as those of one: the best of each, then the second best,
     and so on, each passage once. So a budget that cuts the end cuts no query off whole."""
-    merged: dict[str, Passage] = {}
+    merged: dict[tuple[str, str, str], Passage] = {}
     for rank in range(max(map(len, passages), default=0)):
         for found in passages:
             if rank < len(found):
-                merged.setdefault(found[rank].id, found[rank])
+                passage = found[rank]
+                # By text too: a retriever may have no ids.
+                merged.setdefault((passage.id, passage.title, passage.text), passage)
     return list(merged.values())
 
 

@@ -6,7 +6,11 @@ from sr1_jax.settings import Section, Setting, one_of
 
 PROTOCOL = Section(
     {
-        "template_path": Setting("", "a file with {question} in it that replaces search_template"),
+        "template_path": Setting(
+            "",
+            "a file with {question} in it that replaces search_template",
+            free_on_resume=True,  # its text counts, see methods.prompt_fingerprint
+        ),
         "chat": Setting(
             False,
             "whether the prompt is a user's message in the model's own chat template; auto: where "

@@ -49,14 +49,13 @@ def open_retriever(
             that of another corpus or of other options; None where there is none.
 
     Raises:
-        ValueError: there is no such kind; or the retriever's own complaint about options, corpus
-            or index.
+        ValueError: there is no such kind; a factory returned what is no retriever; or the
+            retriever's own complaint about options, corpus or index.
         FileNotFoundError: the corpus, or an index without a corpus to build it of, is not there.
-        TypeError: what a factory returned is no retriever.
     """
     retriever = _find(config["kind"]).open(config, corpus, index)
     if not isinstance(retriever, Retriever):
-        raise TypeError(
+        raise ValueError(
             f"retrieval.kind={config['kind']!r} returned a {type(retriever).__name__}, which has "
             "no method search(queries, k)."
         )

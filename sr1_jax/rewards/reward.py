@@ -12,6 +12,9 @@ import numpy as np
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.rewards.terms import TERMS, Term
 
+# The fields of a trajectory that are filled in here.
+EARNED = ("rewards", "segment_rewards", "reward", "trains")
+
 
 class _Weighted(NamedTuple):
     name: str
@@ -61,7 +64,8 @@ class Reward:
                 trajectory,
                 rewards=values[index],
                 segment_rewards=segment_rewards[index].astype(np.float32),
-                reward=float(segment_rewards[index].sum()),
+                # As the learner sees it: rewards that are equal there are equal everywhere.
+                reward=float(np.float32(segment_rewards[index].sum())),
                 trains=not (self._leaves_out_truncated and trajectory.status == "truncated"),
             )
             for index, trajectory in enumerate(trajectories)
@@ -69,12 +73,24 @@ class Reward:
 
 
 def check_terms(config: Any) -> None:
-    """Refuses terms that cannot be made.
+    """Refuses terms that cannot be made, and settings that no term reads.
 
     Raises:
         ValueError: see `Reward`.
     """
-    Reward(config, budget=1)
+    names = {weighted.name for weighted in Reward(config, budget=1)._terms}
+    with_format = bool(names & {"em_format", "f1_format", "substring_format"})
+    if with_format != (config.format_weight > 0):
+        raise ValueError(
+            f"reward.format_weight={config.format_weight} is the share of the format in the terms "
+            "em_format, f1_format and substring_format of reward.terms, and in no others: set both "
+            "or neither."
+        )
+    if ("overlong" in names) != (config.overlong_buffer > 0):
+        raise ValueError(
+            f"reward.overlong_buffer={config.overlong_buffer} is where the term overlong of "
+            "reward.terms begins to cost: set both or neither."
+        )
 
 
 def _pairs(terms: Any) -> list[tuple[str, float]]:

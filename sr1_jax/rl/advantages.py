@@ -280,7 +280,8 @@ class _Groups(NamedTuple):
         return (low_B == high_B) | ~self.same_BB.any(axis=1)
 
     def settled(self, advantages_B):
-        """The advantages, but scores of groups of one, and 0 where all are equal or not valid."""
+        """The advantages, corrected: a group of one keeps its score; a group whose scores are all
+        equal, and a trajectory that is not valid, get 0."""
         advantages_B = jnp.where(self.flat(), 0.0, advantages_B)
         advantages_B = jnp.where(self.members_B == 1, self.scores_B, advantages_B)
         return jnp.where(self.valid_B, advantages_B, 0.0)

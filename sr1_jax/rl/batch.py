@@ -14,8 +14,8 @@ from sr1_jax.environment.trajectory import Trajectory
 class Batch(NamedTuple):
     """Right-padded trajectories.
 
-    A token was *sampled* if the policy wrote it, and it *trains* if the losses see it. All that a
-    trajectory which trains has sampled trains; observations train in an ablation, too.
+    A token was *sampled* if the policy wrote it, and it *trains* if the losses see it. In a
+    trajectory that trains, every sampled token does; in one ablation observations train as well.
 
     Attributes:
         ids_BT: int32 tokens.
@@ -93,8 +93,8 @@ def make_batch(
 def trajectory_scores(rewards_BT: jax.Array, batch: Batch) -> jax.Array:
     """What each trajectory earns in all: its reward, less the KL that is part of `rewards_BT`.
 
-    Not the sum of the row: rewards of segments that add up to the same reward may round to sums
-    that differ, and a group of equal rewards has to have equal scores.
+    The sum of a row of `rewards_BT` would not do: two trajectories with equal rewards can have sums
+    that differ by rounding, and a group of equal rewards has to have equal scores.
 
     Args:
         rewards_BT: those of the batch, changed or not.

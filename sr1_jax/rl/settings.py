@@ -60,17 +60,21 @@ LEARNER = Section(
             (),
             "what waits in the hosts' memory while it is not used: reference, optimizer",
             some_of(*OFFLOADABLE),
+            free_on_resume=True,
         ),
         "epochs": Setting(1, "passes over the batch of a step", at_least(1)),
         "minibatch_size": Setting(
             256, "trajectories an optimizer step; at most all of a step's", at_least(1)
         ),
-        "micro_batch": Setting(16, "rows that pass the model at a time", at_least(1)),
-        "packing": Setting(False, "whether a row holds several trajectories"),
+        "micro_batch": Setting(
+            16, "rows that pass the model at a time", at_least(1), free_on_resume=True
+        ),
+        "packing": Setting(False, "whether a row holds several trajectories", free_on_resume=True),
         "row_lengths": Setting(
             (),
             "tokens of packed rows; (): length_buckets, and four lengths up to 5/4 of the last",
             increasing_lengths(may_be_empty=True),
+            free_on_resume=True,
         ),
         "clip": Setting(0.2, "of the ratio, below and above 1", at_least(0), free_on_resume=True),
         "clip_high": Setting(
@@ -121,7 +125,10 @@ LEARNER = Section(
             increasing_lengths(),
         ),
         "chunk_tokens": Setting(
-            2048, "tokens of a batch part that pass the output head at a time", at_least(1)
+            2048,
+            "tokens of a batch part that pass the output head at a time",
+            at_least(1),
+            free_on_resume=True,
         ),
     }
 )

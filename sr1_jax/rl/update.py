@@ -34,7 +34,7 @@ def rate_schedule(
 
     Args:
         learning_rate: at its highest.
-        warmup_share: of the run; above 0 it is at least one step.
+        warmup_share: of the run; above 0 it is at least one step, if the run has another.
         decay_share: share of the run, warm-up included, after which the rate is a tenth; 0: it
             stays.
         updates: optimizer steps of the run.
@@ -42,7 +42,7 @@ def rate_schedule(
     warmup = _whole_steps(warmup_share, updates)
     if decay_share:
         # The cosine takes a step at least, also where both shares round to the same number.
-        decay = max(_whole_steps(decay_share, updates), warmup + 1)
+        decay = max(round(decay_share * updates), warmup + 1)
         return optax.warmup_cosine_decay_schedule(
             0.0, learning_rate, warmup, decay, 0.1 * learning_rate
         )
@@ -52,7 +52,8 @@ def rate_schedule(
 
 
 def _whole_steps(share: float, updates: int) -> int:
-    return max(1, round(share * updates)) if share else 0
+    # One update at least is left at the full rate: a run of a single one would train at rate 0.
+    return min(max(1, round(share * updates)), updates - 1) if share else 0
 
 
 def make_optimizer(

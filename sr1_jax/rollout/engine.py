@@ -84,7 +84,7 @@ class Engine:
         self._decoder = model.config
         self._params = nnx.state(model)
         self._tokenizer = tokenizer
-        searches = config.max_searches and SEARCH in environment.tags.names
+        searches = config.max_searches and environment.search in environment.tools
         if environment.search.retriever is None and (
             searches or environment.template.wants_information
         ):
@@ -152,6 +152,23 @@ class Engine:
                 room for an answer (unless rollout.long_prompts="skip"); names the question.
             RuntimeError: a tool failed as often as its options allow.
         """
+        return self._rewarded(*self._roll_out(questions, seed, samples, step, params))
+
+    def _rewarded(
+        self, trajectories: Sequence[Trajectory], questions: Sequence[Question]
+    ) -> list[Trajectory]:
+        """The trajectories with what they earn, all of them scored together."""
+        return self._environment.reward.score(trajectories, questions)
+
+    def _roll_out(
+        self,
+        questions: Iterable[Any],
+        seed: int,
+        samples: int,
+        step: int,
+        params: nnx.State | None,
+    ) -> tuple[list[Trajectory], list[Question]]:
+        """The trajectories of `run`, not yet rewarded, and the question of each."""
         self.stats = stats = collections.defaultdict(float)
         compiled, began = programs.compilations(), time.perf_counter()
         environment = self._environment
@@ -177,14 +194,11 @@ class Engine:
             # Whatever happened, Ctrl-C too: no tool is called any more.
             pool.close()
             stats |= pool.stats
-        trajectories = environment.reward.score(
-            [done[episode] for episode in episodes], [episode.question for episode in episodes]
-        )
         stats["seconds"] = time.perf_counter() - began
         stats["compilations"] = programs.compilations() - compiled
         stats["episodes"] = len(episodes)
         stats["cache_gib"] = self.cache_bytes / 2**30
-        return trajectories
+        return [done[episode] for episode in episodes], [e.question for e in episodes]
 
     def fits(self, question: Any) -> bool:
         """Whether a question's prompt leaves room for an answer, whatever passages are in it."""
@@ -273,13 +287,12 @@ class Engine:
 
     def _render(self, tag: str, observation: Observation) -> list[int]:
         """Ids that show what a tool answered."""
-        tags = self._environment.tags
         return render_text(
             observation.text,
             next(tool.observation_tag for tool in self._environment.called if tool.tag == tag),
             self._tokenizer,
             self._config.max_observation_tokens,
-            tags,
+            self._environment.escaped,
         )
 
 

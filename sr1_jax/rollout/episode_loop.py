@@ -129,6 +129,8 @@ class EpisodeLoop:
 
     def _take_asked_before(self, call: int) -> None:
         """Waits for, and takes, the answers to what was asked before that decode call."""
+        # Also what is not due is started now, to be worked on while slots decode.
+        self._early += self._pool.poll()
         due = {slot for slot, asked in self._asked_after.items() if asked < call}
         while not due <= {answer.key for answer in self._early}:
             self._early += self._pool.poll(_LONGEST_WAIT)

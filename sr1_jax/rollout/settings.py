@@ -19,7 +19,7 @@ from sr1_jax.settings import (
 # The published values where there are any (arXiv 2503.09516, appendix).
 ROLLOUT = Section(
     {
-        "slots": Setting(64, "episodes in flight", at_least(1)),
+        "slots": Setting(64, "episodes in flight", at_least(1), free_on_resume=True),
         "passages": Setting(3, "passages that a search brings back", at_least(1)),
         "max_searches": Setting(
             4, "calls of tools in an episode; then one last segment without", at_least(0)
@@ -31,20 +31,31 @@ ROLLOUT = Section(
         "temperature": Setting(1.0, "of sampling; 0: greedy", at_least(0)),
         "top_p": Setting(1.0, "nucleus sampling; 1: off", between(0, 1, open_below=True)),
         "top_k": Setting(0, "tokens to sample from; 0: all", at_least(0)),
-        "decode_steps": Setting(32, "tokens a slot in one call of the decode program", at_least(1)),
+        "decode_steps": Setting(
+            32, "tokens a slot in one call of the decode program", at_least(1), free_on_resume=True
+        ),
         "decode_sizes": Setting(
-            0, "1: all slots decode; 2: or a quarter of them; 0: 2 on CPUs, else 1", one_of(0, 1, 2)
+            0,
+            "1: all slots decode; 2: or a quarter of them; 0: 2 on CPUs, else 1",
+            one_of(0, 1, 2),
+            free_on_resume=True,
         ),
         "extend_buckets": Setting(
-            (64, 256, 1024), "lengths that a prefill call is padded to", increasing_lengths()
+            (64, 256, 1024),
+            "lengths that a prefill call is padded to",
+            increasing_lengths(),
+            free_on_resume=True,
         ),
         "turnover": Setting(
             0.125,
             "a decode call returns when this share of the running slots have stopped",
             between(0, 1, open_below=True),
+            free_on_resume=True,
         ),
         "share_prefixes": Setting(
-            True, "whether what another slot's cache holds of a prompt is copied"
+            True,
+            "whether what another slot's cache holds of a prompt is copied",
+            free_on_resume=True,
         ),
         "long_prompts": Setting(
             "raise", "prompts that leave no room: raise, or skip and count", one_of("raise", "skip")

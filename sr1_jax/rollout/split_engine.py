@@ -4,15 +4,17 @@ trajectories."""
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
-from sr1_jax.agreement import gather
+from sr1_jax.agreement import from_first, gather
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment.trajectory import Trajectory
+from sr1_jax.rewards.reward import EARNED
 from sr1_jax.rollout.engine import Engine, sum_stats
 
 # Counted by every process for all.
@@ -46,10 +48,27 @@ class SplitEngine(Engine):
         if processes == 1 or not questions:
             return super().run(questions, seed, samples, step=step, params=params)
         mine = share_of(questions, jax.process_index(), processes)
-        trajectories = super().run(mine, seed, samples, step=step, params=params)
+        trajectories, _ = self._roll_out(mine, seed, samples, step, params)
         parts = gather((trajectories, dict(self.stats)))
         self.stats = total_stats([stats for _, stats in parts])
-        return in_order([t for part, _ in parts for t in part], questions, samples)
+        trajectories = in_order([t for part, _ in parts for t in part], questions, samples)
+        return self._rewarded_once(trajectories, questions)
+
+    def _rewarded_once(
+        self, trajectories: Sequence[Trajectory], questions: Sequence[Question]
+    ) -> list[Trajectory]:
+        """All trajectories, scored together by process 0: a judge is asked once, and a term that
+        looks at all of them sees all of them."""
+        question_of = {question.id: question for question in questions}
+        earned = None
+        if jax.process_index() == 0:
+            asked = [question_of[t.question_id] for t in trajectories]
+            earned = [
+                {name: getattr(t, name) for name in EARNED}
+                for t in self._rewarded(trajectories, asked)
+            ]
+        earned = from_first(earned)
+        return [dataclasses.replace(t, **fields) for t, fields in zip(trajectories, earned)]
 
 
 def share_of(questions: Sequence[Question], process: int, processes: int) -> list[Question]:

@@ -57,7 +57,9 @@ def reinforce(
         InterruptedError: SIGTERM came; the state after the step that was under way is saved.
     """
     tokenizer, facts = policy.tokenizer, run_facts(config, contents)
-    engine = make_engine(policy.shape, tokenizer, task.retriever, config, config.method, mesh=mesh)
+    engine = make_engine(
+        policy.shape, tokenizer, task.retriever, config, config.method, trains=True, mesh=mesh
+    )
     questions = questions_that_fit(task.train, engine, skip=config.rollout.long_prompts == "skip")
     with RunCheckpoints(checkpoint_folder(config, workdir), config.checkpoint.keep) as checkpoints:
         state, start, position = take_up(checkpoints, learner, facts)

@@ -23,6 +23,7 @@ _CONTENTS = {
     "data.corpus": "another corpus or index",
     "base": "other base weights",
     "critic.path": "other weights of the critic",
+    "prompt": "another prompt",
     "lora.path": "other adapters to start from",
 }
 
@@ -120,17 +121,22 @@ def take_up(checkpoints: RunCheckpoints, learner: Learner, facts: Mapping[str, A
     if not step:
         return Resumed(learner.initial_state(), 0, 0)
     saved = checkpoints.facts(step)
-    _check_same_run(saved, facts)
+    _check_same_run(saved, facts, complete=True)
     state = checkpoints.restore(step, learner.abstract_state)
     print(f"Taken up again after step {step}.", flush=True)
     return Resumed(state, step, saved["position"])
 
 
-def _check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same_run(
+    saved: Mapping[str, Any], now: Mapping[str, Any], *, complete: bool = False
+) -> None:
+    """Compares facts; contents that only the checkpoint has count where those of now are complete,
+    or else may only not be known yet."""
     # By the flags of today: what was saved may hold settings that have become free since.
     check_same_settings(RUN.without_free(saved["config"]), now["config"])
-    for key, here in now["contents"].items():
-        if saved.get("contents", {}).get(key, "") != here:
+    before, here = saved.get("contents", {}), now["contents"]
+    for key in {**here, **(before if complete else {})}:
+        if before.get(key, "") != here.get(key, ""):
             raise ValueError(
                 f"This workdir holds a checkpoint made with {_CONTENTS.get(key, key)} ({key}): "
                 "use the old ones or another --workdir."

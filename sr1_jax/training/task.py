@@ -14,6 +14,7 @@ from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.builder import open_questions, prepare_questions
 from sr1_jax.data.questions import Question, read_questions
 from sr1_jax.data.stream import QuestionSource
+from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_paths
 from sr1_jax.retrieval import Retriever, fingerprint_of, open_retriever
@@ -46,7 +47,7 @@ class Task:
         train: training questions, random access.
         dev: development questions by the name of their set; only the first set is used while
             training.
-        retriever: that questions are answered with.
+        retriever: that questions are answered with; None where nothing is searched.
         contents: fingerprints of what was read, by key of the config: equal contents, equal
             values. A run is only resumed with the same.
         other_worlds: by name, further questions for the final evaluation, with a retriever of
@@ -56,7 +57,7 @@ class Task:
 
     train: QuestionSource
     dev: Mapping[str, Sequence[Question]]
-    retriever: Retriever
+    retriever: Retriever | None
     contents: Mapping[str, str]
     other_worlds: Mapping[str, tuple[Retriever, Sequence[Question]]] = dataclasses.field(
         default_factory=dict
@@ -97,7 +98,8 @@ def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
     # Read first: a slip in a small file is found before a large corpus is indexed.
     dev_questions = {"+".join(map(_bare_name, dev)): read_questions(*dev)} if dev else {}
     fingerprint = prepare_questions({"train": train}, folder / "questions")
-    retriever = run_retriever(config, folder)
+    searches = needs_retriever(config, config.method)
+    retriever = run_retriever(config, folder) if searches else None
     return Task(
         train=open_questions(folder / "questions", "train", fingerprint),
         dev=dev_questions,
@@ -105,9 +107,18 @@ def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
         contents={
             "data.questions": fingerprint,
             "data.dev": _fingerprint_of_files(dev),
-            "data.corpus": fingerprint_of(retriever),
+            "data.corpus": _fingerprint_of_corpus(config, retriever),
         },
     )
+
+
+def _fingerprint_of_corpus(config: ml_collections.ConfigDict, retriever: Retriever | None) -> str:
+    """What the retriever says it was built from; of one that does not say, the corpus file."""
+    if retriever is None:
+        return ""
+    corpus = Path(config.data.corpus) if config.data.corpus else None
+    said = fingerprint_of(retriever)
+    return said or (_sha256(corpus) if corpus is not None and corpus.is_file() else "")
 
 
 def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:

@@ -321,6 +321,7 @@ def test_two_tools(play):
     assert t.well_formed
     assert [(c.tag, c.request) for c in t.calls] == [("calculate", "6*7"), ("search", "Bob")]
     assert t.calls[0].record == {"value": 42}
+    assert [call.segment for call in t.calls] == [0, 1]
     assert t.searches == ["Bob"] and t.passages == FOUND
 
 
@@ -332,7 +333,8 @@ def test_a_tool_whose_calls_are_used_up_is_refused(play):
     assert "no more calls of calculate" in p.tokenizer.decode(p.episode.correction)
     p.corrected()
     assert p.say("<search>q</search>", SEARCH) is Next.CALL
-    assert [call.request for call in p.finish().calls] == ["1"]
+    p.see("seen")
+    assert [(call.request, call.segment) for call in p.finish().calls] == [("1", 0), ("q", 2)]
 
 
 def test_no_calls_of_a_tool_at_all(play):

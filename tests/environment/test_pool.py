@@ -218,3 +218,20 @@ def test_a_retry_that_waits_for_a_thread_waits_quietly(monkeypatch):
     found = drain(pool)
     assert texts(found) == {0: "bad", 1: "slow"}
     assert next(collected) < 50
+
+
+def test_a_request_that_a_tool_cannot_bear_spoils_no_other():
+    sizes = []
+
+    def answer(requests):
+        sizes.append(len(requests))
+        if "poison" in requests:
+            raise ValueError("no")
+        return echo(requests)
+
+    pool = make_pool(answer, attempts=2, threads=1, failure="empty")
+    for request in ("a", "poison", "b"):
+        pool.submit(request, "tool", request)
+    assert texts(drain(pool)) == {"a": "a", "poison": "", "b": "b"}
+    assert sizes == [3, 1, 1, 1]
+    assert pool.stats["tool_failures"] == 1

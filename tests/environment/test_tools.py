@@ -71,8 +71,7 @@ def test_a_tool_by_import_path(own):
 def test_a_run_without_search(own):
     environment = environment_of(config_of("own_tools:Calculator"))
     assert environment.tags.names == ("think", "calculate", "result", "answer")
-    # For passages in prompts it is still there.
-    assert [tool.tag for tool in environment.called] == ["calculate", "search"]
+    assert [tool.tag for tool in environment.called] == ["calculate"]
 
 
 @pytest.mark.parametrize(
@@ -133,3 +132,39 @@ def test_each_line_can_be_a_query():
 def test_what_a_failed_search_leaves():
     tool = SearchTool(None, 3, parallel_queries=True)
     assert tool.failed("a\nb") == Observation("", SearchRecord(["a", "b"], [[], []]))
+
+
+def test_a_tool_of_ones_own_may_be_called_search(own):
+    """It needs no retriever of ours."""
+    environment = environment_of(config_of("own_tools:Searcher"))
+    assert environment.search not in environment.tools
+    assert [tool.tag for tool in environment.called] == ["search"]
+
+
+def test_passages_of_a_prompt_cannot_close_their_block_in_a_run_without_search(own):
+    config = config_of("own_tools:Calculator")
+    environment = make_environment(config, None, load_template("rag"))
+    assert [tool.tag for tool in environment.called] == ["calculate", "search"]
+    assert {"information", "result"} <= set(environment.escaped.names)
+
+
+def test_a_misspelt_option_of_search_is_refused():
+    config = default_config()
+    with pytest.raises((AttributeError, KeyError), match="thread"):
+        config.environment.options.search.thread = 3
+
+
+@pytest.mark.parametrize("key", ["threads", "batch", "attempts", "max_calls"])
+def test_options_are_whole_numbers(own, key):
+    config = config_of("own_tools:Calculator", calculate={key: 2.5})
+    with pytest.raises(ValueError, match=rf"options\.calculate\.{key} must be a whole number"):
+        environment_of(config)
+
+
+def test_equal_ids_are_no_reason_to_drop_a_passage():
+    class Anonymous:
+        def search(self, queries, k):
+            return [[Passage("", "", f"text {i}", 1.0) for i in range(k)] for _ in queries]
+
+    (found,) = SearchTool(Anonymous(), 3).call(["q"])
+    assert found.text.count("Doc ") == 3

@@ -163,3 +163,22 @@ def test_a_batch_of_another_length_is_refused(own, make):
 def test_every_named_term_gives_a_number(make, name):
     (t,) = score([make(answer="Bob")], terms=((name, 1.0),), overlong_buffer=10)
     assert 0.0 <= t.reward <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_weight": 0.2}, r"reward\.format_weight=0\.2 is the share .* set both or neither"),
+        ({"terms": (("em_format", 1.0),)}, r"reward\.format_weight=0\.0 is the share"),
+        ({"overlong_buffer": 9}, r"reward\.overlong_buffer=9 is where the term overlong"),
+        ({"terms": (("overlong", -1.0),)}, r"reward\.overlong_buffer=0 is where"),
+    ],
+)
+def test_settings_that_no_term_reads_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_terms(settings(**changes))
+
+
+def test_rewards_are_equal_where_the_learner_sees_them_equal(make, own):
+    (t,) = score([make(answer="Bob")], terms=(("em", 0.1), ("well_formed", 0.2), ("f1", 0.7)))
+    assert t.reward == float(np.float32(t.reward))

@@ -15,6 +15,7 @@ from sr1_jax.rl.settings import (
     needs_critic,
     optimizer_steps,
 )
+from sr1_jax.rl.update import rate_schedule
 
 
 def settings(**changes):
@@ -93,3 +94,9 @@ def test_in_the_loss_k1_pulls_nowhere_on_average(kind):
     config = settings(kl_in="loss", kl_kind=kind)
     if kind != "k1":
         check_config(config, 256)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_a_run_of_one_update_trains_at_its_full_rate(decay):
+    rate = rate_schedule(1e-3, warmup_share=0.285, decay_share=decay, updates=1)
+    assert float(rate(0)) == pytest.approx(1e-3)

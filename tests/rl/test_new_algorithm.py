@@ -1,4 +1,4 @@
-"""The example of docs/algorithms.md: an advantage estimator in one file and one line of a table."""
+"""The example of docs/new_algorithm.md: an estimator in one file and one line of a table."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from sr1_jax.rl import estimators
 from sr1_jax.rl.settings import check_config, needs_critic
 from sr1_jax.sharding import make_mesh
 
-DOCS = Path(__file__).parents[2] / "docs" / "algorithms.md"
+DOCS = Path(__file__).parents[2] / "docs" / "new_algorithm.md"
 
 
 @pytest.fixture

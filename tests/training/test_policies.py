@@ -10,6 +10,7 @@ from flax import nnx
 
 from sr1_jax.models import load_pretrained, preset_config
 from sr1_jax.sharding import make_mesh
+from sr1_jax.training.checks import check_config
 from sr1_jax.training.learning import models_to_train
 from sr1_jax.training.policies import (
     check_base,
@@ -17,7 +18,7 @@ from sr1_jax.training.policies import (
     decoder_config,
     starting_policy,
 )
-from sr1_jax.training.settings import check_config, default_config
+from sr1_jax.training.settings import default_config
 
 MESH = make_mesh(1, 1, 1, devices=jax.devices()[:1])
 

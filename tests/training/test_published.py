@@ -12,9 +12,9 @@ from sr1_jax.models import Decoder, parameter_count
 from sr1_jax.models.shapes import SHAPES
 from sr1_jax.rl.settings import minibatches as minibatches_of
 from sr1_jax.rl.settings import optimizer_steps
+from sr1_jax.training.checks import check_config
 from sr1_jax.training.policies import decoder_config
 from sr1_jax.training.published import ALGORITHMS, VARIANTS
-from sr1_jax.training.settings import check_config
 
 NAMES = ("qwen2_5", "qwen3", "llama3")
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+import re
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 import small_checkpoints
 
+from sr1_jax.evaluation.methods import prompt_fingerprint
 from sr1_jax.training.checkpoints import RunCheckpoints
 from sr1_jax.training.resume import check_resumable, run_facts, take_up, weights_contents
 from sr1_jax.training.settings import default_config
@@ -126,3 +129,46 @@ def test_the_weights_of_a_run(config, tmp_path):
         tmp_path / "model", small_checkpoints.train_backend(), tensors=weights
     )
     assert weights_contents(config, tmp_path)["base"] != one["base"]
+
+
+@pytest.mark.parametrize("key", ["critic.path", "lora.path", "prompt"])
+def test_what_the_checkpoint_had_must_not_be_gone(config, tmp_path, key):
+    """A critic dropped from the settings would leave its adapters on the policy's trunk."""
+    with contextlib.closing(RunCheckpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
+        facts = run_facts(config, CONTENTS | {key: "v"})
+        checkpoints.save(5, {"x": jnp.ones(3)}, facts | {"position": 40})
+        checkpoints._manager.wait_until_finished()
+        with pytest.raises(ValueError, match=re.escape(f"({key})")):
+            take_up(checkpoints, Learner(), run_facts(config, CONTENTS))
+        # Before the policy is made not everything is known yet.
+        check_resumable(config, tmp_path, run_facts(config, CONTENTS))
+
+
+def test_how_a_tool_of_ones_own_is_called_may_change_but_not_its_own_options(saved, tmp_path):
+    config = default_config()
+    given = {"timeout_seconds": 5.0, "failure": "raise", "digits": 3}
+    config.environment.options.calculate = ml_collections.ConfigDict(given)
+    folder = tmp_path / "own"
+    with contextlib.closing(RunCheckpoints(folder / "checkpoints", keep=1)) as checkpoints:
+        checkpoints.save(5, {"x": jnp.ones(3)}, run_facts(config, CONTENTS) | {"position": 40})
+        checkpoints._manager.wait_until_finished()
+    config.environment.options.calculate.timeout_seconds = 9.0
+    config.environment.options.calculate.failure = "empty"
+    check_resumable(config, folder, run_facts(config, CONTENTS))
+    config.environment.options.calculate.digits = 4
+    with pytest.raises(ValueError, match=r"environment\.options\.calculate\.digits=3, now it is 4"):
+        check_resumable(config, folder, run_facts(config, CONTENTS))
+
+
+def test_a_prompt_is_known_by_what_it_says(config, tmp_path):
+    first, moved = tmp_path / "first.txt", tmp_path / "moved.txt"
+    first.write_text("Find out: {question}")
+    moved.write_text("Find out: {question}")
+    prints = []
+    for file, chat in ((first, False), (moved, False), (moved, True)):
+        config.protocol.template_path, config.protocol.chat = str(file), chat
+        prints.append(prompt_fingerprint(config, "search"))
+    moved.write_text("Say: {question}")
+    prints.append(prompt_fingerprint(config, "search"))
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+    assert prompt_fingerprint(config, "rag") != prints[0]

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sr1_jax.training.settings import RUN, check_config, default_config
+from sr1_jax.training.checks import check_config
+from sr1_jax.training.settings import RUN, default_config
 
 ZERO_IS_OFF = "0 turns it off"
 ZERO_IS_A_RATE = "a weight, share or bound of 0 is the end of its range"

@@ -14,9 +14,10 @@ from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
 from sr1_jax.models.peft_folder import save_adapters
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.base import Policy
+from sr1_jax.training.checks import check_config
 from sr1_jax.training.learning import abstract_models, models_to_train
 from sr1_jax.training.policies import check_base, lora_config, trained_policy
-from sr1_jax.training.settings import check_config, default_config
+from sr1_jax.training.settings import default_config
 
 MESH = make_mesh(1, 1, 1, devices=jax.devices()[:1])
 IDS = np.array([[1, 2, 289]])

@@ -1,0 +1,223 @@
+"""What holds between the settings of a run, checked before anything expensive is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_collections
+from jax.sharding import Mesh
+
+from sr1_jax.environment import settings as environment_settings
+from sr1_jax.evaluation.methods import needs_retriever, templates
+from sr1_jax.import_path import is_import_path, load
+from sr1_jax.models.lora import LoraConfig
+from sr1_jax.paths import local_path, local_paths
+from sr1_jax.protocol.prompts import load_template
+from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.retrieval.open import check_retrieval, needs_corpus
+from sr1_jax.rewards.reward import check_terms
+from sr1_jax.rl import settings as learner_settings
+from sr1_jax.sharding import batch_parts
+from sr1_jax.training.phases import phases_of
+from sr1_jax.training.settings import RUN
+
+_PATHS = (
+    "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
+    "checkpoint.folder",
+)  # fmt: skip
+
+
+def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> None:
+    """Checks everything that can be checked before anything expensive is done.
+
+    Args:
+        config: of a run.
+        inputs: also that data and weights are named; a plan needs neither.
+
+    Raises:
+        ValueError: naming the key, its value and what would do.
+    """
+    RUN.check(config)
+    check_paths(config)
+    environment_settings.check_config(config.environment)
+    check_terms(config.reward)
+    _check_templates(config)
+    trajectories = config.questions * config.samples
+    learner_settings.check_config(config.learner, trajectories)
+    phases_of(config.warm_start.phases)
+    _check_groups(config)
+    _check_training(config)
+    _check_models(config)
+    _check_deterministic(config)
+    if inputs:
+        _check_inputs(config)
+
+
+def _check_templates(config: ml_collections.ConfigDict) -> None:
+    """Refuses a prompt that is not there or asks nothing."""
+    for method, template in templates(config).items():
+        own = method == "search" and config.protocol.template_path
+        key = "protocol.template_path" if own else f"protocol.{method}_template"
+        try:
+            load_template(template)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+
+def _check_groups(config: ml_collections.ConfigDict) -> None:
+    in_groups = config.learner.algorithm in learner_settings.GROUP_ALGORITHMS
+    if in_groups and config.samples < 2:
+        raise ValueError(
+            f"learner.algorithm={config.learner.algorithm!r} compares the samples of a question: "
+            f"samples must be at least 2, not {config.samples}."
+        )
+    if config.dynamic_sampling_rounds and not in_groups:
+        raise ValueError(
+            "dynamic_sampling_rounds replaces groups without an advantage, which only "
+            f"{', '.join(learner_settings.GROUP_ALGORITHMS)} have, not learner.algorithm="
+            f"{config.learner.algorithm!r}: set it to 0."
+        )
+
+
+def _check_training(config: ml_collections.ConfigDict) -> None:
+    """Refuses what cannot be trained on; a run of 0 steps trains on nothing."""
+    rollout, learner = config.rollout, config.learner
+    if config.reward.overlong_buffer >= rollout.max_context_tokens:
+        raise ValueError(
+            f"reward.overlong_buffer={config.reward.overlong_buffer} must be shorter than "
+            f"rollout.max_context_tokens={rollout.max_context_tokens}, of which it is the end."
+        )
+    if not config.steps:
+        return
+    if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
+        raise ValueError(
+            "What is sampled is what is trained: training needs rollout.temperature above 0, "
+            f"rollout.top_p=1 and rollout.top_k=0, not {rollout.temperature}, {rollout.top_p} and "
+            f"{rollout.top_k}."
+        )
+    if learner.length_buckets[-1] < rollout.max_context_tokens:
+        raise ValueError(
+            f"rollout.max_context_tokens={rollout.max_context_tokens} exceeds the last of "
+            f"learner.length_buckets={tuple(learner.length_buckets)}; the longest "
+            "trajectories would not fit."
+        )
+    if config.base.param_dtype == "bfloat16" and not has_adapters(config):
+        raise ValueError(
+            "base.param_dtype='bfloat16' loses the small steps of training in its 8 bits: set "
+            "base.param_dtype='float32' (base.dtype='bfloat16' still computes in bfloat16), or "
+            "train adapters, lora.rank above 0."
+        )
+
+
+def _check_models(config: ml_collections.ConfigDict) -> None:
+    if config.base.path and config.base.workdir:
+        raise ValueError("base.path and base.workdir exclude each other; clear one.")
+    if config.base.path and config.warm_start.phases:
+        raise ValueError(
+            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
+            "start. Clear one (--config.warm_start.phases='()')."
+        )
+    if config.critic.path and not learner_settings.needs_critic(config.learner):
+        raise ValueError(
+            f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
+            "critic; clear it."
+        )
+    if has_adapters(config):
+        if "reference" in config.learner.offload:
+            raise ValueError(
+                "learner.offload has 'reference', but with adapters the reference is the "
+                "base under the adapters, which every program needs: leave it out."
+            )
+        if config.lora.rank:
+            LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+    shape = config.model
+    if shape.heads % shape.kv_heads or shape.width % shape.heads:
+        raise ValueError(
+            f"model.heads={shape.heads} must be a multiple of model.kv_heads={shape.kv_heads} and "
+            f"divide model.width={shape.width}."
+        )
+
+
+def _check_inputs(config: ml_collections.ConfigDict) -> None:
+    """Refuses a run without data or without a policy to start from."""
+    data, world = config.data, config.data.world_people > 0
+    check_retrieval(config.retrieval)
+    _check_tools(config.environment.tools)
+    if config.warm_start.phases and not world:
+        raise ValueError(
+            "warm_start.phases learn from examples, which only the fictional world "
+            "(data.world_people) has: clear them (--config.warm_start.phases='()')."
+        )
+    if world and any((data.questions, data.dev, data.corpus, data.index)):
+        raise ValueError("data.world_people and data files exclude each other; clear one.")
+    if config.model.preset and not config.base.path:
+        raise ValueError(f"base.path is not set: name the folder that holds {config.model.preset}.")
+    if world or config.base.workdir:
+        return
+    if not data.questions:
+        raise ValueError("data.questions is not set: give a file (--config.data.questions=…).")
+    searches = needs_retriever(config, config.method)
+    if searches and needs_corpus(config.retrieval) and not (data.corpus or data.index):
+        raise ValueError(
+            "data.corpus is not set: give a file (--config.data.corpus=…), or an index of one "
+            "(--config.data.index=…)."
+        )
+    if not config.base.path:
+        raise ValueError("base.path is not set: name the model to start from.")
+
+
+def _check_tools(names: Sequence[str]) -> None:
+    """Refuses tools that are not there; none is made yet."""
+    for name in names:
+        if is_import_path(name):
+            load(name, "environment.tools")
+        elif name != SEARCH:
+            raise ValueError(
+                f"environment.tools has {name!r}; a tool is {SEARCH}, or module:factory."
+            )
+
+
+def _check_deterministic(config: ml_collections.ConfigDict) -> None:
+    """Refuses what makes two runs differ where they are to be equal."""
+    if not config.rollout.deterministic:
+        return
+    for tag, options in config.environment.options.items():
+        if options.get("failure", "raise") == "empty":
+            raise ValueError(
+                f"rollout.deterministic=True excludes environment.options.{tag}.failure='empty': "
+                "which calls fail depends on the clock. Set it to 'raise'."
+            )
+
+
+def check_paths(config: ml_collections.ConfigDict) -> None:
+    """Refuses the address of a bucket, such as gs://bucket/folder, where a path is asked for.
+
+    Raises:
+        ValueError: naming the key and its value.
+    """
+    for key in _PATHS:
+        section, name = key.split(".")
+        local_path(config[section][name], key)
+    for key in _LISTS_OF_PATHS:
+        section, name = key.split(".")
+        local_paths(config[section][name], key)
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool = True) -> None:
+    """Checks that what is split over the mesh's batch axes can be.
+
+    Raises:
+        ValueError: naming the key, its value and the number of devices.
+    """
+    devices = batch_parts(mesh)
+    sizes = {"rollout.slots": config.rollout.slots}
+    if training and config.steps:
+        sizes["learner.micro_batch"] = config.learner.micro_batch
+    if training and config.warm_start.phases:
+        sizes["warm_start.batch"] = config.warm_start.batch
+    for key, size in sizes.items():
+        if size % devices:
+            raise ValueError(
+                f"{key}={size} does not divide over the {devices} devices of mesh axes data and "
+                "fsdp."
+            )
