@@ -20,7 +20,7 @@ _MODULE_OF = {
 __all__ = sorted(_MODULE_OF)
 
 
-# Loaded on first use: the readers of checkpoints are of no use to most importers.
+# Loaded on first use: most importers have no use for the readers of files.
 def __getattr__(name: str):
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,7 @@ def attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BXKE: Float[Array, "B X K E"],
     v_BXKE: Float[Array, "B X K E"],
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Scaled dot-product attention with grouped key/value heads (Vaswani et al. 2017, eq. 1).
 
@@ -38,13 +38,13 @@ def attention(
         q_BTHE: queries, any float dtype.
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
-        segment_BT: of packed rows, the sequence of each token (`segments`): none sees another's.
+        sequence_BT: of packed rows, the sequence of each token (`packed`): none sees another's.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
     mesh = current_mesh()
-    packed = () if segment_BT is None else (segment_BT,)
+    packed = () if sequence_BT is None else (sequence_BT,)
     if mesh is None:
         plain = jax.default_backend() == "cpu"
         attend = causal_by_matmul if plain else _library_attention
@@ -60,13 +60,13 @@ def attention(
     )(q_BTHE, k_BXKE, v_BXKE, *packed)
 
 
-def _same_segment(segment_BT):
+def _same_sequence(sequence_BT):
     """Which token may see which, as far as their sequences go: [B, 1, T, T]."""
-    return (segment_BT[:, :, None] == segment_BT[:, None, :])[:, None]
+    return (sequence_BT[:, :, None] == sequence_BT[:, None, :])[:, None]
 
 
-def _library_attention(q_BTHE, k_BTKE, v_BTKE, segment_BT=None):
-    mask = None if segment_BT is None else _same_segment(segment_BT)
+def _library_attention(q_BTHE, k_BTKE, v_BTKE, sequence_BT=None):
+    mask = None if sequence_BT is None else _same_sequence(sequence_BT)
     return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask, is_causal=True)
 
 
@@ -74,7 +74,7 @@ def causal_by_matmul(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Causal attention as two batched matrix products, one matrix a key/value head.
 
@@ -88,8 +88,8 @@ def causal_by_matmul(
     k = k_BTKE.transpose(0, 2, 3, 1).reshape(matrices, size, length)
     v = v_BTKE.transpose(0, 2, 1, 3).reshape(matrices, length, size)
     visible_B1TT = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    if segment_BT is not None:
-        visible_B1TT &= _same_segment(segment_BT)
+    if sequence_BT is not None:
+        visible_B1TT &= _same_sequence(sequence_BT)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, length)
     scores = jnp.where(visible_B1TT, scores, -jnp.inf)

@@ -71,6 +71,11 @@ def attend_to_filled(
 
 
 def pages_at_a_time(pages: int, page: int) -> int:
-    """The most pages of `page` positions in 512 positions that divide the pages of a slot."""
-    most = max(1, _POSITIONS // page)
-    return next(size for size in range(most, 0, -1) if pages % size == 0)
+    """How many pages the kernel reads together: they hold up to 512 positions, and divide a slot.
+
+    Args:
+        pages: of a slot.
+        page: positions of one.
+    """
+    limit = max(1, _POSITIONS // page)
+    return next(count for count in range(limit, 0, -1) if pages % count == 0)

@@ -6,7 +6,7 @@ al. 2023). Layers are stacked along a leading axis L and scanned, so compile tim
 with depth.
 
 Sequences are padded on the right: with causal attention, padding never reaches a real token,
-so no call needs a padding mask. Rows that hold several sequences come with `Segments`.
+so no call needs a padding mask. Rows of several sequences come with `PackedSequences`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, Int
 from sr1_jax.models.attention import attention
 from sr1_jax.models.lora import LoraConfig, LoraLinear
 from sr1_jax.models.norm import RMSNorm
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
 from sr1_jax.models.rotary import RopeScaling, rope_angles, rotate
-from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import (
     axis_size,
     constrain,
@@ -270,17 +270,17 @@ class Trunk(nnx.Module):
         self.norm = _norm(config, rngs, config.width)
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states of whole sequences; positions count from 0, padding is on the right.
 
-        With `segments` a row holds several sequences, each of which is as if it were alone.
+        With `packed` a row holds several sequences, each of which is as if it were alone.
         """
         positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
         attend = attention
-        if segments is not None:
-            positions_BT = segments.position_BT
-            attend = functools.partial(attention, segment_BT=segments.id_BT)
+        if packed is not None:
+            positions_BT = packed.position_BT
+            attend = functools.partial(attention, sequence_BT=packed.id_BT)
         cos, sin = rope_angles(
             positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
         )
@@ -331,10 +331,10 @@ class Decoder(nnx.Module):
         return self.head(hidden_BTD)
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
     ) -> Float[Array, "B T V"]:
         """Logits at every position of right-padded sequences, or of packed rows."""
-        return self.logits(self.trunk(ids_BT, segments))
+        return self.logits(self.trunk(ids_BT, packed))
 
 
 class ValueModel(nnx.Module):
@@ -362,10 +362,10 @@ class ValueModel(nnx.Module):
         return nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == "head")
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], segments: Segments | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
     ) -> Float[Array, "B T"]:
         """Value, float32, of the state after each token; of packed rows, within its sequence."""
-        return self.head(self.trunk(ids_BT, segments))[..., 0]
+        return self.head(self.trunk(ids_BT, packed))[..., 0]
 
 
 def parameter_count(model: nnx.Module) -> int:

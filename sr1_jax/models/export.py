@@ -37,7 +37,7 @@ def save_pretrained(
         tokenizer: of the policy.
         folder: must not exist, or be empty.
         dtype: of the weights in the files.
-        shard_bytes: most bytes of a file, if no single tensor is larger.
+        shard_bytes: at most, of a file that holds more than one tensor.
 
     Raises:
         ValueError: the folder holds something, no family has a decoder of this kind, it has

@@ -1,4 +1,4 @@
-"""Model families: which tensor of a checkpoint becomes which parameter.
+"""Model families: which stored tensor becomes which parameter.
 
 `FAMILIES` is the one table of names. It says, for a parameter of ours, what the tensor is called
 in a Hugging Face folder and in a GGUF file, and how the two are laid out. A parameter whose
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     def to_stored_bounds(self, bounds: Bounds, shape: Shape) -> Bounds:
         """Where a part of a parameter lies in the stored tensor.
 
-        Of axes that are stored as one, only the first may be cut.
+        Of axes that are stored as one, only the first may be split.
         """
         found = []
         for axes in self.axes:

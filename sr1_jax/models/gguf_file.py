@@ -16,7 +16,7 @@ from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.families import HEAD, Family, family_of
 from sr1_jax.models.rotary import RopeScaling, rope_frequencies
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import Checkpoint
+from sr1_jax.models.weights import ModelFiles
 
 _REQUIRED = object()
 
@@ -59,7 +59,7 @@ _PRE_TOKENIZERS = {
 }
 
 
-def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
+def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> ModelFiles:
     """Config, tokenizer and tensor names of a GGUF file; see `load_pretrained` for the errors."""
     try:
         reader = gguf.GGUFReader(path)
@@ -91,7 +91,7 @@ def read_gguf(path: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
             rows = _undo_interleaving(np.arange(_shape(tensor)[0]), heads)[rows]
         return _dequantised(path, tensor, rows)
 
-    return Checkpoint(
+    return ModelFiles(
         path=str(path),
         config_file=str(path),
         form="gguf",

@@ -44,7 +44,7 @@ def decoder_config(
         raise config.error(
             "sliding_window", "be null: only attention to the whole context is known"
         )
-    # Newer files keep the base in `rope_parameters` with the scaling, older ones beside it.
+    # Newer files keep the base in `rope_parameters` with the scaling, older ones at the top level.
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = config.object(key, {})
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")

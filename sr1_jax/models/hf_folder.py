@@ -11,20 +11,20 @@ from sr1_jax.models.hf_config import decoder_config
 from sr1_jax.models.json_file import JsonObject
 from sr1_jax.models.safetensors_files import SafetensorsFiles
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import Checkpoint
+from sr1_jax.models.weights import ModelFiles
 
-# Mapped at a time by a thread: enough that opening the file costs nothing beside it.
+# Mapped at a time by a thread: so much that opening the file costs next to nothing.
 _BLOCK_BYTES = 1 << 26
 
 
-def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> Checkpoint:
+def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> ModelFiles:
     """Config, tokenizer and tensor names of a folder; see `load_pretrained` for the errors."""
     config = JsonObject.read(folder / "config.json")
     name = config.string("model_type")
     family = family_of(name, str(config.file))
     shape = decoder_config(config, name, family, dtype=dtype, param_dtype=param_dtype)
     tensors = SafetensorsFiles(folder)
-    return Checkpoint(
+    return ModelFiles(
         path=str(folder),
         config_file=str(config.file),
         form="hf",
@@ -49,7 +49,7 @@ def _read_tokenizer(folder: Path, config: JsonObject) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(f"{file}: not a readable tokenizer ({error}).") from error
-    # A file may ask for truncation and padding; a trajectory must never be cut in silence.
+    # A file may ask for truncation and padding; a trajectory must never be shortened in silence.
     backend.no_truncation()
     backend.no_padding()
     own = JsonObject.read(folder / "tokenizer_config.json", optional=True)

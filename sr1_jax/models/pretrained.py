@@ -15,7 +15,7 @@ from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.gguf_file import read_gguf
 from sr1_jax.models.hf_folder import read_hf_folder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.models.weights import Checkpoint, build, check_tensors
+from sr1_jax.models.weights import ModelFiles, build, check_tensors
 
 
 def load_pretrained(
@@ -33,28 +33,30 @@ def load_pretrained(
             Llama, Mistral, Qwen2 and Qwen3.
         dtype: what activations are computed in.
         param_dtype: what parameters are kept in; quantised tensors are dequantised to it.
-        mesh: of `sharding.make_mesh`, to read straight into the shards of this process; None
-            for one device.
+        mesh: the device mesh, to read straight into the shards of this process; None for one
+            device.
 
     Returns:
         The decoder, `model(ids_BT) -> logits_BTV`, and the tokenizer. V may exceed the
         tokenizer's vocabulary, since some models pad their embedding.
 
     Raises:
-        ValueError: naming the file and the key or tensor: something is missing or cut short, the
-            architecture or one of its settings is not supported, tensors
-            and config do not fit each other, or the tokenizer has more ids than the embedding.
+        ValueError: naming the file and the key or tensor: something is missing, cut short or of
+            another type, the architecture or one of its settings is not supported, tensors and
+            config do not fit each other, a weight is not finite, or the tokenizer has more ids
+            than the embedding.
     """
-    checkpoint = read_checkpoint(path, dtype=dtype, param_dtype=param_dtype)
-    return build(checkpoint, mesh), checkpoint.tokenizer
+    model_files = read_model_files(path, dtype=dtype, param_dtype=param_dtype)
+    return build(model_files, mesh), model_files.tokenizer
 
 
-def read_checkpoint(
+def read_model_files(
     path: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
-) -> Checkpoint:
+) -> ModelFiles:
     """What `load_pretrained` knows before it reads a tensor: config, tokenizer, names and shapes.
 
-    All that can be wrong with a folder is found here, but for tensors that are cut short.
+    All that can be wrong with a folder is found here, except for tensors that are cut short or
+    hold numbers that are not finite.
 
     Args, Raises: as `load_pretrained`.
     """
@@ -67,12 +69,12 @@ def read_checkpoint(
         read = read_gguf
     else:
         raise ValueError(f"{path}: neither a Hugging Face folder nor a .gguf file.")
-    checkpoint = read(path, dtype=dtype, param_dtype=param_dtype)
-    ids, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.vocab_size
+    model_files = read(path, dtype=dtype, param_dtype=param_dtype)
+    ids, rows = model_files.tokenizer.vocab_size, model_files.config.vocab_size
     if ids > rows:
         raise ValueError(f"{path}: the tokenizer has {ids} ids, the embedding only {rows} rows.")
-    check_tensors(checkpoint)
-    return checkpoint
+    check_tensors(model_files)
+    return model_files
 
 
 def find_smollm2() -> Path:

@@ -11,8 +11,8 @@ from sr1_jax.models.tokenizer import Tokenizer
 
 END, PAD = "<|end|>", "<|pad|>"
 
-# What a token may span at most: a tag, the frame of a passage, a word, a number. Frequent pieces
-# become one token each, and copying a name is then copying a token or two.
+# No token reaches beyond one of these: a tag, the frame of a passage, a word, a number. Frequent
+# ones become one token each, so that copying a name is copying a token or two.
 _PIECES = Regex(r"</?[a-z]+>|Doc \d+\(Title:| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]|\s+")
 
 

@@ -34,7 +34,7 @@ def splash_attention(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
-    segment_BT: Int[Array, "B T"] | None = None,
+    sequence_BT: Int[Array, "B T"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T H E"]:
@@ -44,7 +44,7 @@ def splash_attention(
         q_BTHE: queries, any float dtype.
         k_BTKE: keys; H must be a multiple of K.
         v_BTKE: values.
-        segment_BT: of packed rows, the sequence of each token, not negative; none sees another's.
+        sequence_BT: of packed rows, the sequence of each token, not negative; none sees another's.
         interpret: runs the kernel step by step on any platform, for tests.
 
     Returns:
@@ -76,9 +76,9 @@ def splash_attention(
     # The kernel does not scale; in float32 the product rounds once.
     q_BTHE = (q_BTHE.astype(jnp.float32) * size**-0.5).astype(q_BTHE.dtype)
     heads_first = (by_head(q_BTHE), by_head(k_BTKE), by_head(v_BTKE))
-    if segment_BT is None:
+    if sequence_BT is None:
         out_BHTE = jax.vmap(kernel)(*heads_first)
     else:
-        ids_BT = jnp.pad(segment_BT, ((0, 0), (0, padded - length)), constant_values=-1)
+        ids_BT = jnp.pad(sequence_BT, ((0, 0), (0, padded - length)), constant_values=-1)
         out_BHTE = jax.vmap(kernel)(*heads_first, pallas.SegmentIds(q=ids_BT, kv=ids_BT))
     return out_BHTE[:, :, :length].transpose(0, 2, 1, 3)

@@ -102,7 +102,7 @@ class Tokenizer:
         return self._trusted.encode(text, add_special_tokens=False).ids
 
     def split_added(self, text: str) -> list[str | int]:
-        """Our own text cut at its added and special tokens: plain text, an id, plain text, ….
+        """Our own text, split at its added and special tokens: plain text, an id, plain text, ….
 
         `encode` of each plain part gives what `encode_trusted` of the whole has there.
         """
@@ -118,8 +118,8 @@ class Tokenizer:
     def settled(self, text: str) -> tuple[list[int], str]:
         """What of a plain text's encoding no continuation changes.
 
-        Byte-level tokenizers first cut a text into words, from the left, and what follows
-        decides about the last of them only. Four are left open, and the rule is tried out.
+        Byte-level tokenizers first split a text into words, from the left, and what follows
+        affects only the last of them. Four are left open, and the rule is tried on examples.
 
         Returns:
             The ids of the text's beginning, and the rest of it: for any continuation,
@@ -169,7 +169,7 @@ class Tokenizer:
 
     @functools.cached_property
     def longest_token(self) -> int:
-        """Most bytes that a token adds to the text."""
+        """The number of bytes that the longest token adds to the text."""
         return max(map(len, self.token_bytes))
 
     def token(self, token_id: int) -> str:

@@ -1,4 +1,4 @@
-"""The filling of a model with the tensors of a checkpoint, by the table in `families`."""
+"""Fills a model with the tensors of a folder or file, by the table in `families`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class ModelFiles:
     """What a reader makes of a file or folder before any tensor is read.
 
     Attributes:
@@ -50,7 +50,7 @@ class Checkpoint:
         files: that each tensor is in, by name, for messages.
         rows: (name, first, last) gives these rows of the tensor in a float dtype, not to be
             written to; called from several threads at once.
-        block_bytes: of the result that a call of `rows` is for, at most, if a row is not more.
+        block_bytes: of the result that one call of `rows` may be for, unless a single row is more.
     """
 
     path: str
@@ -65,22 +65,22 @@ class Checkpoint:
     block_bytes: int
 
 
-def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
-    """The decoder of a checkpoint, its parameters in `config.param_dtype`.
+def build(model_files: ModelFiles, mesh: Mesh | None = None) -> Decoder:
+    """The decoder that files hold, its parameters in `config.param_dtype`.
 
     The model is never initialised at random. Each parameter is read tensor by tensor, straight
     into the shards that this process holds of it.
 
     Args:
-        checkpoint: of a reader, and checked by `check_tensors`.
+        model_files: of a reader, and checked by `check_tensors`.
         mesh: the device mesh; None puts everything on the default device.
 
     Raises:
         ValueError: an axis does not divide over the mesh, a file is cut short, or a weight is no
             finite number of `config.param_dtype`.
     """
-    graph, state, parameters = _abstract(checkpoint.config)
-    rows = {weight.parameter: weight for weight in _rows(checkpoint)}
+    graph, state, parameters = _abstract(model_files.config)
+    rows = {weight.parameter: weight for weight in _rows(model_files)}
     where = dict.fromkeys(parameters)
     if mesh is not None:
         placed = nnx.to_flat_state(tree_shardings(state, mesh))
@@ -88,7 +88,7 @@ def build(checkpoint: Checkpoint, mesh: Mesh | None = None) -> Decoder:
     filled = [
         (
             tuple(name.split(".")),
-            variable.replace(_read_parameter(checkpoint, rows[name], variable, where[name])),
+            variable.replace(_read_parameter(model_files, rows[name], variable, where[name])),
         )
         for name, variable in parameters.items()
     ]
@@ -102,16 +102,16 @@ def _abstract(config: DecoderConfig):
     return graph, state, {".".join(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
-def _rows(checkpoint: Checkpoint) -> tuple[Weight, ...]:
-    return checkpoint.family.weights + (() if checkpoint.config.tied_embeddings else (HEAD,))
+def _rows(model_files: ModelFiles) -> tuple[Weight, ...]:
+    return model_files.family.weights + (() if model_files.config.tied_embeddings else (HEAD,))
 
 
-def _tensor_names(checkpoint: Checkpoint, weight: Weight) -> list[str]:
+def _tensor_names(model_files: ModelFiles, weight: Weight) -> list[str]:
     """One name, or one for each layer."""
-    pattern = getattr(weight, checkpoint.form)
+    pattern = getattr(weight, model_files.form)
     if "{}" not in pattern:
         return [pattern]
-    return [pattern.format(layer) for layer in range(checkpoint.config.layers)]
+    return [pattern.format(layer) for layer in range(model_files.config.layers)]
 
 
 def _parameter_shape(weight: Weight, shape: Shape) -> Shape:
@@ -119,72 +119,72 @@ def _parameter_shape(weight: Weight, shape: Shape) -> Shape:
     return shape[1:] if "{}" in weight.hf else shape
 
 
-def check_tensors(checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint whose tensors are not those of its config, by names and shapes.
+def check_tensors(model_files: ModelFiles) -> None:
+    """Refuses files whose tensors are not those of their config, by names and shapes.
 
     Raises:
         ValueError: a tensor is missing, not known, or of another shape than the config says.
     """
-    if checkpoint.config.layers > len(checkpoint.shapes):
+    if model_files.config.layers > len(model_files.shapes):
         # Before as many names are made up.
         raise ValueError(
-            f"{checkpoint.config_file}: the config asks for {checkpoint.config.layers} layers, but "
-            f"{checkpoint.path} holds only {len(checkpoint.shapes)} tensors."
+            f"{model_files.config_file}: the config asks for {model_files.config.layers} layers, "
+            f"but {model_files.path} holds only {len(model_files.shapes)} tensors."
         )
     parameter_shapes = {
-        name: variable.shape for name, variable in _abstract(checkpoint.config)[2].items()
+        name: variable.shape for name, variable in _abstract(model_files.config)[2].items()
     }
-    rows = {weight.parameter for weight in _rows(checkpoint)}
+    rows = {weight.parameter for weight in _rows(model_files)}
     if rows != parameter_shapes.keys():
         raise ValueError(
-            f"{checkpoint.path}: no tensor is known to fill "
+            f"{model_files.path}: no tensor is known to fill "
             f"{listed(parameter_shapes.keys() ^ rows)}."
         )
     expected = {
         name: weight.layout.stored_shape(
             _parameter_shape(weight, parameter_shapes[weight.parameter])
         )
-        for weight in _rows(checkpoint)
-        for name in _tensor_names(checkpoint, weight)
+        for weight in _rows(model_files)
+        for name in _tensor_names(model_files, weight)
     }
     found = {
-        name: shape for name, shape in checkpoint.shapes.items() if not IGNORED.fullmatch(name)
+        name: shape for name, shape in model_files.shapes.items() if not IGNORED.fullmatch(name)
     }
-    head, embedding = (getattr(row, checkpoint.form) for row in (HEAD, EMBEDDING))
+    head, embedding = (getattr(row, model_files.form) for row in (HEAD, EMBEDDING))
     if missing := expected.keys() - found.keys():
-        raise ValueError(f"{checkpoint.path}: tensors are missing: {listed(missing)}.")
-    if checkpoint.config.tied_embeddings and head in found:
-        if not _are_equal(checkpoint, head, embedding):
+        raise ValueError(f"{model_files.path}: tensors are missing: {listed(missing)}.")
+    if model_files.config.tied_embeddings and head in found:
+        if not _are_equal(model_files, head, embedding):
             raise ValueError(
-                f"{checkpoint.path}: {head} differs from {embedding}, but the config says "
+                f"{model_files.path}: {head} differs from {embedding}, but the config says "
                 "tie_word_embeddings. Set tie_word_embeddings to false if the head is its own."
             )
         del found[head]
     if unknown := found.keys() - expected.keys():
         raise ValueError(
-            f"{checkpoint.path}: tensors that have no place in the model: {listed(unknown)}."
+            f"{model_files.path}: tensors that have no place in the model: {listed(unknown)}."
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
-                f"{checkpoint.path}: {name} has shape {list(found[name])}, but the config asks "
+                f"{model_files.path}: {name} has shape {list(found[name])}, but the config asks "
                 f"for {list(shape)}."
             )
 
 
-def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+def _are_equal(model_files: ModelFiles, one: str, other: str) -> bool:
     """Whether two tensors hold the same numbers."""
-    shape = checkpoint.shapes[one]
-    if checkpoint.shapes[other] != shape:
+    shape = model_files.shapes[one]
+    if model_files.shapes[other] != shape:
         return False
     for first, last in _blocks(0, shape[0], 1024):
-        if not np.array_equal(*(checkpoint.rows(name, first, last) for name in (one, other))):
+        if not np.array_equal(*(model_files.rows(name, first, last) for name in (one, other))):
             return False
     return True
 
 
 def _read_parameter(
-    checkpoint: Checkpoint, weight: Weight, variable, sharding: jax.sharding.Sharding | None
+    model_files: ModelFiles, weight: Weight, variable, sharding: jax.sharding.Sharding | None
 ) -> jax.Array:
     """The tensors of one row of the table, written to where this process holds them.
 
@@ -201,13 +201,13 @@ def _read_parameter(
         bounds: _aligned([stop - start for start, stop in bounds], dtype)
         for bounds in dict.fromkeys(parts.values())
     }
-    _fill(checkpoint, weight, shape, buffers)
+    _fill(model_files, weight, shape, buffers)
     arrays = [jax.device_put(buffers[bounds], device) for device, bounds in parts.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _fill(
-    checkpoint: Checkpoint, weight: Weight, shape: Shape, buffers: Mapping[Bounds, np.ndarray]
+    model_files: ModelFiles, weight: Weight, shape: Shape, buffers: Mapping[Bounds, np.ndarray]
 ) -> None:
     """Reads the parts of a parameter of this shape that the buffers are for, and no other rows."""
     layers = "{}" in weight.hf
@@ -224,11 +224,11 @@ def _fill(
     dtype = next(iter(buffers.values())).dtype
 
     def copy(layer: int, name: str, first: int, last: int) -> None:
-        rows = checkpoint.rows(name, first, last)
+        rows = model_files.rows(name, first, last)
         if not fits(rows, dtype):
             raise ValueError(
-                f"{checkpoint.files[name]}: {name} holds NaN, an infinite number, or one too large "
-                f"for {dtype}, in rows {first} to {last - 1}."
+                f"{model_files.files[name]}: {name} holds NaN, an infinite number, or one too "
+                f"large for {dtype}, in rows {first} to {last - 1}."
             )
         for (outer, *inner), views in targets:
             start, stop = max(first, outer[0]), min(last, outer[1])
@@ -247,10 +247,10 @@ def _fill(
             for stripe in itertools.starmap(slice, _blocks(0, source.shape[1], _STRIPE_COLUMNS)):
                 target[:, stripe] = transpose(source[:, stripe])
 
-    count = max(1, checkpoint.block_bytes // (math.prod(row) * dtype.itemsize))
+    count = max(1, model_files.block_bytes // (math.prod(row) * dtype.itemsize))
     held = _merged([outer for (outer, *_), _ in targets])
     blocks = [block for first, last in held for block in _blocks(first, last, count)]
-    names = _tensor_names(checkpoint, weight)
+    names = _tensor_names(model_files, weight)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         tasks = [
             threads.submit(copy, layer, name, *block)
@@ -262,24 +262,27 @@ def _fill(
 
 
 def fits(array: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether all of an array are finite numbers of a dtype of at most its exponent range.
+    """Whether an array holds only finite numbers, none beyond the range of a dtype.
 
-    Without the sign, the bits of floats are integers in the same order: those of infinities and
-    NaNs are the largest. Of signed integers the largest is the largest positive number, of unsigned
-    ones the most negative number or NaN; so two maxima tell, and no temporary array is made.
+    Apart from the sign, the bits of floats are integers in the same order, and those of infinities
+    and NaNs are the largest. As signed integers the greatest is the greatest positive number or
+    NaN; as unsigned ones, the negative number or NaN farthest from 0. So two maxima tell, and no
+    temporary array is made.
+
+    Args:
+        array: of any float dtype.
+        dtype: that it is converted to.
     """
     limits = [float(ml_dtypes.finfo(each).max) for each in (array.dtype, dtype)]
     largest = np.array(min(limits), array.dtype)
     size = array.dtype.itemsize
     signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
-    most = int(largest.view(unsigned))
+    limit = int(largest.view(unsigned))
+    sign = 1 << (8 * size - 1)
     flat = array.reshape(-1)
     for first, last in _blocks(0, flat.size, _CHECK_BYTES // size):
         part = flat[first:last]
-        if part.view(signed).max() > most:
-            return False
-        highest = int(part.view(unsigned).max())
-        if highest > most + (1 << (8 * size - 1)):
+        if part.view(signed).max() > limit or int(part.view(unsigned).max()) > limit + sign:
             return False
     return True
 

@@ -17,9 +17,12 @@ _FIELD = re.compile(r"\{(question|information)\}")
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """A template cut at its fields: text, field name, text, field name, …, text.
+    """A template, split at its fields.
 
-    `complete` says that nothing belongs in front of it.
+    Attributes:
+        name: by which it was loaded, for messages.
+        parts: text, field name, text, field name, …, text.
+        complete: whether it has its own beginning of text, if the model is used to one.
     """
 
     name: str
@@ -76,8 +79,8 @@ _INFORMATION = object()
 def _compiled(parts: tuple[str, ...], tokenizer: Tokenizer) -> tuple[_Run | object, ...]:
     """A template's parts as runs, in which all that does not depend on the question is encoded.
 
-    A tokenizer cuts text into words before it looks at any: text beside the question must be
-    encoded with it. Only special tokens, which mean themselves in the template, and ids of an
+    A tokenizer splits text into words first, so what stands next to the question has to be
+    encoded with it. Only special tokens, which mean themselves in the template, and the ids of an
     observation end a run.
     """
     pieces: list[_Run | object] = []

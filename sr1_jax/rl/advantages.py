@@ -36,9 +36,9 @@ def gae(
 
     Args:
         rewards_BT: reward of each token. Rewards on masked tokens are ignored; under jit they
-            cannot be reported, so put the outcome reward on the last policy token.
+            cannot be reported, so put each on the last token of its segment.
         values_BT: value before each token.
-        mask_BT: nonzero on policy tokens.
+        mask_BT: nonzero on tokens that train.
         gamma: discount per policy token.
         lam: lambda, the bias-variance trade-off.
 
@@ -199,7 +199,7 @@ def reinforce_pp(
 
     Args:
         rewards_BT: reward of each token; what it holds at masked ones is ignored.
-        mask_BT: nonzero on policy tokens.
+        mask_BT: nonzero on tokens that train.
         gamma: discount per policy token.
         eps: see `whiten`.
 

@@ -1,7 +1,7 @@
 """From losses of tokens to the loss of a mini-batch: how much each token weighs.
 
-A loss is a sum of weighted tokens, with weights that know the whole mini-batch. The micro-batches
-that it is cut into therefore add up to the same loss and the same gradient, whatever their sizes.
+A loss is a sum of weighted tokens, with weights that know the whole mini-batch. Its micro-batches
+therefore add up to the same loss and the same gradient, whatever their sizes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def token_weights(
     A sequence without a token of mask 1 is as if it were not there.
 
     Args:
-        mask_BT: nonzero on policy tokens; all of the mini-batch or some of its rows.
+        mask_BT: nonzero on tokens that train; all of the mini-batch or some of its rows.
         aggregation: "token", "sequence" or "constant".
         tokens: N.
         sequences: S.

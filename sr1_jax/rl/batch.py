@@ -56,7 +56,7 @@ def make_batch(
         The batch; rows are in the order of the trajectories.
 
     Raises:
-        ValueError: a trajectory is longer than `length`, or has other rewards of segments than
+        ValueError: a trajectory is longer than `length`, or it has not one reward for each of its
             segments.
     """
     shape = (len(trajectories), length)
@@ -111,7 +111,7 @@ def _segment_ends(trajectory: Trajectory) -> np.ndarray:
     ends = np.flatnonzero(np.diff(trajectory.mask, append=0) < 0)
     if len(ends) != len(trajectory.segment_rewards):
         raise ValueError(
-            f"Trajectory {trajectory.question_id} has {len(ends)} segments, and rewards of "
-            f"{len(trajectory.segment_rewards)}."
+            f"Trajectory {trajectory.question_id} has {len(ends)} segments, but "
+            f"{len(trajectory.segment_rewards)} segment rewards."
         )
     return ends

@@ -74,7 +74,7 @@ class StepResult(NamedTuple):
 class Learner:
     """PPO, or an algorithm without a critic, on a mesh.
 
-    Where a model has adapters, those alone are trained, beside the critic's head. The base is
+    Where a model has adapters, only they are trained, and the critic's head. The base is
     shared with the model given; without its adapters it is the reference.
 
     The learner holds no state of training. It holds the parameters it was given, for
@@ -82,9 +82,9 @@ class Learner:
     `abstract_state` and never builds another.
 
     Args:
-        policy: the policy; its parameters are copied as the frozen reference. One of shapes
-            (`nnx.eval_shape`) makes a learner of shapes: it cannot step, but it lists the
-            programs of one that can.
+        policy: the policy; its parameters are copied as the frozen reference. Given a model
+            of shapes (`nnx.eval_shape`) the learner cannot step, but lists the programs of one
+            that can.
         critic: the value model, for algorithms that need one.
         config: see `settings.default_config`.
         mesh: the device mesh.

@@ -1,4 +1,4 @@
-"""Losses of policy and critic, and KL estimates, over the policy's tokens.
+"""Losses of policy and critic, and KL estimates, over the tokens that train.
 
 Pure functions, float32 inside. Only the first argument of each loss is differentiated: old
 log-probabilities, advantages, old values and returns are data. All log-probabilities are natural.
@@ -68,7 +68,7 @@ def policy_loss(
         logp_BT: log-probabilities of the sampled tokens under the policy in training.
         old_logp_BT: the same under the policy that defines the ratio.
         advantages_BT: advantages.
-        mask_BT: nonzero on policy tokens; what the arrays hold elsewhere does not matter.
+        mask_BT: nonzero on tokens that train; what the arrays hold elsewhere does not matter.
         clip: epsilon >= 0, or a pair (low, high) for unequal bounds, as in DAPO's clip-higher
             (arXiv 2503.14476, section 3.1). 0.0 is honoured.
         ratio: "token", or "sequence" for the ratio of GSPO (arXiv 2507.18071, equation 7): one a
@@ -231,7 +231,7 @@ def value_loss(
         values_BT: values of the critic in training.
         old_values_BT: values at rollout time.
         returns_BT: targets.
-        mask_BT: nonzero on policy tokens; what the arrays hold elsewhere does not matter.
+        mask_BT: nonzero on tokens that train; what the arrays hold elsewhere does not matter.
         clip: c >= 0 in units of value, 0.0 is honoured; None turns clipping off.
 
     Returns:

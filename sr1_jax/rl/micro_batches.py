@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl.packing import best_fit_decreasing, packed_sequences
 from sr1_jax.rl.settings import row_lengths
 
@@ -32,14 +32,14 @@ class MicroBatch(NamedTuple):
     """Trajectories of a batch that pass a model together.
 
     Attributes:
-        rows: int32 [R], rows of the batch; or, packed, `Segments` [R, length]: of each token the
-            row of the batch that it is taken from, and its position there. Rows that are not
-            in the batch stand for padding.
+        rows: int32 [R], rows of the batch; or, packed, `PackedSequences` [R, length]: of each
+            token the row of the batch that it is taken from, and its position there. Rows that
+            are not in the batch stand for padding.
         length: tokens of a row that are read, one of few values.
         trained: bound on the tokens of a row that train, one of few values for each length.
     """
 
-    rows: np.ndarray | Segments | jax.ShapeDtypeStruct
+    rows: np.ndarray | PackedSequences | jax.ShapeDtypeStruct
     length: int
     trained: int
 
@@ -73,7 +73,7 @@ def micro_batch_shapes(config: ml_collections.ConfigDict) -> list[MicroBatch]:
     for length in row_lengths(config) if config.packing else config.length_buckets:
         rows = jax.ShapeDtypeStruct((size,), jnp.int32)
         if config.packing:
-            rows = Segments(*[jax.ShapeDtypeStruct((size, length), jnp.int32)] * 2)
+            rows = PackedSequences(*[jax.ShapeDtypeStruct((size, length), jnp.int32)] * 2)
         shapes += [MicroBatch(rows, length, trained) for trained in trained_bounds(length)]
     return shapes
 
@@ -126,8 +126,8 @@ def plan_packed(
         lengths: increasing; what a packed row may hold.
 
     Returns:
-        Micro-batches with `Segments` whose ids are rows of the batch; those of padding are the
-        number of rows there are.
+        Micro-batches with `PackedSequences` whose ids are rows of the batch; those of padding are
+        the number of rows there are.
 
     Raises:
         ValueError: a trajectory is longer than the last of the lengths.
@@ -160,7 +160,7 @@ def padding_share(trains_BT: np.ndarray, plan: Sequence[MicroBatch]) -> float:
     that trains, or belong to none."""
     computed = needed = 0
     for rows, length, _ in plan:
-        if isinstance(rows, Segments):
+        if isinstance(rows, PackedSequences):
             computed += rows.id_BT.size
             needed += np.count_nonzero(rows.id_BT < len(trains_BT))
         else:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 
 
 def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -49,7 +49,7 @@ def packed_sequences(
     *,
     shape: tuple[int, int],
     padding: int,
-) -> Segments:
+) -> PackedSequences:
     """Where each token of packed rows comes from.
 
     Args:
@@ -70,4 +70,4 @@ def packed_sequences(
             id_RT[row, start:stop] = rows[member]
             position_RT[row, start:stop] = np.arange(end_R[member])
             start = stop
-    return Segments(id_RT, position_RT)
+    return PackedSequences(id_RT, position_RT)

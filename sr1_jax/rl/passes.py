@@ -18,7 +18,7 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl.aggregation import Totals, token_weights, weighted_sum
 from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.losses import displacement_penalty, kl_estimate, policy_loss, value_loss
@@ -80,7 +80,7 @@ class Passes:
         micro_batch: Prepared,
         totals: Totals,
         trained: int,
-        packed: Segments | None,
+        packed: PackedSequences | None,
         kl_coefficient: jax.Array,
         frozen: Any,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -132,7 +132,7 @@ class Passes:
         micro_batch: Prepared,
         totals: Totals,
         trained: int,
-        packed: Segments | None,
+        packed: PackedSequences | None,
         frozen: Any,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The critic's loss and means over tokens; see `update.add_gradients`."""
@@ -147,14 +147,14 @@ class Passes:
         )
         return {"loss": loss * b.trains_BT.sum() / jnp.maximum(totals.tokens, 1)}, means
 
-    def _values(self, params, frozen, ids_BT, packed: Segments | None):
+    def _values(self, params, frozen, ids_BT, packed: PackedSequences | None):
         with compute_on(self.mesh):
             values_BT = nnx.merge(self.critic, params, frozen)(ids_BT, packed)
         before_BT = jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
         # Not what the row's last sequence was worth at its end.
         return before_BT if packed is None else before_BT * (packed.position_BT > 0)
 
-    def _token_logp(self, model, ids_BT, trains_BT, trained: int, packed: Segments | None):
+    def _token_logp(self, model, ids_BT, trains_BT, trained: int, packed: PackedSequences | None):
         with compute_on(self.mesh):
             return token_logp(
                 model,

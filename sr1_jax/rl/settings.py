@@ -116,7 +116,9 @@ LEARNER = Section(
             True, "False: the ablation that trains on retrieved tokens too"
         ),
         "length_buckets": Setting(
-            tuple(range(256, 4097, 256)), "lengths that rows are cut to", increasing_lengths()
+            tuple(range(256, 4097, 256)),
+            "lengths of rows; each is a program",
+            increasing_lengths(),
         ),
         "chunk_tokens": Setting(
             2048, "tokens of a batch part that pass the output head at a time", at_least(1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 
 
@@ -21,7 +21,7 @@ def token_logp(
     max_wanted: int,
     temperature: float = 1.0,
     chunk_tokens: int = 4096,
-    packed: Segments | None = None,
+    packed: PackedSequences | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each wanted token given those before it, and the entropy it was drawn
     with.

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program, is_abstract, placed
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl import program_keys
 from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
@@ -164,8 +164,8 @@ def place_model(
 
 
 def take_rows(
-    batch: Any, rows: jax.Array | Segments, length: int, mesh: Mesh
-) -> tuple[Any, Segments | None]:
+    batch: Any, rows: jax.Array | PackedSequences, length: int, mesh: Mesh
+) -> tuple[Any, PackedSequences | None]:
     """A micro-batch of each [B, T] array, split over the devices.
 
     Args:
@@ -182,7 +182,7 @@ def take_rows(
     def split(x_RT):
         return jax.lax.with_sharding_constraint(x_RT, named(mesh, "batch"))
 
-    if not isinstance(rows, Segments):
+    if not isinstance(rows, PackedSequences):
         return jax.tree.map(lambda x_BT: split(x_BT[rows, :length]), batch), None
 
     def take(x_BT):
@@ -191,9 +191,9 @@ def take_rows(
     return jax.tree.map(take, batch), jax.tree.map(split, rows)
 
 
-def put_rows(x_BT: jax.Array, rows: jax.Array | Segments, x_RT: jax.Array) -> jax.Array:
+def put_rows(x_BT: jax.Array, rows: jax.Array | PackedSequences, x_RT: jax.Array) -> jax.Array:
     """`x_BT` with the values of a micro-batch where `take_rows` would take them from."""
-    if isinstance(rows, Segments):
+    if isinstance(rows, PackedSequences):
         return x_BT.at[rows.id_BT, rows.position_BT].set(x_RT, mode="drop")
     return x_BT.at[rows, : x_RT.shape[1]].set(x_RT)
 
@@ -203,7 +203,7 @@ def add_gradients(
 ) -> Any:
     """Adds a micro-batch's share of the gradient of a mini-batch's loss.
 
-    Shares add up, so that the sum is the gradient of one large batch, however that is cut.
+    Shares add up, so that the sum is the gradient of one large batch, however it is divided.
 
     Args:
         loss_fn: (params, micro-batch, totals) -> (terms, means): the micro-batch's share of each

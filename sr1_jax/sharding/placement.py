@@ -112,7 +112,7 @@ def _divides(path: str, axes, shape, mesh: Mesh) -> None:
             if axis == "kv_heads":
                 # Shared out, every device would keep the cache of a whole head in rollouts: the
                 # memory that `tensor` is there to divide.
-                advice = f"tensor can be at most {size}: put more of the mesh on fsdp or data."
+                advice = f"tensor can be at most {size}; give fsdp or data more of the mesh."
             raise ValueError(
                 f"{path}: axis {axis} of size {size} does not divide over {parts} devices of "
                 f"mesh {dict(mesh.shape)}; {advice}"

@@ -14,8 +14,8 @@ from sr1_jax.models.weights import build
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import needs_critic
 from sr1_jax.training.policies import (
-    critic_checkpoint,
     critic_config,
+    critic_files,
     decoder_config,
     lora_config,
     with_adapters,
@@ -68,7 +68,7 @@ def models_to_train(
     if needs_critic(config.learner):
         source = policy
         if config.critic.path:
-            source = build(critic_checkpoint(config, tokenizer), mesh)
+            source = build(critic_files(config, tokenizer), mesh)
         critic = value_from_policy(source, rows=policy.config.vocab_size, copy=lora is None)
     if lora is None:
         return policy, critic

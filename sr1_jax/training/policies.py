@@ -18,9 +18,9 @@ from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.models.export import family_name
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
 from sr1_jax.models.peft_folder import load_adapters, read_lora_config
-from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.models.shapes import check_is_preset, preset_config
-from sr1_jax.models.weights import Checkpoint, build
+from sr1_jax.models.weights import ModelFiles, build
 from sr1_jax.protocol.prompts import template_for
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
@@ -41,10 +41,10 @@ def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     will get; model.vocab_size is the most it can.
 
     Raises:
-        ValueError: there is no such model, or as `base_checkpoint`.
+        ValueError: there is no such model, or as `base_files`.
     """
     if config.base.path:
-        return base_checkpoint(config).config
+        return base_files(config).config
     if config.model.preset:
         return preset_config(config.model.preset, **_numerics(config))
     if config.base.workdir:
@@ -53,13 +53,13 @@ def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     return scratch_config(config, config.model.vocab_size)
 
 
-def base_checkpoint(config: ml_collections.ConfigDict) -> Checkpoint:
+def base_files(config: ml_collections.ConfigDict) -> ModelFiles:
     """What base.path holds, its tensors unread.
 
     Raises:
         ValueError: it is not model.preset, or cannot be loaded.
     """
-    found = read_checkpoint(config.base.path)
+    found = read_model_files(config.base.path)
     if config.model.preset:
         try:
             check_is_preset(found.config, config.model.preset, found.config_file)
@@ -76,7 +76,7 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     model whose chat template does not work where it is wanted. Nothing is loaded or made for it.
 
     Raises:
-        ValueError: as `base_checkpoint`, `critic_checkpoint`, `lora_config` and
+        ValueError: as `base_files`, `critic_files`, `lora_config` and
             `prompts.template_for`; base.workdir is not there; or an axis does not divide over the
             mesh.
     """
@@ -89,10 +89,10 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         _check_shardings(decoder_config(config), mesh)
     if not config.base.path:
         return
-    found = base_checkpoint(config)
+    found = base_files(config)
     _check_shardings(found.config, mesh)
     if config.critic.path:
-        _check_shardings(critic_checkpoint(config, found.tokenizer).config, mesh)
+        _check_shardings(critic_files(config, found.tokenizer).config, mesh)
     lora_config(config)  # refuses a lora.path that is none
     for template in templates(config).values():
         try:
@@ -101,7 +101,7 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             raise ValueError(f"{found.path}: chat_template: {error}") from error
 
 
-def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> Checkpoint:
+def critic_files(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> ModelFiles:
     """What critic.path holds, its tensors unread. It may have any shape, if it reads the policy's
     ids.
 
@@ -112,7 +112,7 @@ def critic_checkpoint(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -
     Raises:
         ValueError: an id is another token for it than for the policy, or it cannot be loaded.
     """
-    found = read_checkpoint(config.critic.path)
+    found = read_model_files(config.critic.path)
     for token_id in range(tokenizer.vocab_size):
         token, ours = (t.token(token_id) for t in (found.tokenizer, tokenizer))
         if token != ours:
@@ -128,11 +128,11 @@ def critic_config(config: ml_collections.ConfigDict) -> DecoderConfig:
 
     Raises:
         ValueError: it cannot be loaded; or, where base.path says what the policy's ids are, as
-            `critic_checkpoint`.
+            `critic_files`.
     """
     if config.base.path:
-        return critic_checkpoint(config, base_checkpoint(config).tokenizer).config
-    return dataclasses.replace(read_checkpoint(config.critic.path).config, **_numerics(config))
+        return critic_files(config, base_files(config).tokenizer).config
+    return dataclasses.replace(read_model_files(config.critic.path).config, **_numerics(config))
 
 
 def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
@@ -200,10 +200,10 @@ def starting_policy(
     """The policy before reinforcement learning.
 
     Raises:
-        ValueError: there is none yet: the warm start has not been run; or as `base_checkpoint`.
+        ValueError: there is none yet: the warm start has not been run; or as `base_files`.
     """
     if config.base.path:
-        checkpoint = base_checkpoint(config)
+        checkpoint = base_files(config)
         return build(checkpoint, mesh), checkpoint.tokenizer
     source = Path(config.base.workdir) if config.base.workdir else workdir
     return load_base(source / "base", mesh, **_numerics(config))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from sr1_jax.agreement import check_same
-from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.rl.learner import Learner, LearnerState
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.fingerprints import weights_fingerprint
@@ -68,8 +68,8 @@ def weights_contents(config: ml_collections.ConfigDict, source: Path) -> dict[st
 
 
 def _resolved(path: str) -> Path:
-    """The file or folder behind a name that `read_checkpoint` takes."""
-    return Path(read_checkpoint(path).path)
+    """The file or folder behind a name that `read_model_files` takes."""
+    return Path(read_model_files(path).path)
 
 
 def run_facts(config: ml_collections.ConfigDict, contents: Mapping[str, str]) -> dict[str, Any]:

@@ -75,12 +75,12 @@ def test_a_packed_sequence_attends_as_if_it_were_alone(monkeypatch, attend, shap
     rows = ([60, 1, 71, 18], [149, 1])
     inputs = grouped(2, 150, 4, 2, 64)
     (weight,) = draw(inputs[0].shape)
-    segment_BT = np.stack([np.repeat(np.arange(len(sizes)), sizes) for sizes in rows])
+    sequence_BT = np.stack([np.repeat(np.arange(len(sizes)), sizes) for sizes in rows])
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     monkeypatch.setitem(module._BY_PLATFORM, "cpu", attend)
     with compute_on(mesh):
         got = with_gradients(
-            lambda *inputs: attention(*inputs, jnp.asarray(segment_BT, "int32")), inputs, weight
+            lambda *inputs: attention(*inputs, jnp.asarray(sequence_BT, "int32")), inputs, weight
         )
     for row, sizes in enumerate(rows):
         stops = np.cumsum(sizes)

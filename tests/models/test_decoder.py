@@ -18,8 +18,8 @@ from sr1_jax.models.attention import (
     attention,
 )
 from sr1_jax.models.norm import rms_norm
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.models.rotary import rope_angles, rotate
-from sr1_jax.models.segments import Segments
 from sr1_jax.sharding import compute_on, make_mesh
 
 CONFIG = DecoderConfig(
@@ -203,7 +203,7 @@ def test_packed_sequences_are_as_if_each_were_alone(model, kind):
         model = nnx.eval_shape(lambda: ValueModel(CONFIG, rngs=nnx.Rngs(0)))
         nnx.update(model, jax.tree.map(lambda x: 0.3 * x, _noise(nnx.state(model))))
     lengths, ids = (4, 1, 6, 3), _ids(0, 1, 14)
-    segments = Segments(
+    segments = PackedSequences(
         jnp.asarray(np.repeat([5, 0, 2, 9], lengths)[None], "int32"),
         jnp.asarray(np.concatenate([np.arange(n) for n in lengths])[None], "int32"),
     )

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from small_checkpoints import CONFIG, FAMILIES, check_values, make_tensors, parameters
 
 from sr1_jax.models import hf_folder, load_pretrained, weights
-from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.sharding import make_mesh, tree_shardings
 
 TEXT = "Who wrote Hamlet in 1601?"
@@ -207,7 +207,7 @@ def test_a_tensor_in_two_files_is_refused(write_folder):
 
 def test_safetensors_cut_after_they_were_found_complete(write_folder):
     folder, _, _ = write_folder()
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_model_files(folder)
     (file,) = folder.glob("*.safetensors")
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(ValueError, match=r"model\.safetensors: ends in the middle of model\."):

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sr1_jax.models import Tokenizer
-from sr1_jax.models.pretrained import read_checkpoint
+from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.protocol import chat_sandbox, observations, prompts
 from sr1_jax.protocol.prompts import PromptTemplate, in_chat, load_template, template_for
 from sr1_jax.protocol.settings import PROTOCOL
@@ -108,7 +108,7 @@ def test_prompts_of_smollm2_are_the_ids_of_the_whole_text(name, question):
 
 @functools.cache
 def smollm2_tokenizer():
-    return read_checkpoint("smollm2").tokenizer
+    return read_model_files("smollm2").tokenizer
 
 
 def test_special_tokens_count_in_the_template_only(small_tokenizer, added_ids, write_template):

@@ -94,5 +94,5 @@ def test_errors(pair):
     with pytest.raises(ValueError, match=r"Trajectory a has 7 tokens, the batch holds 6\."):
         make_batch(pair, length=6, pad_id=0)
     wrong = dataclasses.replace(pair[0], segment_rewards=np.float32([1.0]))
-    with pytest.raises(ValueError, match=r"Trajectory a has 2 segments, and rewards of 1\."):
+    with pytest.raises(ValueError, match=r"Trajectory a has 2 segments, but 1 segment rewards\."):
         make_batch([wrong], length=8, pad_id=0)

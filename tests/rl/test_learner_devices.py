@@ -9,7 +9,7 @@ import pytest
 from learner_runs import LENGTH, batch_of
 from trees import adam, assert_trees_close, first_gradient
 
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl.program_keys import Score
 from sr1_jax.rl.update import put_rows, take_rows
 from sr1_jax.sharding import make_mesh, named, place
@@ -88,7 +88,7 @@ def test_taking_rows_moves_no_more_than_them(packed):
         half_RT = np.arange(96)[None] // 48
         at = (rows[:, None] - half_RT, np.arange(96)[None] - 48 * half_RT)
         id_RT = np.where(np.arange(96)[None] < 90, at[0], len(batch))
-        rows = Segments(*(x.astype(np.int32) for x in np.broadcast_arrays(id_RT, at[1])))
+        rows = PackedSequences(*(x.astype(np.int32) for x in np.broadcast_arrays(id_RT, at[1])))
 
     @jax.jit
     def take(x_BT, rows):

@@ -76,6 +76,22 @@ def test_a_resumed_run_holds_what_a_fresh_one_does(make_learner, batch, shape, l
     assert fresh[1] > state_bytes
 
 
+@pytest.mark.parametrize("shape", [ONE, pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str)
+def test_a_restored_state_compiles_nothing_anew(make_learner, batch, shape):
+    learner = make_learner(shape, algorithm="rloo")
+    state = learner.initial_state()
+
+    def compiled():
+        return [program.jitted._cache_size() for program in learner.programs()]
+
+    state = learner.step(state, batch, seed=0, step=1).state
+    once = compiled()
+    state = learner.step(state, batch, seed=0, step=1).state
+    state = restored(jax.device_get(state), learner.abstract_state)
+    learner.step(state, batch, seed=0, step=1)
+    assert compiled() == once and set(once) <= {1, 2, 3}
+
+
 def test_every_initial_state_is_a_new_one(make_learner, batch):
     learner = make_learner()
     first, second = learner.initial_state(), learner.initial_state()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sr1_jax.models.segments import Segments
+from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl.token_logp import token_logp
 
 ROWS, LENGTH = 3, 11
@@ -116,7 +116,7 @@ def test_packed_rows_have_the_log_probs_of_their_sequences(run, ids_BT, wanted_B
         return np.concatenate([x_BT[2:], x_BT[:1], 0 * x_BT[:1, :2]], axis=1)
 
     lengths = (LENGTH, LENGTH, 2)
-    sequences = Segments(
+    sequences = PackedSequences(
         np.repeat([2, 0, ROWS], lengths)[None].astype(np.int32),
         np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32),
     )

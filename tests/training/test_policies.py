@@ -13,7 +13,7 @@ from sr1_jax.sharding import make_mesh
 from sr1_jax.training.learning import models_to_train
 from sr1_jax.training.policies import (
     check_base,
-    critic_checkpoint,
+    critic_files,
     decoder_config,
     starting_policy,
 )
@@ -87,7 +87,7 @@ def test_a_critic_that_reads_other_ids(write, config):
         check_base(config, MESH)
     _, tokenizer = load_pretrained(config.base.path)
     with pytest.raises(ValueError, match="a critic has to read the policy's ids"):
-        critic_checkpoint(config, tokenizer)
+        critic_files(config, tokenizer)
 
 
 def test_a_critic_that_is_not_there(config):

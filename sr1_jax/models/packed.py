@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 
-class Segments(NamedTuple):
-    """What a model has to know of packed rows: attention does not leave a sequence, and positions
-    count within it.
+class PackedSequences(NamedTuple):
+    """What a model has to know of packed rows: attention stays within a sequence, and positions
+    count from its first token.
 
     Attributes:
         id_BT: int32, the sequence of each token; its tokens follow each other. Padding has a
