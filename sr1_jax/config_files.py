@@ -10,7 +10,6 @@ import ast
 import contextlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
 import traceback
@@ -22,12 +21,12 @@ from typing import Any
 
 import ml_collections
 
+from sr1_jax.import_path import is_users, shown
 from sr1_jax.settings import Section
 
 # Says of a key that does not exist what to write instead.
 Unknown = Callable[[str], str]
 
-_PACKAGE = Path(__file__).resolve().parent
 _CONFIG_DICT = sys.modules[ml_collections.ConfigDict.__module__].__file__
 _EXPECTED = {
     bool: "true or false",
@@ -55,7 +54,8 @@ def load_config(text: str, unknown: Unknown) -> ml_collections.ConfigDict:
     found = re.fullmatch(r"(.+?\.py)(?::(.*))?", text, re.DOTALL)
     if not found or not Path(found[1]).is_file():
         path = found[1] if found else text
-        raise ValueError(f"--config={text}: {path} is no file; give one such as configs/demo.py.")
+        what = "no Python file (.py)" if Path(path).is_file() else "no file"
+        raise ValueError(f"--config={text}: {path} is {what}; give one such as configs/demo.py.")
     path, argument = Path(found[1]), found[2]
     try:
         with _importable(path.resolve()):
@@ -155,6 +155,8 @@ def _parse(text: str | None, kind: type, flag: str) -> Any:
     if literal is None or text == "none":
         return None
     if kind is tuple:
+        if literal == text and text.lstrip().startswith(("(", "[")):
+            raise ValueError(f"{flag}={text}: this is no tuple that Python can read.")
         if literal == text:  # words without quotation marks
             return tuple(part.strip() for part in text.split(","))
         return tuple(literal) if isinstance(literal, (tuple, list)) else (literal,)
@@ -189,7 +191,7 @@ def _importable(path: Path) -> Iterator[None]:
     while (folder.parent / "__init__.py").is_file():
         folder = folder.parent
     there = [Path(place) for place in getattr(sys.modules.get(folder.name), "__path__", ())]
-    if there and folder not in there and all(map(_is_users, there)):
+    if there and folder not in there and all(map(is_users, there)):
         # A folder of the same name elsewhere, of which something was imported before.
         for name in [name for name in sys.modules if name.split(".")[0] == folder.name]:
             del sys.modules[name]
@@ -212,14 +214,14 @@ def _module(path: Path) -> types.ModuleType:
 def _message(error: Exception, path: Path, unknown: Unknown) -> str:
     """What went wrong in a file of settings, and on which of the user's own lines."""
     if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
-        return f"{_shown(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        return f"{shown(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}"
     where = str(path)
     configs: list[ml_collections.ConfigDict] = []  # that the user's functions hold
     held: dict[str, Any] = {}  # variables of the ConfigDict's method that raised the error
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
-        if file.is_file() and _is_users(file):
-            where, held = f"{_shown(str(file))}:{line}", {}
+        if file.is_file() and is_users(file):
+            where, held = f"{shown(str(file))}:{line}", {}
             values = frame.f_locals.values()
             configs += [v for v in values if isinstance(v, ml_collections.ConfigDict)]
         elif str(file) == _CONFIG_DICT:
@@ -255,18 +257,3 @@ def _prefixes(config: ml_collections.ConfigDict, node: Any, where: str = "") -> 
     for name, inner in config.items():
         if isinstance(inner, ml_collections.ConfigDict):
             yield from _prefixes(inner, node, f"{where}{name}.")
-
-
-def _is_users(path: Path) -> bool:
-    """Whether a path belongs neither to Python, nor to a library, nor to this package."""
-    path = path.resolve()
-    library = path.is_relative_to(Path(os.__file__).resolve().parent)
-    installed = {"site-packages", "dist-packages"} & set(path.parts)
-    return not (library or installed or path.is_relative_to(_PACKAGE))
-
-
-def _shown(file: str) -> str:
-    """A path relative to the current folder, if it is below it."""
-    with contextlib.suppress(ValueError):
-        return str(Path(file).resolve().relative_to(Path.cwd()))
-    return file

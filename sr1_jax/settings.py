@@ -134,7 +134,12 @@ class Section:
         # A key given without its section, or under another one, is the commonest slip.
         leaf = key.rsplit(".", 1)[-1]
         same = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-        close = same or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        close = same or [
+            name
+            for name in difflib.get_close_matches(key, known, n=5, cutoff=0.6)
+            # A long prefix in common says nothing of the last part.
+            if difflib.SequenceMatcher(None, leaf, name.rsplit(".", 1)[-1]).ratio() >= 0.6
+        ]
         if not close:
             leaves = {name.rsplit(".", 1)[-1]: name for name in known}
             close = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)]
@@ -147,7 +152,9 @@ def _is_number(value: Any) -> bool:
 
 def _number(test: Callable[[float], bool], words: str) -> Check:
     def check(value):
-        return None if _is_number(value) and math.isfinite(value) and test(value) else words
+        if _is_number(value) and not math.isfinite(value):
+            return "be a finite number"
+        return None if _is_number(value) and test(value) else words
 
     return check
 
@@ -182,7 +189,9 @@ def between(least: float, most: float, *, open_below: bool = False, open_above: 
         return low and (value < most if open_above else value <= most)
 
     left, right = "(" if open_below else "[", ")" if open_above else "]"
-    return _number(test, f"lie in {left}{least:g}, {most:g}{right}")
+    # In full: of a large bound %g keeps six digits.
+    low, high = (f"{int(x)}" if x == int(x) else f"{x:g}" for x in (least, most))
+    return _number(test, f"lie in {left}{low}, {high}{right}")
 
 
 def or_none(check: Check) -> Check:

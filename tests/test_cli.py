@@ -274,7 +274,7 @@ def test_help_lists_every_setting_within_80_columns(monkeypatch, capsys):
     lines = text.splitlines()
     for where in filter(None, section):
         assert lines.count(where) + lines.count(f"{where} …") == 1, where
-    assert "  slots=64                        episodes in flight" in lines
+    assert "  slots=64*                       episodes in flight" in lines
     assert "  profile=False*                  wait for every program" in text
     assert "retrieval.options …" in lines  # it takes keys of the user's own
     assert "  --workdir                       Folder." in lines

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from sr1_jax.import_path import is_import_path, load
+from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.protocol.tags import Tags, ToolTags
 
 
@@ -82,7 +82,9 @@ def make_tools(
         if name in named:
             tool = named[name]()
         elif is_import_path(name):
-            tool = load(name, "environment.tools")(config)
+            factory = load(name, "environment.tools")
+            with blamed(f"environment.tools={name!r}"):
+                tool = factory(config)
         else:
             raise ValueError(
                 f"environment.tools has {name!r}; a tool is one of {', '.join(named)}, or "

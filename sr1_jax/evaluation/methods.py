@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from sr1_jax.environment import make_environment
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.protocol.prompts import PromptTemplate, template_for
+from sr1_jax.protocol.prompts import PromptTemplate, load_template, template_for
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.rollout import SplitEngine

@@ -189,7 +189,8 @@ def print_trajectories(
         # As Text: in a plain string brackets would be read as markup.
         console.rule(Text(printable(heading)))
         for mask, text in spans(trajectory, tokenizer):
-            text = printable(text)
+            # A weak policy writes lines and lines of nothing; the files keep them.
+            text = re.sub(r"\n\s*\n+", "\n", printable(text))
             if mask:
                 console.print(Text(text, style="bold green"))
             else:

@@ -289,7 +289,7 @@ def _row_as_json(plan: Plan, row: Row) -> dict[str, Any]:
         "fits": plan.fits(row),
         "problem": row.problem,
         "memory": row.memory._asdict() | {"total": row.memory.total} if row.memory else None,
-        "also_held": row.also_held,
+        "beside": row.also_held,
         "memory_with_all": row.total,
         "needed_flops": row.needed,
         "largest_with_vocabulary": row.vocabulary,

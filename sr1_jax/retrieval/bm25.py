@@ -274,6 +274,11 @@ def bm25_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option out of range.
     """
+    if unread := sorted(config.get("options", {})):
+        raise ValueError(
+            f"retrieval.options.{unread[0]}: bm25 takes no options; its settings are "
+            f"{', '.join(f'retrieval.{key}' for key in OPTIONS)}."
+        )
     options = {key: config[key] for key in OPTIONS}
     options |= {key: none_or(options[key]) for key in ("stemmer", "stopwords")}
     _check_options(**options)

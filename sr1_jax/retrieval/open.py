@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sr1_jax.import_path import is_import_path, load
+from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.retrieval.bm25 import bm25_options, open_bm25
 
@@ -53,7 +54,10 @@ def open_retriever(
             retriever's own complaint about options, corpus or index.
         FileNotFoundError: the corpus, or an index without a corpus to build it of, is not there.
     """
-    retriever = _find(config["kind"]).open(config, corpus, index)
+    kind = _find(config["kind"])
+    own = is_import_path(config["kind"])
+    with blamed(f"retrieval.kind={config['kind']!r}") if own else contextlib.nullcontext():
+        retriever = kind.open(config, corpus, index)
     if not isinstance(retriever, Retriever):
         raise ValueError(
             f"retrieval.kind={config['kind']!r} returned a {type(retriever).__name__}, which has "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sr1_jax.import_path import is_import_path, load
+from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.rewards.terms import TERMS, Term
 
 # The fields of a trajectory that are filled in here.
@@ -125,8 +125,13 @@ def _evaluate(
     name: str, term: Term, trajectories: Sequence[Any], questions: Sequence[Any]
 ) -> list[Any]:
     if not getattr(term, "batched", False):
-        return [term(t, q) for t, q in zip(trajectories, questions)]
-    values = list(term(list(trajectories), list(questions))) if trajectories else []
+        values = []
+        for trajectory, question in zip(trajectories, questions):
+            with blamed(f"The reward term {name!r}, question {trajectory.question_id}"):
+                values.append(term(trajectory, question))
+        return values
+    with blamed(f"The reward term {name!r}"):
+        values = list(term(list(trajectories), list(questions))) if trajectories else []
     if len(values) != len(trajectories):
         raise ValueError(
             f"The reward term {name!r} returned {len(values)} values for {len(trajectories)} "

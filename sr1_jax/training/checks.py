@@ -19,12 +19,13 @@ from sr1_jax.rewards.reward import check_terms
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
 from sr1_jax.training.phases import phases_of
-from sr1_jax.training.settings import RUN
+from sr1_jax.training.settings import RUN, has_adapters
 
 _PATHS = (
     "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
     "checkpoint.folder",
 )  # fmt: skip
+_LISTS_OF_PATHS = ("data.questions", "data.dev")
 
 
 def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> None:

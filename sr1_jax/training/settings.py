@@ -205,7 +205,7 @@ MOVED = {
     "rollout.retriever_attempts": "environment.options.search.attempts",
     "rollout.retriever_backoff_seconds": "environment.options.search.backoff_seconds",
     "rollout.retriever_failure": "environment.options.search.failure",
-    "learner.truncated": "reward.truncated: mask as before, or train where it was penalise",
+    "learner.truncated": "reward.truncated, mask as before, or train where it was penalise",
     "learner.truncation_penalty": "reward.terms, e.g. (('em', 1.0), ('truncated', -0.5))",
     "learner.overlong_buffer": "reward.overlong_buffer",
     "learner.overlong_penalty": "reward.terms, e.g. (('em', 1.0), ('overlong', -1.0))",
@@ -214,8 +214,6 @@ MOVED = {
     "learner.critic_warmup_steps": "learner.critic_warmup_share, of the run",
     "learner.decay_steps": "learner.decay_share, of the run",
 }
-
-_LISTS_OF_PATHS = ("data.questions", "data.dev")
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -168,3 +168,24 @@ def test_equal_ids_are_no_reason_to_drop_a_passage():
 
     (found,) = SearchTool(Anonymous(), 3).call(["q"])
     assert found.text.count("Doc ") == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "tool", "message"),
+    [
+        ("raise RuntimeError('boom')", "X", r"='own_bad:X': .*own_bad\.py:1: RuntimeError: boom"),
+        ("def X(", "X", r"='own_bad:X': .*own_bad\.py:1: SyntaxError: "),
+        ("import nosuchdep", "X", r"own_bad\.py:1: ModuleNotFoundError: No module named 'nosuch"),
+        ("def X():\n  pass", "X", r"='own_bad:X': TypeError: X\(\) takes 0 positional arguments"),
+        ("def X(config):\n  return {}['key']", "X", r"own_bad\.py:2: KeyError: 'key'"),
+        ("def X(config):\n  return config.environment.options.calc", "X", r"own_bad\.py:2: Attr"),
+    ],
+)
+def test_errors_of_a_users_own_code_say_where_they_come_from(
+    tmp_path, monkeypatch, source, tool, message
+):
+    (tmp_path / "own_bad.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"environment\.tools" + ".*" + message):
+        environment_of(config_of(f"own_bad:{tool}"))
+    sys.modules.pop("own_bad", None)

@@ -70,7 +70,7 @@ def test_a_kind_that_is_not_there(kind, message):
 
 
 def test_what_is_no_retriever_is_refused():
-    with pytest.raises(TypeError, match=r"returned a str, which has no method search"):
+    with pytest.raises(ValueError, match=r"returned a str, which has no method search"):
         open_(BM25 | {"kind": "test_open:no_retriever"})
 
 

@@ -182,3 +182,12 @@ def test_settings_that_no_term_reads_are_refused(changes, message):
 def test_rewards_are_equal_where_the_learner_sees_them_equal(make, own):
     (t,) = score([make(answer="Bob")], terms=(("em", 0.1), ("well_formed", 0.2), ("f1", 0.7)))
     assert t.reward == float(np.float32(t.reward))
+
+
+def test_an_error_of_a_term_names_term_question_and_line(make, tmp_path, monkeypatch):
+    (tmp_path / "own_faulty.py").write_text("def term(t, q):\n    return t.nosuch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = r"term 'own_faulty:term', question q: .*own_faulty\.py:2: AttributeError: .*nosuch"
+    with pytest.raises(ValueError, match=message):
+        score([make()], terms=(("own_faulty:term", 1.0),))
+    sys.modules.pop("own_faulty", None)

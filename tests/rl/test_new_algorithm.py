@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "new_algorithm.md"
 @pytest.fixture
 def batch_mean(monkeypatch):
     """Adds what the page shows: the file, run as a module, and the line, as it is in the table."""
-    section = DOCS.read_text().split("## A new algorithm")[1]
+    section = DOCS.read_text().split("# A new algorithm")[1]
     file, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
     names = {}
     exec(file, names)

@@ -155,7 +155,6 @@ BAD = [
         1,
         "groups without an advantage, .* grpo, dr_grpo, rloo have, .*'ppo'",
     ),
-    ("reward.overlong_buffer", 4096, "overlong_buffer=4096 must be shorter than rollout.max_c"),
     # of the learner
     ("learner.minibatch_size", 3, "minibatch_size=3 does not divide the 512 trajectories of"),
     ("learner.micro_batch", 96, "256 trajectories does not divide .* learner.micro_batch=96"),
@@ -191,6 +190,10 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
     ("changes", "message"),
     [
         ({"learner.algorithm": "grpo"}, "samples must be at least 2, not 1"),
+        (
+            {"reward.overlong_buffer": 4096, "reward.terms": (("em", 1.0), ("overlong", -1.0))},
+            "overlong_buffer=4096 must be shorter than rollout.max_context_tokens",
+        ),
         (
             {"learner.algorithm": "rloo"},
             "algorithm='rloo' compares the samples .* must be at least 2",
