@@ -1,12 +1,16 @@
-"""Servers for tests: one that fails on purpose, and ours in a thread."""
+"""Servers for tests, one that fails on purpose and ours in a thread; and clients that try to
+bring ours down."""
 
+import concurrent.futures
 import contextlib
 import json
+import random
 import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import urllib3
 import uvicorn
 
 from sr1_jax.retrieval.server import Limits, make_app
@@ -134,11 +138,14 @@ def closed_port():
 
 
 @contextlib.contextmanager
-def served(retriever, limits=Limits(), **options):
+def served(retriever, limits=None, **options):
     """Our server in a thread; gives its base address."""
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        make_app(retriever, limits, **options), log_level="critical", access_log=False, ws="none"
+        make_app(retriever, limits or Limits(), **options),
+        log_level="critical",
+        access_log=False,
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
@@ -153,3 +160,51 @@ def served(retriever, limits=Limits(), **options):
         server.should_exit = True
         thread.join(20)
         listening.close()
+
+
+def malformed(rng):
+    """A body that is a request, more or less."""
+    values = [
+        None, True, -1, 0, 3, 10**25, 1.5, float("nan"), float("inf"), "", "a", "é\u2028", "\ud83d",
+        "x" * 5000, [], ["a"], ["a", None], {}, {"a": []}, [[["a"]]],
+    ]  # fmt: skip
+    keys = ["queries", "topk", "return_scores", "Queries", "", "\ud83d"]
+    body = {key: rng.choice(values) for key in rng.sample(keys, rng.randrange(4))}
+    if rng.random() < 0.5:
+        body["queries"] = [rng.choice(values) for _ in range(rng.randrange(5))]
+    data = json.dumps(rng.choice([body, body, [body], rng.choice(values)])).encode()
+    how = rng.random()
+    if how < 0.2:
+        data = data[: rng.randrange(len(data) + 1)]
+    elif how < 0.4 and data:
+        where = rng.randrange(len(data))
+        data = data[:where] + bytes([rng.randrange(256)]) + data[where + 1 :]
+    elif how < 0.45:
+        data = b"[" * rng.randrange(100_000)
+    return data
+
+
+def bombard(address, *, seconds, clients):
+    """Sends what is hardly ever a request, from many clients at once; counts of statuses."""
+    pool = urllib3.PoolManager(maxsize=clients, retries=False)
+
+    def one(seed):
+        rng, found = random.Random(seed), {}
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            method = rng.choice(["POST"] * 9 + ["GET", "PUT", "PATCH"])
+            path = rng.choice(["/retrieve"] * 9 + ["/health", "/metrics", "/%00", "/..%2f"])
+            headers = {"Content-Type": rng.choice(["application/json", "text/x", "\x7f;;"])}
+            response = pool.request(method, address + path, body=malformed(rng), headers=headers)
+            if path == "/retrieve":
+                assert json.loads(response.data)
+            found[response.status] = found.get(response.status, 0) + 1
+        return found
+
+    total = {}
+    with concurrent.futures.ThreadPoolExecutor(clients) as threads:
+        for found in threads.map(one, range(clients)):
+            for status, count in found.items():
+                total[status] = total.get(status, 0) + count
+    pool.clear()
+    return total

@@ -13,14 +13,14 @@ from sr1_jax.retrieval.settings import RETRIEVAL
 
 
 def client(*urls, **changes):
-    options = dict(timeout_seconds=0.3, attempts=3, backoff_seconds=0.0) | changes
+    options = dict(timeout_seconds=10.0, attempts=3, backoff_seconds=0.0) | changes
     return HttpRetriever(urls, **options)
 
 
 def settings(**http):
     config = RETRIEVAL.defaults()
     config.kind = "http"
-    config.http.update(dict(timeout_seconds=0.3, attempts=2, backoff_seconds=0.0) | http)
+    config.http.update(dict(timeout_seconds=10.0, attempts=2, backoff_seconds=0.0) | http)
     return config
 
 
@@ -58,7 +58,7 @@ def test_connections_are_kept(fake_retriever):
 
 def test_many_threads_at_once(fake_retriever):
     with FaultyServer(fake_retriever()) as server:
-        retriever, found = client(server.url, timeout_seconds=10), {}
+        retriever, found = client(server.url), {}
 
         def ask(name):
             found[name] = retriever.search([name], 1)[0][0].id
@@ -79,7 +79,7 @@ def test_a_fault_is_tried_again(fake_retriever, fault):
         "cut": "malformed", "length": "malformed",
     }[fault]  # fmt: skip
     with FaultyServer(fake_retriever(), first([fault, fault])) as server:
-        retriever = client(server.url)
+        retriever = client(server.url, timeout_seconds=0.5 if kind == "timeout" else 10.0)
         assert retriever.search(["a"], 1)[0][0].id == "a-1"
     assert retriever.counts() == {
         "http_attempts": 3, "http_requests": 1, f"http_{kind}": 2,
@@ -89,8 +89,8 @@ def test_a_fault_is_tried_again(fake_retriever, fault):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("hung", r"no answer within 0\.3 seconds$"),
-        ("drip", r"no answer within 0\.3 seconds$"),
+        ("hung", r"no answer within 0\.5 seconds$"),
+        ("drip", r"no answer within 0\.5 seconds$"),
         ("500", r"""status 500: '{"error": "as asked"}'$"""),
         ("503", "status 503: "),
         ("cut", r"no JSON \(.*\): '\{\"result\": \[\[\{\"docu"),
@@ -100,7 +100,8 @@ def test_a_fault_is_tried_again(fake_retriever, fault):
 )
 def test_errors_name_the_address_and_what_came_back(fake_retriever, fault, message):
     with FaultyServer(fake_retriever(), lambda *_: fault) as server:
-        retriever = client(server.url)
+        seconds = 0.5 if fault in ("hung", "drip") else 10.0
+        retriever = client(server.url, timeout_seconds=seconds)
         with pytest.raises(SearchFailedError, match=message) as caught:
             retriever.search(["a"], 1)
     assert "1 queries were not answered in 3 attempts" in str(caught.value)
@@ -150,12 +151,12 @@ def test_addresses_take_turns(fake_retriever):
 
 def test_the_pause_doubles_and_the_time_is_bounded(fake_retriever):
     with FaultyServer(fake_retriever(), lambda *_: "500") as server:
-        retriever = client(server.url, attempts=4, backoff_seconds=0.1)
+        retriever = client(server.url, attempts=4, backoff_seconds=0.1, timeout_seconds=3.0)
         began = time.monotonic()
         with pytest.raises(SearchFailedError):
             retriever.search(["a"], 1)
         took = time.monotonic() - began
-    assert retriever.bound_seconds == pytest.approx(4 * 0.3 + 0.1 + 0.2 + 0.4)
+    assert retriever.bound_seconds == pytest.approx(4 * 3.0 + 0.1 + 0.2 + 0.4)
     # Each pause is at least half of what it may be.
     assert 0.35 <= took < retriever.bound_seconds
 
@@ -250,7 +251,7 @@ def test_what_is_no_token(tmp_path, content, message):
 def test_faults_have_each_a_count_of_their_own(fake_retriever):
     """What is injected is what is counted, one for one."""
     with FaultyServer(fake_retriever(), first([*FAULTS, *FAULTS])) as server:
-        retriever = client(server.url, attempts=len(FAULTS) * 2 + 1)
+        retriever = client(server.url, attempts=len(FAULTS) * 2 + 1, timeout_seconds=0.5)
         retriever.search(["a"], 1)
     injected = collections.Counter(server.injected)
     counts = retriever.counts()

@@ -2,14 +2,13 @@
 
 import concurrent.futures
 import json
-import random
 import re
 import threading
 import time
 
 import pytest
 import urllib3
-from servers import served
+from servers import bombard, served
 
 from sr1_jax.retrieval import Passage
 from sr1_jax.retrieval.http_retriever import HttpRetriever, SearchFailedError
@@ -181,7 +180,7 @@ def test_the_token_is_asked_for(http, fake_retriever):
     with served(fake_retriever(), token="sesame") as address:
         ask = [f"{address}/retrieve"]
         for token in ("", "sesam", "séame"):
-            with pytest.raises(SearchFailedError, match="status 401: .*bearer token is missing"):
+            with pytest.raises(SearchFailedError, match=r"status 401: .*bearer token is missing"):
                 HttpRetriever(ask, token=token).search(["a"], 1)
         assert HttpRetriever(ask, token="sesame").search(["a"], 1)[0][0].id == "a-1"
         assert http.request("GET", f"{address}/metrics").status == 401
@@ -238,62 +237,7 @@ def test_both_ends_are_ours(fake_retriever):
     assert found == [list(passages.values())]
 
 
-# Malformed bodies
-
-
-def malformed(rng):
-    """A body that is a request, more or less."""
-    values = [
-        None, True, -1, 0, 3, 10**25, 1.5, float("nan"), float("inf"), "", "a", "é\u2028", "\ud83d",
-        "x" * 5000, [], ["a"], ["a", None], {}, {"a": []}, [[["a"]]],
-    ]  # fmt: skip
-    keys = ["queries", "topk", "return_scores", "Queries", "", "\ud83d"]
-    body = {key: rng.choice(values) for key in rng.sample(keys, rng.randrange(4))}
-    if rng.random() < 0.5:
-        body["queries"] = [rng.choice(values) for _ in range(rng.randrange(5))]
-    data = json.dumps(rng.choice([body, body, [body], rng.choice(values)])).encode()
-    how = rng.random()
-    if how < 0.2:
-        data = data[: rng.randrange(len(data) + 1)]
-    elif how < 0.4 and data:
-        where = rng.randrange(len(data))
-        data = data[:where] + bytes([rng.randrange(256)]) + data[where + 1 :]
-    elif how < 0.45:
-        data = b"[" * rng.randrange(100_000)
-    return data
-
-
-@pytest.fixture
-def bombard(http):
-    """Function of (address, seconds, clients) -> counts of statuses."""
-
-    def send(address, seconds, clients):
-        def one(seed):
-            rng, found = random.Random(seed), {}
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                method = rng.choice(["POST"] * 9 + ["GET", "PUT", "PATCH"])
-                path = rng.choice(["/retrieve"] * 9 + ["/health", "/metrics", "/%00", "/..%2f"])
-                headers = {"Content-Type": rng.choice(["application/json", "text/x", "\x7f;;"])}
-                response = http.request(
-                    method, address + path, body=malformed(rng), headers=headers
-                )
-                if path == "/retrieve":
-                    assert json.loads(response.data)
-                found[response.status] = found.get(response.status, 0) + 1
-            return found
-
-        with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-            total = {}
-            for found in pool.map(one, range(clients)):
-                for status, count in found.items():
-                    total[status] = total.get(status, 0) + count
-        return total
-
-    return send
-
-
-def test_malformed_bodies_of_many_clients(small, bombard):
+def test_malformed_bodies_of_many_clients(small):
     found = bombard(small, seconds=2, clients=16)
     assert all(status < 500 for status in found), found
     assert {200, 422} <= set(found)
