@@ -18,13 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import urllib3
 
 from sr1_jax.paths import local_path
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.retrieval.wire import request_body, results_of, shown
+from sr1_jax.retrieval.wire import addresses, request_body, results_of, shown
 
 TOKEN_VARIABLE = "SR1_JAX_RETRIEVAL_TOKEN"
 
@@ -309,26 +309,15 @@ def open_http(
 
 
 def check_http(config: Mapping[str, Any]) -> list[str]:
-    """The addresses of retrieval.http.urls; one without a path is that of /retrieve.
+    """The addresses of retrieval.http.urls.
 
     Raises:
         ValueError: there is none, or one is no address.
     """
-    urls = []
-    for text in filter(None, map(str.strip, config["http"]["urls"].split(","))):
-        try:
-            parts = urlsplit(text)
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(
-                f"http.urls has {text!r}, which is no address; write http://HOST:PORT/retrieve."
-            )
-        urls.append(text if parts.path not in ("", "/") else urljoin(text, "/retrieve"))
-    if not urls:
-        raise ValueError("http.urls is empty; give the address of a server, or several.")
-    return list(dict.fromkeys(urls))
+    try:
+        return addresses(config["http"]["urls"])
+    except ValueError as error:
+        raise ValueError(f"http.urls: {error}") from error
 
 
 def read_token(file: str, key: str, variable: str = TOKEN_VARIABLE) -> str:

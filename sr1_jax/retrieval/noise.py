@@ -189,8 +189,8 @@ def check_noise(noise: Mapping[str, Any]) -> Schedule | None:
     schedule = Schedule(**{name: noise[name] for name in settings})
     if schedule.end is not None and schedule.steps < 1:
         raise ValueError(
-            f"noise.end={schedule.end} is reached after noise.steps steps, which is "
-            f"{schedule.steps}; set it to, say, the number of training steps."
+            f"retrieval.noise.end={schedule.end} is reached after retrieval.noise.steps steps, but "
+            f"that is {schedule.steps}: set it to, say, the number of training steps."
         )
     shares = (schedule.start, schedule.end or 0.0, schedule.evaluation)
     return schedule if any(shares) else None

@@ -113,10 +113,10 @@ def check_retrieval(config: Mapping[str, Any]) -> None:
     kind = _find(config["kind"])
     try:
         kind.check(config)
-        if "noise" in config:
-            check_noise(config["noise"])
     except ValueError as error:
         raise ValueError(f"retrieval: {error}") from error
+    if "noise" in config:
+        check_noise(config["noise"])
 
 
 def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sr1_jax.retrieval.wire import addresses
 from sr1_jax.settings import Section, Setting, above, at_least, between, one_of, or_none
+
+
+def _addresses(value: Any) -> str | None:
+    try:
+        addresses(value)
+    except (ValueError, AttributeError):
+        return "hold addresses, http://HOST:PORT/retrieve, with commas between them"
+    return None
+
 
 # Of the client of retrieval.kind="http". A resumed run may ask other servers: it is held to what
 # they search.
@@ -12,6 +24,7 @@ HTTP = Section(
             "http://127.0.0.1:8000/retrieve",
             "addresses of servers; several, with commas, are asked in turn and stand in for each "
             "other",
+            _addresses,
         ),
         "timeout_seconds": Setting(10.0, "until an attempt is given up", above(0)),
         "attempts": Setting(4, "at a request, over all addresses together", at_least(1)),

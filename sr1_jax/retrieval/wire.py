@@ -14,11 +14,34 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from sr1_jax.retrieval.base import Passage
 
 # Of a text from elsewhere that a message quotes.
 _SHOWN_CHARACTERS = 200
+
+
+def addresses(text: str) -> list[str]:
+    """Addresses of servers, given with commas between them; one without a path is that of
+    /retrieve.
+
+    Raises:
+        ValueError: there is none, or one is no address.
+    """
+    urls = []
+    for given in filter(None, map(str.strip, text.split(","))):
+        try:
+            parts = urlsplit(given)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"{given!r} is no address; write http://HOST:PORT/retrieve.")
+        urls.append(given if parts.path not in ("", "/") else urljoin(given, "/retrieve"))
+    if not urls:
+        raise ValueError("there is no address; write http://HOST:PORT/retrieve.")
+    return list(dict.fromkeys(urls))
 
 
 def as_document(passage: Passage) -> dict[str, str]:

@@ -217,16 +217,19 @@ def test_no_server_at_all():
 @pytest.mark.parametrize(
     ("urls", "message"),
     [
-        ("", r"retrieval: http\.urls is empty"),
-        ("localhost:8000", r"retrieval: http\.urls has 'localhost:8000', which is no address"),
-        ("http://a/retrieve,ftp://b", "has 'ftp://b'"),
-        ("http://[::1", r"has 'http://\[::1'"),
-        ("http://a:99999/retrieve", "has 'http://a:99999/retrieve'"),
+        ("", r"retrieval: http\.urls: there is no address"),
+        ("localhost:8000", r"retrieval: http\.urls: 'localhost:8000' is no address"),
+        ("http://a/retrieve,ftp://b", "'ftp://b' is no"),
+        ("http://[::1", r"'http://\[::1' is no"),
+        ("http://a:99999/retrieve", "'http://a:99999/retrieve' is no"),
     ],
 )
 def test_addresses_that_are_none(urls, message):
     with pytest.raises(ValueError, match=message):
         check_retrieval(settings(urls=urls))
+    # Of whatever kind the run's retriever is.
+    with pytest.raises(ValueError, match=r"retrieval\.http\.urls must hold addresses"):
+        RETRIEVAL.check(settings(urls=urls), "retrieval.")
 
 
 def test_the_token_is_borne(fake_retriever, tmp_path, monkeypatch):

@@ -191,7 +191,9 @@ def test_nothing_to_draw_from():
 
 
 def test_an_end_needs_steps():
-    with pytest.raises(ValueError, match=r"retrieval: noise\.end=0\.5 is reached after noise\.st"):
+    with pytest.raises(
+        ValueError, match=r"^retrieval\.noise\.end=0\.5 is reached after retrieval\.n"
+    ):
         check_retrieval(settings(end=0.5))
 
 
