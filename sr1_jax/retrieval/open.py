@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_collections
+
 from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.retrieval.bm25 import bm25_options, open_bm25
+from sr1_jax.retrieval.cache import with_cache
+from sr1_jax.retrieval.http_retriever import check_http, open_http
+from sr1_jax.retrieval.noise import check_noise, with_noise
+from sr1_jax.retrieval.stand_ins import Delayed, open_empty
 
 # (retrieval section of the settings, corpus, index folder) -> retriever; see `open_retriever`.
 Factory = Callable[[Mapping[str, Any], Path | None, Path | None], Retriever]
@@ -23,16 +29,23 @@ class Kind(NamedTuple):
         open: its factory.
         check: refuses options out of range before anything is opened.
         needs_corpus: whether it cannot be opened without a corpus or an index of one.
+        elsewhere: whether what it searches is not what it is given, but lies on servers.
     """
 
     open: Factory
     check: Callable[[Mapping[str, Any]], Any] = lambda config: None
     needs_corpus: bool = False
+    elsewhere: bool = False
 
 
 KINDS = {
     "bm25": Kind(open_bm25, bm25_options, needs_corpus=True),
+    "empty": Kind(open_empty),
+    "http": Kind(open_http, check_http, elsewhere=True),
 }
+
+# What does not decide how an index is built, or what is in it.
+_AROUND = ("http", "noise", "cache", "delay_seconds")
 
 
 def open_retriever(
@@ -63,6 +76,31 @@ def open_retriever(
             f"retrieval.kind={config['kind']!r} returned a {type(retriever).__name__}, which has "
             "no method search(queries, k)."
         )
+    return wrapped(retriever, config, corpus)
+
+
+def wrapped(
+    retriever: Retriever, config: Mapping[str, Any], corpus: Path | None = None
+) -> Retriever:
+    """A retriever with the delay, the cache and the noise that the settings ask for.
+
+    The delay is the search engine's own: what the cache holds comes without it. Noise is put over
+    what the cache holds, so that one cache serves every share.
+
+    Args:
+        retriever: of any kind.
+        config: the section `retrieval` of the settings; sections that it lacks ask for nothing.
+        corpus: to draw noise from.
+
+    Raises:
+        ValueError, OSError: see `with_cache` and `with_noise`.
+    """
+    if config.get("delay_seconds", 0.0):
+        retriever = Delayed(retriever, config["delay_seconds"])
+    if "cache" in config:
+        retriever = with_cache(retriever, config["cache"])
+    if "noise" in config:
+        retriever = with_noise(retriever, config["noise"], corpus)
     return retriever
 
 
@@ -80,6 +118,28 @@ def check_retrieval(config: Mapping[str, Any]) -> None:
         kind.check(config)
     except ValueError as error:
         raise ValueError(f"retrieval: {error}") from error
+    if "noise" in config:
+        check_noise(config["noise"])
+
+
+def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what an index is: without those of what stands around it."""
+    return {key: value for key, value in dict(config).items() if key not in _AROUND}
+
+
+def for_other_corpus(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The settings to search another corpus with than the run's own.
+
+    They are those of the run, but for a kind that searches what its servers have: that of BM25.
+
+    Args:
+        config: the section `retrieval` of the settings.
+    """
+    if not _find(config.kind).elsewhere:
+        return config
+    other = config.copy_and_resolve_references()
+    other.kind = "bm25"
+    return other
 
 
 def needs_corpus(config: Mapping[str, Any]) -> bool:

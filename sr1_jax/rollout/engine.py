@@ -32,6 +32,7 @@ from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import render_text
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.base import Retriever
+from sr1_jax.retrieval.hooks import at_step, counts_of, counts_since
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import DeviceSlots
 from sr1_jax.rollout.episode_loop import EpisodeLoop
@@ -144,7 +145,7 @@ class Engine:
                 again, as at the end of an epoch, gets further samples.
             seed: of the run.
             samples: episodes a question.
-            step: of training.
+            step: of training, from 1 on; 0 for any other run.
             params: the policy's parameters, instead of those of the constructor.
 
         Raises:
@@ -172,6 +173,9 @@ class Engine:
         self.stats = stats = collections.defaultdict(float)
         compiled, began = programs.compilations(), time.perf_counter()
         environment = self._environment
+        retriever = environment.search.retriever
+        at_step(retriever, step)
+        searched_before = counts_of(retriever)
         pool = ToolPool(environment.called, self._render, environment.options)
         done: dict[Episode, Trajectory] = {}
 
@@ -194,6 +198,8 @@ class Engine:
             # Whatever happened, Ctrl-C too: no tool is called any more.
             pool.close()
             stats |= pool.stats
+            for name, count in counts_since(retriever, searched_before).items():
+                stats[f"{SEARCH}_{name}"] = count
         stats["seconds"] = time.perf_counter() - began
         stats["compilations"] = programs.compilations() - compiled
         stats["episodes"] = len(episodes)
@@ -338,4 +344,9 @@ def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
             metrics[f"rollout/{prefix}occupancy"] = (
                 stats[f"{prefix}decoded_tokens"] / stats[f"{prefix}slot_steps"]
             )
+    hits, misses = (stats.get(f"{SEARCH}_cache_{name}", 0.0) for name in ("hits", "misses"))
+    if hits + misses:
+        metrics["rollout/search_cache_hit_rate"] = hits / (hits + misses)
+    if found := stats.get(f"{SEARCH}_noise_passages"):
+        metrics["rollout/search_noise_share"] = stats[f"{SEARCH}_noise_replaced"] / found
     return metrics

@@ -17,7 +17,7 @@ from sr1_jax.data.stream import QuestionSource
 from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_paths
-from sr1_jax.retrieval import Retriever, fingerprint_of, open_retriever
+from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
 from sr1_jax.training.phases import Phase
 from sr1_jax.training.supervised import Example
 
@@ -143,7 +143,8 @@ def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
 def open_index(config: ml_collections.ConfigDict, corpus: Path | None, folder: Path) -> Retriever:
     """The retriever over a corpus; an index it needs is built in `folder` on first use, and again
     when the corpus has changed."""
-    told = (sorted(config.retrieval.to_dict().items()), str(corpus and corpus.resolve()))
+    settings = sorted(index_settings(config.retrieval.to_dict()).items())
+    told = (settings, str(corpus and corpus.resolve()))
     name = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
     return open_retriever(config.retrieval, corpus, folder / f"index-{name}")
 

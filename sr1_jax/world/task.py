@@ -13,7 +13,7 @@ import ml_collections
 
 from sr1_jax.data.builder import open_questions, prepare_questions
 from sr1_jax.data.questions import Question
-from sr1_jax.retrieval import fingerprint_of
+from sr1_jax.retrieval import fingerprint_of, for_other_corpus
 from sr1_jax.training.task import Task, open_index, prepared_task
 from sr1_jax.world.facts import (
     World,
@@ -60,7 +60,9 @@ def _draw(config: ml_collections.ConfigDict, folder: Path) -> Task:
         )
     fingerprint = prepare_questions({"train": folder / "train.jsonl"}, folder / "questions")
     retriever = open_index(config, folder / "corpus.jsonl", folder)
-    changed_retriever = open_index(config, folder / "changed_corpus.jsonl", folder)
+    elsewhere = config.copy_and_resolve_references()
+    elsewhere.retrieval = for_other_corpus(config.retrieval)
+    changed_retriever = open_index(elsewhere, folder / "changed_corpus.jsonl", folder)
     return Task(
         train=open_questions(folder / "questions", "train", fingerprint),
         dev={_DEV: dev},

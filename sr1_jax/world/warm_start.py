@@ -17,7 +17,7 @@ from sr1_jax.models.small_tokenizer import train_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import PromptTemplate, load_template
-from sr1_jax.retrieval import Retriever, open_retriever
+from sr1_jax.retrieval import Retriever, for_other_corpus, open_retriever
 from sr1_jax.training.phases import Phase, phases_of
 from sr1_jax.training.supervised import Example
 from sr1_jax.world.facts import (
@@ -184,4 +184,4 @@ def _other_world(config: ml_collections.ConfigDict, number: int) -> tuple[World,
         corpus = Path(folder) / "corpus.jsonl"
         write_corpus(world, corpus)
         # Without a folder for an index it is kept in memory: the corpus goes with its folder.
-        return world, open_retriever(config.retrieval, corpus)
+        return world, open_retriever(for_other_corpus(config.retrieval), corpus)

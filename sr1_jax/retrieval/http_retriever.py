@@ -1,0 +1,344 @@
+"""Retrieval over HTTP: a client of any server that speaks `/retrieve` (see `wire`).
+
+A call asks one address after the other until one answers: those that failed a moment ago come last,
+and before an address is asked again in the same call there is a pause, which doubles. So a
+call ends within `bound_seconds`, whatever the servers do.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import urllib3
+
+from sr1_jax.paths import local_path
+from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.wire import addresses, request_body, results_of, shown
+
+TOKEN_VARIABLE = "SR1_JAX_RETRIEVAL_TOKEN"
+
+# An address that failed is asked last for so long.
+_REST_SECONDS = 10.0
+_MOST_PAUSE_SECONDS = 30.0
+_CHUNK_BYTES = 1 << 16
+
+
+class SearchFailedError(RuntimeError):
+    """No address gave an answer that can be used."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Fault(Exception):
+    """What was wrong with one attempt.
+
+    Attributes:
+        kind: refused, timeout, broken (the connection ended early), status, malformed.
+        message: what came back.
+        again: whether the same address may be asked again.
+    """
+
+    kind: str
+    message: str
+    again: bool = True
+
+
+class HttpRetriever:
+    """Asks servers for passages; `search` may run in several threads at once.
+
+    Args:
+        urls: full addresses, asked in turn.
+        timeout_seconds: of an attempt.
+        attempts: of a request, over all addresses together.
+        backoff_seconds: the pause before an address is asked for the second time; doubles, and
+            is shortened by up to a half, at random, so that clients do not come back together.
+        queries: that one request holds at most; of more, several are made.
+        connections: that are kept open for each server.
+        token: for the header Authorization.
+
+    Attributes:
+        fingerprint: of what the servers search, where `connect` was told; else "".
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        timeout_seconds: float = 10.0,
+        attempts: int = 4,
+        backoff_seconds: float = 0.25,
+        queries: int = 256,
+        connections: int = 16,
+        token: str = "",
+    ):
+        self._urls = tuple(urls)
+        self._timeout_seconds = timeout_seconds
+        self._attempts = attempts
+        self._backoff_seconds = backoff_seconds
+        self._queries = queries
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._connections = urllib3.PoolManager(
+            num_pools=len(self._urls), maxsize=connections, retries=False
+        )
+        self._turn = itertools.count()
+        self._rests_until = dict.fromkeys(self._urls, 0.0)
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+        self.fingerprint = ""
+
+    @property
+    def bound_seconds(self) -> float:
+        """A request that no address answers fails within this time.
+
+        Servers that drip may take twice as long: within an attempt the first byte and the last one
+        each have `timeout_seconds`.
+        """
+        pauses = (self._pause(again) for again in range(1, self._attempts))
+        return self._attempts * self._timeout_seconds + sum(pauses)
+
+    def counts(self) -> dict[str, float]:
+        """Requests answered or given up, attempts, and attempts that failed, by what was wrong."""
+        with self._lock:
+            return {f"http_{key}": float(value) for key, value in self._counts.items()}
+
+    def search(self, queries: list[str], k: int) -> list[list[Passage]]:
+        """See `Retriever.search`.
+
+        Raises:
+            SearchFailedError: no address gave an answer that can be used; names the last one and
+                what came back.
+        """
+        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
+            raise ValueError(f"queries must be a list of strings, found {queries!r}.")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, found {k}.")
+        found: list[list[Passage]] = []
+        for start in range(0, len(queries), self._queries):
+            found += self._request(queries[start : start + self._queries], k)
+        return found
+
+    def connect(self) -> None:
+        """Asks the servers what they search, and sets `fingerprint`.
+
+        A server without `/health`, such as the original's, says nothing and is taken as it is.
+
+        Raises:
+            ConnectionError: no server answers, or one wants another token.
+            ValueError: the servers search different indices.
+        """
+        faults: dict[str, _Fault] = {}
+        fingerprints: dict[str, str] = {}
+        for again in range(self._attempts):
+            time.sleep(self._pause(again))
+            for url in self._urls:
+                try:
+                    fingerprints[url] = self._fingerprint_of(url)
+                except _Fault as fault:
+                    faults[url] = fault
+            if fingerprints:
+                break
+        else:
+            told = "; ".join(f"{url}: {fault.message}" for url, fault in faults.items())
+            raise ConnectionError(f"No server of retrieval.http.urls answers: {told}")
+        if len(set(fingerprints.values())) > 1:
+            told = ", ".join(f"{url}: {value[:12]!r}" for url, value in fingerprints.items())
+            raise ValueError(f"The servers of retrieval.http.urls search different indices: {told}")
+        (self.fingerprint,) = set(fingerprints.values())
+
+    def _fingerprint_of(self, url: str) -> str:
+        status, body = self._exchange("GET", urljoin(url, "health"))
+        if status in (401, 403):
+            raise ConnectionError(
+                f"{url} refuses the token (status {status}): {shown(body)}. Give the right one in "
+                f"the file retrieval.http.token_file, or in {TOKEN_VARIABLE}."
+            )
+        if status >= 500:
+            raise _Fault("status", f"status {status}: {shown(body)}")
+        try:
+            told = json.loads(body)
+        except ValueError:
+            return ""
+        return str(told.get("fingerprint", "")) if isinstance(told, Mapping) else ""
+
+    def _request(self, queries: list[str], k: int) -> list[list[Passage]]:
+        """One request, on as many addresses and as often as need be."""
+        body = request_body(queries, k)
+        tried: collections.Counter[str] = collections.Counter()
+        ruled_out: set[str] = set()
+        url, fault = "", _Fault("none", "")
+        for _ in range(self._attempts):
+            if not (left := [other for other in self._urls if other not in ruled_out]):
+                break
+            url = self._next(left, tried)
+            if tried[url]:
+                time.sleep(self._pause(tried[url]) * random.uniform(0.5, 1.0))
+            tried[url] += 1
+            try:
+                found = self._attempt(url, body, len(queries), k)
+            except _Fault as error:
+                fault = error
+                self._failed(url, fault)
+                if not fault.again:
+                    ruled_out.add(url)
+                continue
+            with self._lock:
+                self._rests_until[url] = 0.0
+                self._counts["requests"] += 1
+            return found
+        with self._lock:
+            self._counts["requests"] += 1
+            self._counts["given_up"] += 1
+        attempts = sum(tried.values())
+        raise SearchFailedError(
+            f"{len(queries)} queries were not answered in {attempts} attempts on "
+            f"{len(self._urls)} addresses; the last, {url}: {fault.message}"
+        )
+
+    def _attempt(self, url: str, body: bytes, queries: int, k: int) -> list[list[Passage]]:
+        with self._lock:
+            self._counts["attempts"] += 1
+        status, answer = self._exchange("POST", url, body)
+        if status != 200:
+            # What this server says of this request it will say again, unless it is too busy.
+            again = status >= 500 or status in (408, 429)
+            raise _Fault("status", f"status {status}: {shown(answer)}", again)
+        try:
+            return results_of(answer, queries, k)
+        except ValueError as error:
+            raise _Fault("malformed", str(error)) from error
+
+    def _exchange(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body of an answer.
+
+        Raises:
+            _Fault: there is none, or not all of it.
+        """
+        limit = self._timeout_seconds
+        deadline = time.monotonic() + limit
+        response = None
+        try:
+            response = self._connections.request(
+                method,
+                url,
+                body=body,
+                headers=self._headers,
+                timeout=urllib3.Timeout(total=limit),
+                redirect=False,
+                preload_content=False,
+            )
+            chunks = []
+            # One read of the socket at a time: a server that drips is not waited for.
+            while chunk := response.read1(_CHUNK_BYTES):
+                chunks.append(chunk)
+                if time.monotonic() > deadline:
+                    raise urllib3.exceptions.TimeoutError
+            answer = response.status, b"".join(chunks)
+            response.release_conn()
+            return answer
+        except urllib3.exceptions.NewConnectionError as error:
+            raise _Fault("refused", f"no connection ({error})") from error
+        except urllib3.exceptions.TimeoutError as error:
+            raise _Fault("timeout", f"no answer within {limit:g} seconds") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _Fault("broken", f"the connection broke ({error!r})") from error
+        finally:
+            if response is not None:
+                # Left unread, a connection cannot serve again.
+                response.close()
+
+    def _next(self, urls: Sequence[str], tried: Mapping[str, int]) -> str:
+        """Of some addresses the one to ask: least tried in this call, not resting, in turn."""
+        with self._lock:
+            turn, now = next(self._turn), time.monotonic()
+            rests = {url: max(0.0, self._rests_until[url] - now) for url in urls}
+        start = turn % len(urls)
+        in_turn = [*urls[start:], *urls[:start]]
+        return min(in_turn, key=lambda url: (tried.get(url, 0), rests[url]))
+
+    def _failed(self, url: str, fault: _Fault) -> None:
+        with self._lock:
+            self._rests_until[url] = time.monotonic() + _REST_SECONDS
+            self._counts[fault.kind] += 1
+
+    def _pause(self, again: int) -> float:
+        """Most seconds before an address is asked again for the so-manyth time."""
+        if not again:
+            return 0.0
+        return min(self._backoff_seconds * 2 ** (again - 1), _MOST_PAUSE_SECONDS)
+
+
+def open_http(
+    config: Mapping[str, Any], corpus: Path | None = None, index: Path | None = None
+) -> HttpRetriever:
+    """The retriever of retrieval.kind="http", connected.
+
+    Args:
+        config: the section `retrieval` of the settings.
+        corpus: not read; the servers have theirs.
+        index: not read.
+
+    Raises:
+        ValueError: addresses that are none, or of servers that search different indices.
+        ConnectionError: no server answers.
+        OSError: the file of the token cannot be read.
+    """
+    http = config["http"]
+    retriever = HttpRetriever(
+        check_http(config),
+        timeout_seconds=http["timeout_seconds"],
+        attempts=http["attempts"],
+        backoff_seconds=http["backoff_seconds"],
+        queries=http["queries"],
+        connections=http["connections"],
+        token=read_token(http["token_file"], "retrieval.http.token_file"),
+    )
+    retriever.connect()
+    return retriever
+
+
+def check_http(config: Mapping[str, Any]) -> list[str]:
+    """The addresses of retrieval.http.urls.
+
+    Raises:
+        ValueError: there is none, or one is no address.
+    """
+    try:
+        return addresses(config["http"]["urls"])
+    except ValueError as error:
+        raise ValueError(f"http.urls: {error}") from error
+
+
+def read_token(file: str, key: str, variable: str = TOKEN_VARIABLE) -> str:
+    """The bearer token: the contents of a file, else of an environment variable, else "".
+
+    Args:
+        file: its path, or "".
+        key: of the setting or flag, for messages.
+        variable: name of the environment variable.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: what is there can be no token.
+    """
+    if not file:
+        token, where = os.environ.get(variable, "").strip(), variable
+    else:
+        path = local_path(file, key)
+        token, where = path.read_text(encoding="utf-8").strip(), f"{key}={file}"
+        if not token:
+            raise ValueError(f"{where}: the file is empty; write the token into it.")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError(f"{where}: a token is printable ASCII without spaces.")
+    return token

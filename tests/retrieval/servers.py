@@ -1,0 +1,210 @@
+"""Servers for tests, one that fails on purpose and ours in a thread; and clients that try to
+bring ours down."""
+
+import concurrent.futures
+import contextlib
+import json
+import random
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import urllib3
+import uvicorn
+
+from sr1_jax.retrieval.server import Limits, make_app
+
+FAULTS = ("hung", "500", "cut", "broken", "length", "drip")
+
+
+class FaultyServer:
+    """Speaks /retrieve over a retriever, except where `fault_of` names a fault.
+
+    Args:
+        retriever: answers.
+        fault_of: function of (number of the request, body) -> one of FAULTS, or None; or a status.
+        hung_seconds: most that a hung request is held.
+        health: what /health tells; None: there is no such page.
+
+    Attributes:
+        bodies: of the requests, parsed.
+        injected: faults, in order.
+    """
+
+    def __init__(
+        self, retriever, fault_of=lambda number, body: None, *, hung_seconds=5.0, health=None
+    ):
+        self.retriever, self.fault_of, self.health = retriever, fault_of, health
+        self.bodies, self.injected, self.headers = [], [], []
+        self.lock, self.released = threading.Lock(), threading.Event()
+        self.hung_seconds = hung_seconds
+        self.connections = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                with outer.lock:
+                    outer.connections += 1
+                super().setup()
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                known = outer.health is not None
+                self.reply(200 if known else 404, json.dumps(outer.health or {"detail": "no"}))
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    fault = outer.fault_of(len(outer.bodies), body)
+                    outer.bodies.append(body)
+                    outer.headers.append(dict(self.headers))
+                    if fault:
+                        outer.injected.append(fault)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.answer(fault, outer.text_for(body))
+
+            def answer(self, fault, text):
+                if fault == "hung":
+                    outer.released.wait(outer.hung_seconds)
+                    self.close_connection = True
+                elif fault == "cut":
+                    self.reply(200, text[: len(text) // 2])
+                elif fault == "broken":
+                    self.reply(200, text[:-5], length=len(text))
+                    self.close_connection = True
+                elif fault == "length":
+                    rows = json.loads(text)["result"]
+                    self.reply(200, json.dumps({"result": [*rows, []]}))
+                elif fault == "drip":
+                    self.reply(200, "", length=len(text))
+                    for byte in text:
+                        self.wfile.write(byte.encode())
+                        if outer.released.wait(0.02):
+                            break
+                    self.close_connection = True
+                elif fault:
+                    self.reply(int(fault), '{"error": "as asked"}')
+                else:
+                    self.reply(200, text)
+
+            def reply(self, status, text, length=None):
+                data = text.encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data) if length is None else length))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/retrieve"
+
+    def text_for(self, body):
+        found = self.retriever.search(body["queries"], body["topk"])
+        rows = [
+            [
+                {
+                    "document": {"id": p.id, "contents": f'"{p.title}"\n{p.text}'},
+                    "score": p.score,
+                }
+                for p in passages
+            ]
+            for passages in found
+        ]
+        return json.dumps({"result": rows})
+
+    def __enter__(self):
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
+        return self
+
+    def __exit__(self, *_):
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def closed_port():
+    """An address at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/retrieve"
+
+
+@contextlib.contextmanager
+def served(retriever, limits=None, **options):
+    """Our server in a thread; gives its base address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        make_app(retriever, limits or Limits(), **options),
+        log_level="critical",
+        access_log=False,
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < until and thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
+
+
+def malformed(rng):
+    """A body that is a request, more or less."""
+    values = [
+        None, True, -1, 0, 3, 10**25, 1.5, float("nan"), float("inf"), "", "a", "é\u2028", "\ud83d",
+        "x" * 5000, [], ["a"], ["a", None], {}, {"a": []}, [[["a"]]],
+    ]  # fmt: skip
+    keys = ["queries", "topk", "return_scores", "Queries", "", "\ud83d"]
+    body = {key: rng.choice(values) for key in rng.sample(keys, rng.randrange(4))}
+    if rng.random() < 0.5:
+        body["queries"] = [rng.choice(values) for _ in range(rng.randrange(5))]
+    data = json.dumps(rng.choice([body, body, [body], rng.choice(values)])).encode()
+    how = rng.random()
+    if how < 0.2:
+        data = data[: rng.randrange(len(data) + 1)]
+    elif how < 0.4 and data:
+        where = rng.randrange(len(data))
+        data = data[:where] + bytes([rng.randrange(256)]) + data[where + 1 :]
+    elif how < 0.45:
+        data = b"[" * rng.randrange(100_000)
+    return data
+
+
+def bombard(address, *, seconds, clients):
+    """Sends what is hardly ever a request, from many clients at once; counts of statuses."""
+    pool = urllib3.PoolManager(maxsize=clients, retries=False)
+
+    def one(seed):
+        rng, found = random.Random(seed), {}
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            method = rng.choice(["POST"] * 9 + ["GET", "PUT", "PATCH"])
+            path = rng.choice(["/retrieve"] * 9 + ["/health", "/metrics", "/%00", "/..%2f"])
+            headers = {"Content-Type": rng.choice(["application/json", "text/x", "\x7f;;"])}
+            response = pool.request(method, address + path, body=malformed(rng), headers=headers)
+            if path == "/retrieve":
+                assert json.loads(response.data)
+            found[response.status] = found.get(response.status, 0) + 1
+        return found
+
+    total = {}
+    with concurrent.futures.ThreadPoolExecutor(clients) as threads:
+        for found in threads.map(one, range(clients)):
+            for status, count in found.items():
+                total[status] = total.get(status, 0) + count
+    pool.clear()
+    return total
