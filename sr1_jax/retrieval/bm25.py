@@ -36,7 +36,6 @@ from sr1_jax.retrieval.bm25_build import Progress, build_index, no_progress
 from sr1_jax.retrieval.bm25_search import Postings, Searcher
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.index_folder import (
-    MANIFEST_FILE,
     check_replaceable,
     new_folder,
     read_manifest,
@@ -211,15 +210,17 @@ def open_bm25(
 ) -> BM25Retriever:
     """The BM25 index in a folder; built there if it is not, or is of another corpus or options.
 
+    An index that is damaged or of an older version is built again too, where there is a corpus.
+
     Args:
-      config: has k1, b, stemmer, stopwords; the last two may be "none".
-      corpus: a passage file. Without one the index has to be there, with these options.
-      index: the folder. Without one the index is built in a temporary folder and kept in memory.
+        config: has k1, b, stemmer, stopwords; the last two may be "none".
+        corpus: see `read_corpus`. Without one the index has to be there, with these options.
+        index: the folder. Without one the index is built in a temporary folder and kept in memory.
 
     Raises:
-      FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
-      ValueError: neither corpus nor index is given; an option out of range; an index of other
-        options without a corpus; a fault in the corpus or the index.
+        FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
+        ValueError: neither corpus nor index is given; an option out of range; an index of other
+            options without a corpus; a fault in the corpus or the index.
     """
     options = bm25_options(config)
     if index is None:
@@ -234,12 +235,19 @@ def open_bm25(
         retriever = BM25Retriever.load(index)
         _check_same_options(index, retriever.manifest, options)
         return retriever
-    if (index / MANIFEST_FILE).is_file():
-        retriever = BM25Retriever.load(index)
-        same = all(retriever.manifest[key] == value for key, value in options.items())
-        if same and corpus.is_file() and retriever.corpus_sha256 == corpus_sha256(corpus):
-            return retriever
+    if _is_built_of(index, corpus, options):
+        return BM25Retriever.load(index)
     return BM25Retriever.build(corpus, index, **options)
+
+
+def _is_built_of(index: Path, corpus: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a whole index of this corpus and these options, in today's form."""
+    try:
+        manifest = read_manifest(index, kind=FORMAT, version=VERSION)
+    except (FileNotFoundError, ValueError):
+        return False  # whether it may be replaced is for `build` to say
+    same = all(manifest[key] == value for key, value in options.items())
+    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus)
 
 
 def none_or(name: str | None) -> str | None:
@@ -251,7 +259,7 @@ def bm25_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `BM25Retriever.build` from settings.
 
     Raises:
-      ValueError: an option out of range.
+        ValueError: an option out of range.
     """
     options = {key: config[key] for key in OPTIONS}
     options |= {key: none_or(options[key]) for key in ("stemmer", "stopwords")}

@@ -17,6 +17,7 @@ word; `bm25_merge` puts the runs together. A run is a few files `NUMBER.NAME` in
 from __future__ import annotations
 
 import hashlib
+from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,12 +83,12 @@ class CountWords:
             ValueError: a fault in the chunk; names file and line.
         """
         ids = _word_ids(self.stemmer, self.stopwords)
-        words, word_counts, lines, id_hashes, sizes = [], [], [], [], []
+        words = array("i")  # a list would be searched for garbage again and again
+        word_counts, lines, id_hashes, sizes = [], [], [], []
         with open(run_path(self.folder, number, "passages"), "wb") as file:
             for line, row in chunk.rows():
                 passage_id, title, text = parse_passage(row, chunk.where(line))
                 found = find_words(f"{title}\n{text}".lower())
-                # Mapped at once: a list of numbers that exist already costs no more than pointers.
                 words.extend(map(ids.__getitem__, found))
                 word_counts.append(len(found))
                 lines.append(line)
@@ -98,8 +99,7 @@ class CountWords:
             "ids": np.frombuffer(b"".join(id_hashes), np.uint64),
             "sizes": np.array(sizes, np.int32),
         }
-        words_T = np.fromiter(words, np.int32, len(words))
-        del words
+        words_T = np.array(words, np.int32)
         passages_T = np.repeat(
             np.arange(len(sizes), dtype=np.int32), np.array(word_counts, np.int64)
         )
@@ -107,8 +107,8 @@ class CountWords:
         names, postings = _invert(words_T[kept_T], passages_T[kept_T], ids.stems)
         arrays |= postings
         arrays["lengths"] = np.bincount(passages_T[kept_T], minlength=len(sizes)).astype(np.int32)
-        for name, array in arrays.items():
-            np.save(run_path(self.folder, number, f"{name}.npy"), array)
+        for name, values in arrays.items():
+            np.save(run_path(self.folder, number, f"{name}.npy"), values)
         text = "".join(f"{name}\n" for name in names)
         run_path(self.folder, number, "words").write_text(text, encoding="utf-8", newline="\n")
         return Run(self.folder, number, len(sizes), chunk.source, chunk.share)
@@ -129,7 +129,9 @@ def _invert(
     keys_T <<= bits
     keys_T |= passages_T
     keys_T.sort()
-    first = np.flatnonzero(np.diff(keys_T, prepend=-1))
+    new_T = np.ones(len(keys_T), bool)
+    np.not_equal(keys_T[1:], keys_T[:-1], out=new_T[1:])
+    first = np.flatnonzero(new_T)
     counts = np.diff(first, append=len(keys_T))
     keys = keys_T[first]
     starts = np.searchsorted(keys, np.arange(len(order) + 1, dtype=np.int64) << bits)

@@ -7,15 +7,19 @@ that an index does not depend on how many processes built it.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr1_jax.data.jsonl import parse_line, read_blocks
+from sr1_jax.data.jsonl import parse_line, read_blocks, read_jsonl
 
 CHUNK_BYTES = 24 << 20
+_KEYS = ("id", "contents", "title", "text")  # of a passage
+_BLOCK = 1 << 20  # characters read at a time of a list
 _BATCH_ROWS = 1024  # read at a time from parquet and TFDS
 _FORMS = "give a .jsonl, .jsonl.gz or .parquet file, or the folder of a TFDS data set"
 
@@ -76,10 +80,31 @@ def read_chunks(path: str | os.PathLike, size: int | None = None) -> Iterator[Ch
             raise ValueError(f"{path} is a folder without a TFDS data set; {_FORMS}.")
         return _group(_read_tfds(path), f"{path}, record ", size)
     if path.suffix == ".parquet":
-        return _group(_read_parquet(path), f"{path}, row ", size)
+        return _group(_read_parquet(path, _KEYS), f"{path}, row ", size)
     return (
         Chunk(f"{path}:", first, lines, share) for first, lines, share in read_blocks(path, size)
     )
+
+
+def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads any rows, one at a time: JSON lines, parquet, or a `.json` file that is one list.
+
+    Returns:
+        An iterator of (file and line or row for messages, row with all its keys).
+
+    Raises:
+        FileNotFoundError: there is no such file (raised at once).
+        ValueError: while iterating: a damaged file, or a row that is no object.
+        ImportError: a parquet file, and pyarrow is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a .json, .jsonl or .parquet file.")
+    if path.suffix == ".json":
+        return _read_list(path)
+    if path.suffix == ".parquet":
+        return _numbered(_read_parquet(path, None), f"{path}, row ")
+    return ((f"{path}:{number}", row) for number, row in read_jsonl(path))
 
 
 def corpus_sha256(path: str | os.PathLike) -> str:
@@ -111,7 +136,7 @@ def _group(batches: _Batches, source: str, size: int) -> Iterator[Chunk]:
         yield Chunk(source, first, rows, share)
 
 
-def _read_parquet(path: Path) -> _Batches:
+def _read_parquet(path: Path, keys: Sequence[str] | None) -> _Batches:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -121,7 +146,7 @@ def _read_parquet(path: Path) -> _Batches:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path}: not a parquet file, or damaged ({error}).") from error
-    columns = [c for c in ("id", "contents", "title", "text") if c in file.schema_arrow.names]
+    columns = keys and [key for key in keys if key in file.schema_arrow.names]
 
     def batches() -> _Batches:
         done = 0
@@ -130,6 +155,43 @@ def _read_parquet(path: Path) -> _Batches:
             yield batch.to_pylist(), done / max(1, file.metadata.num_rows)
 
     return batches()
+
+
+def _numbered(batches: _Batches, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    for batch, _ in batches:
+        for row in batch:
+            number += 1
+            yield f"{source}{number}", row
+
+
+def _read_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The items of a file that is one list of JSON, without holding all of them."""
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[\s,]*").match
+    with open(path, encoding="utf-8-sig") as file:
+        start = file.read(_BLOCK).lstrip()
+        if start and start[0] != "[":
+            raise ValueError(f"{path}: not a list of JSON; write JSON lines as .jsonl.")
+        text, number, ended = start[1:], 1, not start
+        while not ended:
+            place, more = 0, file.read(_BLOCK)
+            text += more
+            # Up to the item that goes on in the next block.
+            while (place := skip(text, place).end()) < len(text) and text[place] != "]":
+                where = f"{path}, item {number}"
+                try:
+                    row, place = decode(text, place)
+                except json.JSONDecodeError as error:
+                    if more:
+                        break
+                    raise ValueError(f"{where}: malformed JSON ({error}).") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where}: expected an object, found {type(row).__name__}.")
+                yield where, row
+                number += 1
+            ended, text = text.startswith("]", place), text[place:]
+            if not more and not ended:
+                raise ValueError(f"{path}: cut short after item {number - 1}; get it again.")
 
 
 def _is_tfds(folder: Path) -> bool:
