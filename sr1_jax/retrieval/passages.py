@@ -7,7 +7,7 @@ corpus of tens of millions of passages costs no memory of its own.
 
 import json
 import mmap
-from array import array
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +16,32 @@ PASSAGES_FILE = "passages.jsonl"
 OFFSETS_FILE = "passage_offsets.npy"
 
 
-class PassageWriter:
-    """Writes passages into `folder`; a context manager that completes the files at its end."""
+def encode_passage(passage_id: str, title: str, text: str) -> bytes:
+    """The line of a passage."""
+    return (json.dumps([passage_id, title, text], ensure_ascii=False) + "\n").encode("utf-8")
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._offsets = array("q", [0])
 
-    def __enter__(self) -> "PassageWriter":
-        self._file = open(self._folder / PASSAGES_FILE, "wb")
-        return self
+def join_passages(folder: Path, parts: list[Path], sizes_N: np.ndarray) -> None:
+    """Makes the two files of encoded passages.
 
-    def add(self, passage_id: str, title: str, text: str) -> None:
-        line = json.dumps([passage_id, title, text], ensure_ascii=False) + "\n"
-        self._offsets.append(self._offsets[-1] + self._file.write(line.encode("utf-8")))
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __exit__(self, error_type, error, traceback) -> None:
-        self._file.close()
-        if error_type is None:
-            np.save(self._folder / OFFSETS_FILE, np.array(self._offsets, dtype=np.int64))
+    Args:
+        folder: to put them in.
+        parts: files of encoded passages, in order; each is removed once it is copied.
+        sizes_N: bytes of each passage.
+    """
+    with open(folder / PASSAGES_FILE, "wb") as file:
+        for part in parts:
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+            part.unlink()
+    np.save(folder / OFFSETS_FILE, np.concatenate([[0], np.cumsum(sizes_N, dtype=np.int64)]))
 
 
 class PassageStore:
     """Random access to the passages in `folder`; safe to share between threads.
 
     Args:
-        folder: where a `PassageWriter` wrote.
+        folder: where `join_passages` wrote.
         mmap: map the files instead of reading them into memory.
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sr1_jax.retrieval import BM25Retriever, Passage, Retriever
-from sr1_jax.retrieval.bm25 import _top_k
+from sr1_jax.retrieval.bm25_search import _best
 
 
 def _write_corpus(path, passages):
@@ -125,13 +125,13 @@ def test_equal_scores_keep_corpus_order(tmp_path):
         assert _ids(retriever.search(["same"], k)) == [order[:k]]
 
 
-def test_top_k_against_a_full_sort():
+def test_best_against_a_full_sort():
     rng = np.random.default_rng(1)
     for _ in range(200):
         scores_N = rng.integers(0, 4, rng.integers(1, 30)).astype(np.float32)
         k = int(rng.integers(1, 35))
         ranked = sorted(range(len(scores_N)), key=lambda i: (-scores_N[i], i))
-        assert _top_k(scores_N, k).tolist() == [i for i in ranked if scores_N[i] > 0][:k]
+        assert _best(scores_N, k).tolist() == ranked[:k]
 
 
 def test_stemming_and_stop_words_are_options(tmp_path):
@@ -194,8 +194,10 @@ def test_mapped_and_in_memory_agree(tmp_path):
     in_memory = BM25Retriever.load(tmp_path / "index", mmap=False)
     assert isinstance(mapped._passages._lines, mmap.mmap)
     assert isinstance(mapped._passages._offsets, np.memmap)
-    assert isinstance(mapped._bm25.scores["data"], np.memmap)
-    assert not isinstance(in_memory._bm25.scores["data"], np.memmap)
+    assert isinstance(mapped._postings.scores_P.base, np.memmap)
+    assert isinstance(mapped._vocabulary._text, mmap.mmap)
+    assert not isinstance(in_memory._postings.scores_P.base, np.memmap)
+    assert isinstance(in_memory._vocabulary._text, bytes)
     queries = ["cat", "dog cat", "bird"]
     assert mapped.search(queries, 3) == in_memory.search(queries, 3)
 
