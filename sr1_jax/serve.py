@@ -48,8 +48,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flags() -> flags.FlagValues:
+    # Here, not above: the settings of a run import all that training does.
+    from sr1_jax.training.settings import RUN, unknown_setting
+
     values = flags.FlagValues()
-    cli.config_flag(values)
+    cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("index", "", "Folder of an index; by default data.index.", **define)
     flags.DEFINE_string("corpus", "", "Passages; by default data.corpus.", **define)

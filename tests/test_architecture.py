@@ -21,7 +21,7 @@ FLOORS = (
     ("rl", "evaluation"),
     ("training",),
     ("planning", "world"),
-    ("__main__", "compare", "evaluate", "export", "index", "plan", "train"),
+    tuple("__main__ compare complete_corpus evaluate export index plan serve train".split()),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
