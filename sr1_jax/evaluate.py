@@ -224,7 +224,7 @@ def _searched(retriever: Retriever | None) -> str:
 
 
 def _settings_of(config: ml_collections.ConfigDict, options: Options) -> dict[str, Any]:
-    plain = RUN.without_free(as_json_values(config.to_dict()))
+    plain = as_json_values(config.to_dict())
     return results.answering_settings(plain, options.method, greedy=options.greedy)
 
 
@@ -240,15 +240,18 @@ def _changes(
     before = results.answering_settings(
         RUN.without_free(run.facts["config"]), options.method, greedy=options.greedy
     )
-    changes = dict(results.changed_settings(before, _settings_of(config, options)))
+    # What a resumed run may change was not kept with the run.
+    fixed = RUN.without_free(as_json_values(config.to_dict()))
+    now = results.answering_settings(fixed, options.method, greedy=options.greedy)
+    changes = dict(results.changed_settings(before, now))
     contents = run.facts.get("contents", {})
     here = {"data.corpus": _searched(retriever)}
     if run.facts["config"].get("method") == options.method:
         here["prompt"] = methods.prompt_fingerprint(config, options.method)
-    for key, now in here.items():
-        before = contents.get(key, "")
-        if before and now and before != now:
-            changes[key] = (before[:8], now[:8])
+    for key, found in here.items():
+        kept = contents.get(key, "")
+        if kept and found and kept != found:
+            changes[key] = (kept[:8], found[:8])
     if changes and cluster.is_first():
         cli.notice(f"These settings are not those of the run: {results.describe(changes)}.")
     return changes

@@ -282,6 +282,7 @@ def trained(tmp_path_factory):
         "--config.learner.kl_kind=k3",
         "--config.learner.clip_high=0.28",  # None by default
         "--config.reward.format_weight=0.1",
+        "--config.reward.terms=(('em_format', 1.0), ('truncated', -1.0))",
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)

@@ -53,7 +53,7 @@ def rate_schedule(
 
 def _whole_steps(share: float, updates: int) -> int:
     # One update at least is left at the full rate: a run of a single one would train at rate 0.
-    return min(max(1, round(share * updates)), updates - 1) if share else 0
+    return min(max(1, round(share * updates)), max(updates - 1, 0)) if share else 0
 
 
 def make_optimizer(

@@ -78,6 +78,7 @@ def test_a_resumed_run_holds_what_a_fresh_one_does(make_learner, batch, shape, l
 
 @pytest.mark.parametrize("shape", [ONE, pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str)
 def test_a_restored_state_compiles_nothing_anew(make_learner, batch, shape):
+    jax.clear_caches()  # learners of other tests share some programs
     learner = make_learner(shape, algorithm="rloo")
     state = learner.initial_state()
 

@@ -95,13 +95,19 @@ def test_warm_up_is_linear_and_ends_at_the_rate():
     np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("updates", [0, 1, 10, 60])
+@pytest.mark.parametrize("updates", [2, 10, 60])
 def test_a_share_above_0_is_at_least_one_step(updates):
     sizes = step_sizes(3, warmup_share=0.01, decay_share=0.0, updates=updates)
     np.testing.assert_allclose(sizes, [0, 0.1, 0.1], rtol=1e-4)
     # A cosine of one step, also where there is no room for it.
     sizes = step_sizes(3, warmup_share=0.01, decay_share=0.02, updates=min(updates, 50))
     np.testing.assert_allclose(sizes, [0, 0.1, 0.01], rtol=1e-4)
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_a_run_without_a_second_update_has_no_warm_up(updates):
+    sizes = step_sizes(2, warmup_share=0.285, decay_share=0.0, updates=updates)
+    np.testing.assert_allclose(sizes, [0.1, 0.1], rtol=1e-4)
 
 
 def test_shares_are_rounded_to_whole_steps():
