@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pkgutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,8 +26,11 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"commands are modules: python -m sr1_jax.{name}, with a dot.")
         raise ValueError(f"there is no command {name!r}; there are {', '.join(known)}.")
     print("Search-R1 in JAX: trains language models to reason and search.\n")
-    for name, summary in commands():
-        print(f"  python -m sr1_jax.{name:<10} {summary}")
+    known = list(commands())
+    width = max(len(name) for name, _ in known)
+    for name, summary in known:
+        head = f"  python -m sr1_jax.{name:<{width}}  "
+        print(textwrap.fill(summary, 80, initial_indent=head, subsequent_indent=" " * len(head)))
     print("\nEach tells more with --help.")
 
 

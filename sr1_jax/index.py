@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, required=("corpus", "index"), usage=__doc__)
     corpus, index = local_path(values.corpus, "--corpus"), local_path(values.index, "--index")
     began = time.perf_counter()
+    print(one_line(f"indexing {corpus} …"), flush=True)
     with _shown() as progress:
         retriever = BM25Retriever.build(
             corpus,

@@ -298,12 +298,13 @@ def test_help_without_settings_lists_flags_alone(capsys):
 def test_the_package_lists_its_commands(capsys):
     listing.main(["sr1_jax"])
     text = capsys.readouterr().out
-    assert "python -m sr1_jax.train      Trains a policy to search." in text
+    assert "python -m sr1_jax.train            Trains a policy to search." in text
+    assert max(map(len, text.splitlines())) <= 80
     assert "python -m sr1_jax.compare " in text
     assert "cli" not in text and "lock" not in text
     with pytest.raises(ValueError, match=r"python -m sr1_jax\.train, with a dot"):
         listing.main(["sr1_jax", "train"])
-    with pytest.raises(ValueError, match=r"no command 'trian'; there are compare, evaluate"):
+    with pytest.raises(ValueError, match=r"no command 'trian'; there are compare, complete_co"):
         listing.main(["sr1_jax", "trian"])
 
 

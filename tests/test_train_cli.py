@@ -161,7 +161,7 @@ def test_help(monkeypatch, capsys, program, flag):
         (QUESTION * 2, PASSAGE, "{tmp}/questions.jsonl:2: duplicate id 'q:0'"),
         ("", PASSAGE, "{tmp}/questions.jsonl: no questions; the file is empty."),
         (QUESTION, PASSAGE + '{"id": "1"}\n', "{tmp}/corpus.jsonl:2: key 'contents' is missing"),
-        (QUESTION, "", "{tmp}/corpus.jsonl: no passages; the file is empty."),
+        (QUESTION, "", "{tmp}/corpus.jsonl: no passages; the corpus is empty."),
     ],
 )
 def test_training_refuses_files(run, tmp_path, checkpoint, questions, corpus, message):

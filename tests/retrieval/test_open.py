@@ -58,7 +58,10 @@ def test_ones_own_by_import_path(tmp_path, monkeypatch):
     ("kind", "message"),
     [
         ("bm52", r"retrieval\.kind='bm52': .* choose one of bm25, .*Did you mean bm25\?"),
-        ("google", r"retrieval\.kind='google': .* choose one of bm25, or give module:factory\.$"),
+        (
+            "google",
+            r"retrieval\.kind='google': .* one of bm25, empty, http, or give module:factory\.$",
+        ),
         ("nowhere:make", r"retrieval\.kind='nowhere:make': there is no module nowhere"),
         ("json:make", r"retrieval\.kind='json:make': make is not there"),
     ],
