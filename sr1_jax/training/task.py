@@ -18,6 +18,7 @@ from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_paths
 from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
+from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.training.phases import Phase
 from sr1_jax.training.supervised import Example
 
@@ -118,7 +119,7 @@ def _fingerprint_of_corpus(config: ml_collections.ConfigDict, retriever: Retriev
         return ""
     corpus = Path(config.data.corpus) if config.data.corpus else None
     said = fingerprint_of(retriever)
-    return said or (_sha256(corpus) if corpus is not None and corpus.is_file() else "")
+    return said or (corpus_sha256(corpus) if corpus is not None and corpus.exists() else "")
 
 
 def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
@@ -132,7 +133,7 @@ def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
         return open_index(config, Path(data.corpus) if data.corpus else None, folder)
     retriever = open_retriever(config.retrieval, index=Path(data.index))
     built_of = getattr(retriever, "corpus_sha256", None)
-    if data.corpus and built_of is not None and built_of != _sha256(Path(data.corpus)):
+    if data.corpus and built_of is not None and built_of != corpus_sha256(Path(data.corpus)):
         raise ValueError(
             f"data.index={data.index} was built of another corpus than data.corpus={data.corpus}: "
             "clear one of the two, or build the index again."
