@@ -92,6 +92,10 @@ class BM25Retriever:
         """Number of passages."""
         return len(self._passages)
 
+    def passage(self, number: int) -> Passage:
+        """A passage by its place in the corpus, from 0; its score is 0."""
+        return Passage(*self._passages[number], score=0.0)
+
     @classmethod
     def build(
         cls,

@@ -325,3 +325,8 @@ def test_nothing_is_printed(tmp_path, capfd):
 def test_import_leaves_jax_alone():
     code = "import sys, sr1_jax.retrieval; sys.exit('jax' in sys.modules or 'bm25s' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_passage_by_its_place(tmp_path):
+    retriever = _build(tmp_path, _numbered(["red cat", "blue dog"]))
+    assert retriever.passage(1) == Passage("1", "title1", "blue dog", 0.0)
