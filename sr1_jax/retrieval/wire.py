@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.corpus import split_contents
 
 # Of a text from elsewhere that a message quotes.
 _SHOWN_CHARACTERS = 200
@@ -121,7 +122,7 @@ def _passage(item: Any) -> Passage:
     title, text = document.get("title", ""), document.get("text")
     contents = document.get("contents")
     if isinstance(contents, str):
-        title, text = _title_and_text(contents)
+        title, text = split_contents(contents)
     if not isinstance(title, str) or not isinstance(text, str):
         raise ValueError(f"a document without contents: {shown(repr(document))}")
     try:
@@ -129,16 +130,6 @@ def _passage(item: Any) -> Passage:
     except (TypeError, ValueError):
         raise ValueError(f"the score {score!r} is no number: {shown(repr(item))}") from None
     return Passage(_id_of(document, title, text), title, text, number)
-
-
-def _title_and_text(contents: str) -> tuple[str, str]:
-    """As `read_corpus` has it: the first of several lines is the title, perhaps in quotes."""
-    title, newline, text = contents.partition("\n")
-    if not newline:
-        return "", contents
-    if len(title) >= 2 and title[0] == title[-1] == '"':
-        title = title[1:-1]
-    return title, text
 
 
 def _id_of(document: Mapping[str, Any], title: str, text: str) -> str:
