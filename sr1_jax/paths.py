@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -32,3 +33,9 @@ def local_paths(text: str, name: str) -> list[Path]:
         ValueError: as `local_path`.
     """
     return [local_path(part, name) for part in text.split(",")] if text else []
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

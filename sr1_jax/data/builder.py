@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from sr1_jax.data.questions import Question, read_questions
+from sr1_jax.paths import sha256_of
 
 _NAME = "sr1_questions"
 _VERSION = "1.0.0"
@@ -189,9 +190,7 @@ def _fingerprint(files: Mapping[str, Files]) -> str:
     digest = hashlib.sha256()
     for split in sorted(files):
         for path in _paths(files[split]):
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{split} {content}\n".encode())
+            digest.update(f"{split} {sha256_of(path)}\n".encode())
     return digest.hexdigest()[:24]
 
 

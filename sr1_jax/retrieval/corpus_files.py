@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sr1_jax.data.jsonl import parse_line, read_blocks, read_jsonl
+from sr1_jax.paths import sha256_of
 
 CHUNK_BYTES = 24 << 20
 _KEYS = ("id", "contents", "title", "text")  # of a passage
@@ -111,8 +112,7 @@ def corpus_sha256(path: str | os.PathLike) -> str:
     """Hash of a corpus: of the file, or of the names and hashes of the files in the folder."""
     path = Path(path)
     if not path.is_dir():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     digest = hashlib.sha256()
     for file in sorted(file for file in path.iterdir() if file.is_file()):
         digest.update(f"{file.name} {corpus_sha256(file)}\n".encode())

@@ -295,7 +295,7 @@ class Engine:
         """Ids that show what a tool answered."""
         return render_text(
             observation.text,
-            next(tool.observation_tag for tool in self._environment.called if tool.tag == tag),
+            self._environment.escaped.of(tag).observation_tag,
             self._tokenizer,
             self._config.max_observation_tokens,
             self._environment.escaped,

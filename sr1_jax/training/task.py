@@ -16,7 +16,7 @@ from sr1_jax.data.questions import Question, read_questions
 from sr1_jax.data.stream import QuestionSource
 from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import local_paths
+from sr1_jax.paths import local_paths, sha256_of
 from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.training.phases import Phase
@@ -155,9 +155,4 @@ def _bare_name(path: Path) -> str:
 
 
 def _fingerprint_of_files(paths: Sequence[Path]) -> str:
-    return hashlib.sha256("".join(map(_sha256, paths)).encode()).hexdigest() if paths else ""
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest() if paths else ""
