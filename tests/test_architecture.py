@@ -20,8 +20,10 @@ FLOORS = (
     ("rollout",),
     ("rl", "evaluation"),
     ("training",),
-    ("planning", "world"),
-    tuple("__main__ compare complete_corpus evaluate export index plan serve train".split()),
+    ("experiments", "planning", "world"),
+    tuple(
+        "__main__ compare complete_corpus evaluate export index plan serve sweep table train".split()
+    ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

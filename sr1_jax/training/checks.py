@@ -18,6 +18,7 @@ from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_terms
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
+from sr1_jax.training.examples import check_examples
 from sr1_jax.training.phases import phases_of
 from sr1_jax.training.settings import RUN, has_adapters
 
@@ -113,11 +114,6 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
 def _check_models(config: ml_collections.ConfigDict) -> None:
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")
-    if config.base.path and config.warm_start.phases:
-        raise ValueError(
-            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
-            "start. Clear one (--config.warm_start.phases='()')."
-        )
     if config.critic.path and not learner_settings.needs_critic(config.learner):
         raise ValueError(
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
@@ -144,11 +140,14 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     data, world = config.data, config.data.world_people > 0
     check_retrieval(config.retrieval)
     _check_tools(config.environment.tools)
-    if config.warm_start.phases and not world:
+    phases = phases_of(config.warm_start.phases)
+    if (own := [phase for phase in phases if not phase.examples]) and not world:
         raise ValueError(
-            "warm_start.phases learn from examples, which only the fictional world "
-            "(data.world_people) has: clear them (--config.warm_start.phases='()')."
+            f"warm_start.phases, {own[0].name!r}: traces to imitate are those of the fictional "
+            "world (data.world_people): name a file of examples, or clear the phases "
+            "(--config.warm_start.phases='()')."
         )
+    check_examples(config)
     if world and any((data.questions, data.dev, data.corpus, data.index)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.model.preset and not config.base.path:
@@ -215,7 +214,8 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool 
     if training and config.steps:
         sizes["learner.micro_batch"] = config.learner.micro_batch
     if training and config.warm_start.phases:
-        sizes["warm_start.batch"] = config.warm_start.batch
+        key = "micro_batch" if config.warm_start.micro_batch else "batch"
+        sizes[f"warm_start.{key}"] = config.warm_start[key]
     for key, size in sizes.items():
         if size % devices:
             raise ValueError(

@@ -30,7 +30,7 @@ from sr1_jax.training.checkpoints import (
     read_base_config,
 )
 
-# Below the workdir: the base policy of another run after supervised fine-tuning in this one.
+# Below the workdir: what supervised fine-tuning made of the policy that the run started from.
 SUPERVISED = "supervised"
 
 
@@ -212,11 +212,15 @@ def starting_policy(
 def fine_tuned_policy(
     config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
 ) -> tuple[Decoder, Tokenizer] | None:
-    """Another run's base policy after supervised fine-tuning in this one, if there was any."""
+    """The policy after supervised fine-tuning of another run's, or of a pretrained one, in this
+    run; None if there was none."""
     folder = workdir / SUPERVISED
     there = (folder / "model.json").is_file()
     check_same(str(folder), {"holds a policy": there})
-    return load_base(folder, mesh, **_numerics(config)) if there else None
+    if not there:
+        return None
+    tokenizer = base_files(config).tokenizer if config.base.path else None
+    return load_base(folder, mesh, tokenizer, **_numerics(config))
 
 
 def trained_policy(

@@ -79,6 +79,28 @@ def test_rewards_of_segments_through_gae(searchers, kl_in):
         np.testing.assert_array_equal(got.advantages_BT[row, others], 0)
 
 
+@pytest.mark.parametrize("kl_in", ["none", "reward"])
+def test_advantages_over_observations_the_way_of_the_original(searchers, kl_in):
+    """GAE steps over every token after the prompt; the KL is that of sampled tokens alone."""
+    config = settings(kl_in=kl_in, whiten=False, gamma=0.9, lam=0.8, mask_advantages=False)
+    scores = random_scores()
+    got, metrics = prepared(searchers, config, scores, mask_observations=False)
+    for row, t in enumerate(searchers):
+        response = np.arange(t.prompt_length, len(t.ids))
+        rewards, segment = [], 0
+        for index in response:
+            last = t.mask[index] and (index + 1 == len(t.mask) or not t.mask[index + 1])
+            rewards.append(t.segment_rewards[segment] if last else 0.0)
+            segment += last
+            if kl_in == "reward" and t.mask[index]:
+                rewards[-1] -= 0.1 * (t.logp[index] - scores.ref_logp_BT[row, index])
+        values = scores.values_BT[row, response]
+        want = textbook_gae(np.array(rewards), values, 0.9, 0.8)
+        np.testing.assert_allclose(got.advantages_BT[row, response], want, atol=1e-5)
+        np.testing.assert_allclose(got.returns_BT[row, response], want + values, atol=1e-5)
+    assert metrics["trained_tokens"] == sum(t.mask.sum() for t in searchers)
+
+
 def test_with_one_reward_at_the_end_returns_are_the_outcome(searchers):
     config = settings(kl_in="none", whiten=False)
     ended = [

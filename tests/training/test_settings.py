@@ -230,10 +230,6 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
             "base.path is not set",
         ),
         (
-            {"base.path": "a", "warm_start.phases": (PHASE,)},
-            "base.path and warm_start.phases exclude each other",
-        ),
-        (
             {
                 "data.world_people": 0,
                 "data.questions": "q",
@@ -241,7 +237,7 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
                 "base.workdir": "b",
                 "warm_start.phases": (PHASE,),
             },
-            "warm_start.phases learn from examples, which only the fictional world",
+            "traces to imitate are those of the fictional world",
         ),
         (
             {"model.preset": "qwen2.5-7b"},
@@ -321,9 +317,10 @@ def test_rollout_config_of_a_method():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": None}, r"warm_start\.phases\[0\] has no 'steps'"),
+        ({"steps": None}, r"warm_start\.phases\[0\] needs steps or epochs"),
+        ({"learning_rate": None}, r"warm_start\.phases\[0\] has no 'learning_rate'"),
         ({"evalute_at": (3,)}, r"warm_start\.phases\[0\]: unknown key 'evalute_at'; the keys are"),
-        ({"steps": 0}, r"warm_start\.phases\[0\]\.steps must be at least 1, not 0"),
+        ({"steps": 0}, r"warm_start\.phases\[0\] needs steps or epochs"),
         ({"learning_rate": -1.0}, r"warm_start\.phases\[0\]\.learning_rate must be positive"),
         ({"mix": 0.5}, r"warm_start\.phases\[0\]\.mix must be a dict, not 0\.5"),
     ],
