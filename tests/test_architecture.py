@@ -22,7 +22,8 @@ FLOORS = (
     ("training",),
     ("experiments", "planning", "world"),
     tuple(
-        "__main__ compare complete_corpus evaluate export index plan serve sweep table train".split()
+        "__main__ compare complete_corpus evaluate export index plan serve sweep table "
+        "train".split()
     ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

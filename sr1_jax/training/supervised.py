@@ -176,7 +176,7 @@ class SupervisedTrainer:
             static_argnames="max_wanted",
             out_shardings=(where.params, None),
         )
-        self._apply = jax.jit(self._apply_fn, donate_argnums=(0, 1), out_shardings=where)
+        self._apply = jax.jit(self._apply_fn, donate_argnums=0, out_shardings=where)
 
     def step(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> jax.Array:
         """One optimizer step.

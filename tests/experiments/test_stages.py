@@ -96,7 +96,7 @@ def test_sigterm_ends_the_stage_first(tmp_path):
     plan = stages(saves, "pass")
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=tell).start()
-    with pytest.raises(InterruptedError, match="stage_0 has ended. Start again"):
+    with pytest.raises(InterruptedError, match=r"stage_0 has ended\. Start again"):
         run_stages(plan, tmp_path)
     assert (tmp_path / "saved").exists() and seconds_of(plan[0], tmp_path) is None
     assert ran(tmp_path) == ["stage_0"]
@@ -119,15 +119,7 @@ def test_the_command_of_a_stage(tmp_path, capsys):
 
 
 def test_cluster_flags_are_handed_on():
-    argv = [
-        "table",
-        "--seeds=1",
-        "--coordinator",
-        "a:1",
-        "--processes=2",
-        "--distributed",
-        "-process=1",
-    ]
+    argv = "table --seeds=1 --coordinator a:1 --processes=2 --distributed -process=1".split()
     assert cluster_flags(argv) == [
         "--coordinator", "a:1", "--processes=2", "--distributed", "-process=1",
     ]  # fmt: skip

@@ -270,8 +270,8 @@ def test_unmasked_observations_train(learner_run, rl_policy, full_logp, trajecto
 
 
 def test_advantages_over_observations_mask_the_loss_of_the_policy_alone(learner_run, trajectories):
-    """Before the first update every ratio is 1 and every value the old one, so the losses are means:
-    of the policy over what it wrote, of the critic over all that follows the prompt."""
+    """Before the first update every ratio is 1 and every value the old one, so losses are means: of
+    the policy over what it wrote, of the critic over all that follows the prompt."""
     changes = dict(entropy_coefficient=0.0, kl_in="none", whiten=False, lam=0.5)
     run = learner_run(**changes, old_logp="trainer", mask_advantages=False)
     batch = batch_of(trajectories, mask_observations=False)

@@ -52,8 +52,8 @@ def test_spans_are_encoded_each_by_who_wrote_it(small_tokenizer, tmp_path):
         small_tokenizer.encode("Doc <|end|>"),
         [*small_tokenizer.encode("a"), *end],
     ]
-    assert found.ids == sum(parts, [])
-    assert found.mask == sum(([value] * len(part) for value, part in zip((0, 1, 0, 1), parts)), [])
+    assert found.ids == [number for part in parts for number in part]
+    assert found.mask == [value for value, part in zip((0, 1, 0, 1), parts) for _ in part]
     assert found.ids.count(end[0]) == 1
 
 
