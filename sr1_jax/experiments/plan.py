@@ -44,6 +44,7 @@ class Plan:
         stages: in the order they are to be run in.
         rows: by their key, in the order of the table.
         reference: key of the row that the others are compared with.
+        limit: of each file; 0: all.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Plan:
         limit: int = 0,
     ):
         self.folder, self.seeds, self.questions = folder, tuple(seeds), questions
-        self.reference, self._limit = reference, limit
+        self.reference, self.limit = reference, limit
         self.stages: list[Stage] = []
         self.rows: dict[str, Row] = {}
 
@@ -86,7 +87,7 @@ class Plan:
             seed, f"{name}_evaluate", "evaluate", run, config, overrides, values, *flags,
             f"--method={','.join(methods)}",
             f"--questions={','.join(self.questions[seed])}",
-            f"--limit={self._limit}",
+            f"--limit={self.limit}",
         )  # fmt: skip
 
     def add(

@@ -25,7 +25,7 @@ def settings(**changes):
 
 
 def test_what_is_known_of_algorithms():
-    assert ALGORITHMS == ("ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp")
+    assert ALGORITHMS == ("ppo", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp")
     assert GROUP_ALGORITHMS == ("grpo", "dr_grpo", "rloo")
     assert [name for name in ALGORITHMS if needs_critic(settings(algorithm=name))] == ["ppo"]
 

@@ -178,6 +178,22 @@ def gap_of(trajectories, logp_BT):
     ).mean()
 
 
+@pytest.mark.parametrize("kl_in", ["none", "reward"])
+def test_groups_of_one_keep_their_score(searchers, kl_in):
+    """`reinforce` is GRPO's formula with every trajectory a group of its own."""
+    config = settings(algorithm="reinforce", kl_in=kl_in)
+    scores = random_scores()
+    got, _ = prepared(searchers, config, scores)
+    for row, t in enumerate(searchers):
+        own = np.flatnonzero(t.mask)
+        score = t.reward
+        if kl_in == "reward":
+            score -= 0.1 * (t.logp[own] - scores.ref_logp_BT[row, own]).sum()
+        alone = group_relative_loop(np.array([score]), np.array([0]))
+        np.testing.assert_allclose(got.advantages_BT[row, own], alone[0], atol=1e-5)
+        np.testing.assert_array_equal(np.delete(got.advantages_BT[row], own), 0)
+
+
 @pytest.mark.parametrize("mask_observations", [True, False])
 def test_the_gap_is_that_of_all_sampled_tokens(certain, mask_observations):
     """Those sampled with probability 1 among them, and observations never."""
