@@ -2,7 +2,8 @@
 
 Hypothesis: search dies faster than with random passages, and what is left is guessing.
 
-    python -m sr1_jax.train --config=configs/harder_empty_retriever.py --workdir=runs/harder_empty_retriever
+    python -m sr1_jax.train --config=configs/harder_empty_retriever.py \
+        --workdir=runs/harder_empty_retriever
 """
 
 from configs import harder

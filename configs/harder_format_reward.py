@@ -3,7 +3,8 @@
 Hypothesis: it helps policies that lose episodes to bad form, base models above all; a policy that
 a supervised start has taught the tags gains little.
 
-    python -m sr1_jax.train --config=configs/harder_format_reward.py --workdir=runs/harder_format_reward
+    python -m sr1_jax.train --config=configs/harder_format_reward.py \
+        --workdir=runs/harder_format_reward
 """
 
 from configs import harder

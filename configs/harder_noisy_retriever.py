@@ -3,7 +3,8 @@
 Hypothesis: a weaker retriever makes training less stable and the policy end lower; it learns to
 ask again (arXiv 2505.15117: stronger search engines train stabler).
 
-    python -m sr1_jax.train --config=configs/harder_noisy_retriever.py --workdir=runs/harder_noisy_retriever
+    python -m sr1_jax.train --config=configs/harder_noisy_retriever.py \
+        --workdir=runs/harder_noisy_retriever
 """
 
 from configs import harder

@@ -3,7 +3,8 @@
 Hypothesis: returns and whitening over tokens that nobody chose add noise to advantages, and cost
 a little; the original's code does so, and newer verl skips observations. The paper has no figure.
 
-    python -m sr1_jax.train --config=configs/harder_original_gae.py --workdir=runs/harder_original_gae
+    python -m sr1_jax.train --config=configs/harder_original_gae.py \
+        --workdir=runs/harder_original_gae
 """
 
 from configs import harder

@@ -3,7 +3,8 @@
 Hypothesis: nothing that comes back helps, so the policy stops searching (arXiv 2505.15117: with a
 random retriever search dies within some 150 steps).
 
-    python -m sr1_jax.train --config=configs/harder_random_retriever.py --workdir=runs/harder_random_retriever
+    python -m sr1_jax.train --config=configs/harder_random_retriever.py \
+        --workdir=runs/harder_random_retriever
 """
 
 from configs import harder

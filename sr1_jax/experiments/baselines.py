@@ -116,8 +116,7 @@ def table_plan(
         plan.rows[row] = Row(label, method, row if trains else BASE, of_base=not trains)
     given = (options.config, options.overrides)
     for seed in options.seeds:
-        base = {"method": "search", "steps": 0}
-        plan.train(seed, BASE, *given, base)
+        base = plan.train_base(seed, config, *given)
         prompted = [row.method for row in plan.rows.values() if row.of_base]
         if prompted:
             plan.evaluate(seed, "prompted", BASE, *given, base, prompted, "--base")

@@ -34,6 +34,9 @@ class Row(NamedTuple):
 class Plan:
     """The stages of an experiment, and the rows that they fill.
 
+    Runs of one name, settings and seed are the same stage in every plan: a table and a sweep in one
+    folder share them.
+
     Args:
         folder: of the experiment, absolute.
         seeds: each has all rows.
@@ -70,6 +73,17 @@ class Plan:
     ) -> None:
         """Adds the training of a run; see `derived_config` for its settings."""
         self.add(seed, f"{run}_train", "train", run, config, overrides, values)
+
+    def train_base(
+        self, seed: int, config: ml_collections.ConfigDict, file: str, overrides: Overrides
+    ) -> dict[str, Any]:
+        """Adds the run that makes data, index and the policy that the others of its seed start
+        from; returns what it changes of the settings."""
+        values: dict[str, Any] = {"method": "search", "steps": 0}
+        if config.base.workdir:
+            values["base.workdir"] = ""
+        self.train(seed, BASE, file, overrides, values)
+        return values
 
     def evaluate(
         self,

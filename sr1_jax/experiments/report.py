@@ -71,11 +71,7 @@ def table_of(plan: Plan) -> dict[str, Any]:
         ValueError: as `write_table`.
     """
     found = {
-        key: {
-            (seed, name): one
-            for seed in plan.seeds
-            for name, one in _found(plan, seed, key)
-        }
+        key: {(seed, name): one for seed in plan.seeds for name, one in _found(plan, seed, key)}
         for key in plan.rows
     }
     reference = found[plan.reference]
@@ -126,9 +122,7 @@ def gains(table: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figures(
-    found: Mapping[tuple[int, str], Found], plan: Plan, sets: list[str]
-) -> dict[str, Any]:
+def _figures(found: Mapping[tuple[int, str], Found], plan: Plan, sets: list[str]) -> dict[str, Any]:
     def mean(key: str, pairs: list[tuple[int, str]]) -> float | None:
         known = [found[pair].result.get(key) for pair in pairs]
         known = [value for value in known if value is not None]

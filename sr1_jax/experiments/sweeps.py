@@ -146,13 +146,13 @@ def sweep_plan(
         plan.rows[entry.name] = Row(entry.name, configs[entry.name].method, entry.name)
     first = entries[0]
     for seed in seeds:
-        base = {"steps": 0, "base.workdir": ""}
-        plan.train(seed, BASE, first.config, (*overrides, *first.overrides), base)
+        plan.train_base(seed, configs[first.name], first.config, (*overrides, *first.overrides))
         for entry in entries:
             config = configs[entry.name]
             values = {}
             if not entry.own_base:
                 values = from_base(config, plan.workdir(seed, BASE))
+            values |= {"method": config.method}
             given = (entry.config, (*overrides, *entry.overrides), values)
             plan.train(seed, entry.name, *given)
             plan.evaluate(seed, entry.name, entry.name, *given, [config.method])

@@ -104,3 +104,18 @@ def test_runs_of_a_seed_share_a_base(tmp_path):
         "--limit=9",
     )  # fmt: skip
     assert re.search("seed 3", evaluate.config)
+
+
+def test_a_table_and_a_sweep_in_one_folder_share_their_runs(tmp_path):
+    from sr1_jax.experiments.baselines import TableOptions, table_plan
+
+    entries = [Entry("ppo", "configs/demo.py", (), False)]
+    configs = checked_configs(entries, ())
+    asked = {1: ["dev.jsonl"]}
+    sweep = sweep_plan(entries, configs, (), tmp_path, seeds=(1,), asked=asked)
+    options = TableOptions("configs/demo.py", rows=("ppo", "direct"), seeds=(1,))
+    table = table_plan(configs["ppo"], options, tmp_path, trained={1: ["t"]}, asked=asked)
+    by_name = {stage.name: stage for stage in table.stages}
+    assert len(sweep.stages) == 3
+    for stage in sweep.stages:
+        assert by_name[stage.name] == stage
