@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment import Environment, Observation, Trajectory
 from sr1_jax.environment.episode import Episode, Rules
-from sr1_jax.environment.pool import ToolPool
+from sr1_jax.environment.pool import Answer, ToolPool
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
@@ -153,8 +153,8 @@ class Engine:
             step: of training, from 1 on; 0 for any other run.
             params: the policy's parameters, instead of those of the constructor.
             finished: called with each trajectory as soon as it is over, and its question; on the
-                host, between two calls of the device, in any order. It is not yet rewarded: terms of
-                the reward see all trajectories together.
+                host, between two calls of the device, in any order. It is not yet rewarded: terms
+                of the reward see all trajectories together.
             skip: (question id, sample) of episodes that are not run: others have their random
                 streams all the same.
 
@@ -277,27 +277,28 @@ class Engine:
         episodes = []
         first_sample: collections.Counter[str] = collections.Counter()
         for number, question in enumerate(questions):
-            prompt = self._prompt(question, information.get(number))
+            found = information.get(number)
+            prompt = self._prompt(question, found.ids if found else None)
             start = first_sample[question.id]
             first_sample[question.id] += samples
             if prompt is None:
                 self.stats["skipped_prompts"] += samples
                 continue
             episodes += [
-                Episode(question, sample, prompt, self._rules)
+                Episode(question, sample, prompt, self._rules, information=found)
                 for sample in range(start, start + samples)
                 if (question.id, sample) not in skip
             ]
         return episodes
 
-    def _information(self, questions: Sequence[Question], pool: ToolPool) -> dict[int, list[int]]:
-        """Ids of the passages for each prompt, where the template has a place for them."""
-        information: dict[int, list[int]] = {}
+    def _information(self, questions: Sequence[Question], pool: ToolPool) -> dict[int, Answer]:
+        """The passages for each prompt, where the template has a place for them."""
+        information: dict[int, Answer] = {}
         if self._environment.template.wants_information:
             for number, question in enumerate(questions):
                 pool.submit(number, SEARCH, question.question)
             while pool.pending:
-                information |= {answer.key: answer.ids for answer in pool.poll(wait=1.0)}
+                information |= {answer.key: answer for answer in pool.poll(wait=1.0)}
         return information
 
     def _prompt(self, question: Question, information: list[int] | None) -> list[int] | None:
