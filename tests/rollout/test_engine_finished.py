@@ -45,7 +45,7 @@ def test_skipped_episodes_change_no_other(make_engine, questions, assert_same):
 def test_passages_of_the_prompt_are_kept(make_engine, questions):
     engine = make_engine(template="compact_rag", max_searches=0, passages=2)
     for trajectory in engine.run(questions[:3]):
-        asked = next(q["question"] for q in questions if q["id"] == trajectory.question_id)
+        asked = next(q["question"].strip() for q in questions if q["id"] == trajectory.question_id)
         assert [p.id for p in trajectory.prompt_passages] == [f"{asked}-1", f"{asked}-2"]
         assert trajectory.searches == trajectory.passages == []
     assert all(t.prompt_passages == [] for t in make_engine().run(questions[:3]))
