@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sr1_jax.data.questions import Question
+from sr1_jax.environment.pool import Answer
 from sr1_jax.environment.search_tool import SearchRecord
 from sr1_jax.environment.tool import Observation
 from sr1_jax.environment.trajectory import Call, Trajectory
@@ -26,6 +27,7 @@ from sr1_jax.protocol.tags import (
     open_tag,
     refusal,
 )
+from sr1_jax.retrieval.base import Passage
 
 
 class Next(enum.Enum):
@@ -79,9 +81,24 @@ class Episode:
     A turn is one segment of the policy; there are at most `max_calls` + 1, and in the last one
     no tool is called. A segment that fills its budget without handing over is a turn without a
     valid action: the corrective text comes, and the remaining turns.
+
+    Args:
+        question: that is asked.
+        sample: number of this sample among those of the question.
+        prompt: token ids.
+        rules: of the run.
+        information: the answer of the search tool that stands in the prompt, if any does.
     """
 
-    def __init__(self, question: Question, sample: int, prompt: list[int], rules: Rules):
+    def __init__(
+        self,
+        question: Question,
+        sample: int,
+        prompt: list[int],
+        rules: Rules,
+        *,
+        information: Answer | None = None,
+    ):
         self.question = question
         self.sample = sample
         self.ids = list(prompt)
@@ -97,6 +114,7 @@ class Episode:
         self.status: str | None = None
         self._rules = rules
         self._asked: Counter[str] = Counter()
+        self._information = information
 
     @property
     def stream(self) -> tuple[int, int]:
@@ -206,4 +224,12 @@ class Episode:
             status=self.status,
             well_formed=not invented and is_well_formed(response_text, tags),
             golden_answers=tuple(self.question.golden_answers),
+            prompt_passages=self._prompt_passages(),
         )
+
+    def _prompt_passages(self) -> list[Passage]:
+        """What the search for the prompt found, if there was one."""
+        record = self._information.observation.record if self._information else None
+        if not isinstance(record, SearchRecord):
+            return []
+        return [passage for hits in record.passages for passage in hits]

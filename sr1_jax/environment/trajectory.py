@@ -57,6 +57,7 @@ class Trajectory:
             last one.
         reward: their sum: what the episode trains on.
         trains: whether it trains at all.
+        prompt_passages: that stood in the prompt, best first.
     """
 
     question_id: str
@@ -80,3 +81,4 @@ class Trajectory:
     segment_rewards: np.ndarray | None = None
     reward: float = 0.0
     trains: bool = True
+    prompt_passages: list[Passage] = dataclasses.field(default_factory=list)

@@ -1,0 +1,74 @@
+"""Whether what a trajectory retrieved holds what its question needs.
+
+Passages are those that its searches brought back, and those that stood in its prompt; what the
+policy was shown of them, observations being cut to a budget, is not asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import unicodedata
+from collections.abc import Iterator
+
+from sr1_jax.data.questions import Question
+from sr1_jax.environment.trajectory import Trajectory
+from sr1_jax.retrieval.base import Passage
+from sr1_jax.rewards import normalize_answer
+
+# They stand in nearly every text, and say nothing of it.
+_CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer", ""})
+
+
+def passages_of(trajectory: Trajectory) -> Iterator[Passage]:
+    """All passages, those of the prompt first."""
+    return itertools.chain(trajectory.prompt_passages, *trajectory.passages)
+
+
+def gold_recall(trajectory: Trajectory, question: Question) -> float:
+    """The share of the question's supporting titles that passages have.
+
+    Args:
+        trajectory: of the question.
+        question: `metadata["supporting_titles"]` names the titles.
+
+    Returns:
+        From 0 to 1; NaN where no titles are known.
+
+    Raises:
+        ValueError: the titles are no list of strings; names the question.
+    """
+    titles = question.metadata.get("supporting_titles") or []
+    good = isinstance(titles, (list, tuple)) and all(isinstance(title, str) for title in titles)
+    if not good:
+        raise ValueError(
+            f"Question {question.id}: metadata.supporting_titles must be a list of strings, not "
+            f"{titles!r}."
+        )
+    wanted = {_title(title) for title in titles}
+    if not wanted:
+        return math.nan
+    found = {_title(passage.title) for passage in passages_of(trajectory)}
+    return len(wanted & found) / len(wanted)
+
+
+def answer_retrieved(trajectory: Trajectory, question: Question) -> float:
+    """Whether a golden answer stands in a passage, in whole words of the normalised texts.
+
+    Returns:
+        1 or 0; NaN where all golden answers are such as "yes" and "no".
+    """
+    answers = {normalize_answer(answer) for answer in question.golden_answers} - _CLOSED_ANSWERS
+    if not answers:
+        return math.nan
+    texts = (
+        f" {normalize_answer(f'{passage.title} {passage.text}')} "
+        for passage in passages_of(trajectory)
+    )
+    return float(any(f" {answer} " in text for text in texts for answer in answers))
+
+
+def _title(title: str) -> str:
+    """A title for comparison; dumps write some in quotes."""
+    plain = unicodedata.normalize("NFC", title).casefold().strip().strip('"')
+    return " ".join(plain.split())
