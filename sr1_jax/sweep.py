@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("questions", "", "Files to answer; without any those that the first run "
                         "develops on.", **define)  # fmt: skip
     flags.DEFINE_integer("limit", 0, "First so many questions of a file; 0: all.", **define)
+    flags.DEFINE_integer("jobs", 1, "Seeds under way at a time, each with its share of the "
+                         "cores; 1 on accelerators.", **define)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the commands, run none.", **define)
     cluster.define_flags(values)
     rest, overrides = split_overrides(argv)
@@ -55,8 +57,10 @@ def main(argv: Sequence[str]) -> None:
         print_commands(plan.stages, folder)
         return
     shared = cluster_flags(argv)
+    if values.jobs < 1 or (shared and values.jobs > 1):
+        raise ValueError(f"--jobs={values.jobs} must be at least 1, and 1 on a cluster.")
     with contextlib.nullcontext() if shared else lock_workdir(folder):
-        run_stages(plan.stages, folder, cluster_flags=shared)
+        run_stages(plan.stages, folder, cluster_flags=shared, jobs=values.jobs)
         table = write_table(plan, "sweep")
         draw_sweep(plan, folder / "sweep.png")
     print_table(table, rich.get_console())

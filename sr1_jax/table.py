@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_float("supervised_rate", 1e-5, "Learning rate of SFT and rejection "
                        "sampling.", **define)  # fmt: skip
     flags.DEFINE_float("supervised_epochs", 3.0, "Passes of both over their examples.", **define)
+    flags.DEFINE_integer("jobs", 1, "Seeds under way at a time, each with its share of the "
+                         "cores; 1 on accelerators.", **define)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the commands, run none.", **define)
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
@@ -66,8 +68,10 @@ def main(argv: Sequence[str]) -> None:
         print_commands(plan.stages, folder)
         return
     shared = cluster_flags(argv)
+    if values.jobs < 1 or (shared and values.jobs > 1):
+        raise ValueError(f"--jobs={values.jobs} must be at least 1, and 1 on a cluster.")
     with contextlib.nullcontext() if shared else lock_workdir(folder):
-        run_stages(plan.stages, folder, cluster_flags=shared)
+        run_stages(plan.stages, folder, cluster_flags=shared, jobs=values.jobs)
         table = write_table(plan, "table")
     print_table(table, rich.get_console())
 

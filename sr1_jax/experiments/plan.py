@@ -120,7 +120,8 @@ class Plan:
             f"{run}, seed {seed}.", config, overrides, {"seed": seed} | dict(values)
         )
         workdir = f"--workdir={self.workdir(seed, run)}"
-        self.stages.append(Stage(f"seed_{seed}_{name}", module, (workdir, *flags), text))
+        group = f"seed_{seed}"
+        self.stages.append(Stage(f"{group}_{name}", module, (workdir, *flags), text, group))
 
 
 def from_base(config: ml_collections.ConfigDict, base: Path, index: str = "") -> dict[str, Any]:

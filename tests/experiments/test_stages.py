@@ -96,11 +96,42 @@ def test_sigterm_ends_the_stage_first(tmp_path):
     plan = stages(saves, "pass")
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=tell).start()
-    with pytest.raises(InterruptedError, match=r"stage_0 has ended\. Start again"):
+    with pytest.raises(InterruptedError, match=r"has ended\. Start again"):
         run_stages(plan, tmp_path)
     assert (tmp_path / "saved").exists() and seconds_of(plan[0], tmp_path) is None
     assert ran(tmp_path) == ["stage_0"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_groups_run_side_by_side_each_in_its_order(tmp_path):
+    """The first stage of each group waits for that of the other."""
+    waits = (
+        "import os, time\n"
+        "open({mine!r}, 'w')\n"
+        "while not os.path.exists({other!r}): time.sleep(0.02)"
+    )
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    plan = [
+        Script("a1", "train", (waits.format(mine=a, other=b),), "", "a"),
+        Script("a2", "train", ("pass",), "", "a"),
+        Script("b1", "train", (waits.format(mine=b, other=a),), "", "b"),
+        Script("b2", "train", ("pass",), "", "b"),
+    ]
+    run_stages(plan, tmp_path, jobs=2)
+    names = ran(tmp_path)
+    assert sorted(names) == ["a1", "a2", "b1", "b2"]
+    assert names.index("a1") < names.index("a2") and names.index("b1") < names.index("b2")
+
+
+def test_a_failure_ends_the_other_jobs(tmp_path):
+    began = time.monotonic()
+    plan = [
+        Script("bad", "train", ("import sys; sys.exit(3)",), "", "a"),
+        Script("long", "train", ("import time; time.sleep(60)",), "", "b"),
+    ]
+    with pytest.raises(RuntimeError, match="bad failed with exit code 3"):
+        run_stages(plan, tmp_path, jobs=2)
+    assert time.monotonic() - began < 30 and seconds_of(plan[1], tmp_path) is None
 
 
 def test_the_command_of_a_stage(tmp_path, capsys):
