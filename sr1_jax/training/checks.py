@@ -15,7 +15,7 @@ from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
-from sr1_jax.rewards.reward import check_terms
+from sr1_jax.rewards.reward import check_key, check_terms
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
 from sr1_jax.training.phases import phases_of
@@ -144,6 +144,8 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     data, world = config.data, config.data.world_people > 0
     check_retrieval(config.retrieval)
     _check_tools(config.environment.tools)
+    if config.steps:
+        check_key(config.reward)
     if config.warm_start.phases and not world:
         raise ValueError(
             "warm_start.phases learn from examples, which only the fictional world "
