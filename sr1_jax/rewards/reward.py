@@ -12,7 +12,7 @@ import numpy as np
 from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.rewards.format import check_weights
 from sr1_jax.rewards.judge import read_key
-from sr1_jax.rewards.terms import SAME, TERMS, WITH_FORMAT, Term
+from sr1_jax.rewards.terms import OF_SEARCHES, SAME, TERMS, WITH_FORMAT, Term
 
 # The fields of a trajectory that are filled in here.
 EARNED = ("rewards", "segment_rewards", "reward", "trains")
@@ -135,6 +135,15 @@ def _check_judge(names: set[str], judge: Any) -> None:
             f"reward.judge.{missing[0]} is not set: the term judge of reward.terms asks a "
             "language model, of which the address and the name have to be given."
         )
+
+
+def reads_searches(config: Any) -> str | None:
+    """The first setting, if any, by which a reward looks at searches: where none is made, a term
+    of them is the same for all."""
+    if config.retrieval_weight:
+        return f"reward.retrieval_weight={config.retrieval_weight}"
+    names = (name for name, _ in _pairs(config.terms) if name in OF_SEARCHES)
+    return next((f"The term {name!r} of reward.terms" for name in names), None)
 
 
 def check_key(config: Any) -> None:

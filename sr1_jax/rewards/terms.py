@@ -145,6 +145,9 @@ class JudgedAnswers:
 # Terms that read the weights of the published table.
 WITH_FORMAT = tuple(f"{metric}_format" for metric in METRICS)
 
+# Terms that look at searches and at nothing else.
+OF_SEARCHES = ("searched", "retrieval", "retrieval_at_search", "search_cost")
+
 # Each makes its term from the reward section of the settings and the budget of a trajectory. A new
 # term is one line here.
 TERMS: dict[str, Callable[[Any, int], Term]] = {
