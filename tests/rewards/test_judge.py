@@ -254,11 +254,15 @@ def test_failures_that_count_as_wrong_are_counted_and_not_kept():
     assert judge.counts()["judge_failures"] == 2
 
 
-def test_after_a_failure_nothing_more_is_asked():
-    with ChatServer(fault_of=lambda _: "401") as server:
+@pytest.mark.parametrize("faults", [{}, {0: "503 2"}])
+def test_after_a_failure_nothing_more_is_asked(faults):
+    """Nor is the pause of another request waited for."""
+    with ChatServer(fault_of=lambda number: faults.get(number, "401")) as server:
         judge = judge_of(server, requests=2)
-        with pytest.raises(JudgeFailedError, match="status 401"):
+        began = time.monotonic()
+        with pytest.raises(JudgeFailedError, match=r"status (401|503)"):
             judge.scores([("q", f"n{i}", GOLD) for i in range(200)])
+        assert time.monotonic() - began < 1.9
     assert len(server.bodies) <= 4
 
 
