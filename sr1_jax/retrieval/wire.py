@@ -16,11 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from sr1_jax.http_exchange import shown
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.retrieval.corpus import split_contents
-
-# Of a text from elsewhere that a message quotes.
-_SHOWN_CHARACTERS = 200
 
 
 def addresses(text: str) -> list[str]:
@@ -102,15 +100,6 @@ def results_of(body: bytes, queries: int, k: int) -> list[list[Passage]]:
     if len(rows) != queries:
         raise ValueError(f"{len(rows)} results for {queries} queries: {shown(body)}")
     return [[_passage(item) for item in row[:k]] for row in rows]
-
-
-def shown(body: bytes | str) -> str:
-    """What a message quotes of a text from elsewhere: its beginning, on one line."""
-    text = body if isinstance(body, str) else body.decode("utf-8", "replace")
-    if not text:
-        return "(nothing)"
-    cut = text[:_SHOWN_CHARACTERS]
-    return repr(cut) + ("…" if len(text) > len(cut) else "")
 
 
 def _passage(item: Any) -> Passage:
