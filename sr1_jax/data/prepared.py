@@ -1,0 +1,153 @@
+"""Questions as records on disk: how one is written and read, and what is known of all at once."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from sr1_jax.data.questions import Question
+
+# ArrayRecord compresses groups of records; what is read at random wants groups of one.
+_WRITER_OPTIONS = "group_size:1"
+_READ_AT_ONCE = 2048
+
+
+class QuestionIndex(NamedTuple):
+    """What is known of all questions of a split without reading them.
+
+    Attributes:
+        bytes_Q: int32 [Q], length of each question's text in UTF-8.
+        source_Q: int32 [Q], the number of each question's source.
+        sources: names of the sources, in the order in which they first occur.
+    """
+
+    bytes_Q: np.ndarray
+    source_Q: np.ndarray
+    sources: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Writes one `.npz` file."""
+        names = np.array(self.sources, dtype=np.str_)
+        np.savez(path, bytes_Q=self.bytes_Q, source_Q=self.source_Q, sources=names)
+
+    @classmethod
+    def load(cls, path: Path) -> QuestionIndex:
+        """Reads what `save` wrote."""
+        with np.load(path) as arrays:
+            names = tuple(map(str, arrays["sources"]))
+            return cls(arrays["bytes_Q"], arrays["source_Q"], names)
+
+
+def write_records(questions: Iterable[Question], path: Path) -> QuestionIndex:
+    """Writes an ArrayRecord file of `tf.train.Example`s, one a question, in their order."""
+    lengths: list[int] = []
+    numbers: list[int] = []
+    number_of: dict[str, int] = {}
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    try:
+        for question in questions:
+            writer.write(_encode(question))
+            lengths.append(len(question.question.encode()))
+            numbers.append(number_of.setdefault(question.source, len(number_of)))
+    finally:
+        writer.close()
+    return QuestionIndex(np.array(lengths, np.int32), np.array(numbers, np.int32), tuple(number_of))
+
+
+def _encode(question: Question) -> bytes:
+    # Metadata is JSON: its keys differ from source to source. What JSON has no form for, such as
+    # a date in a parquet file, is kept as text.
+    metadata = json.dumps(question.metadata, ensure_ascii=False, default=str)
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["id"].bytes_list.value.append(question.id.encode())
+    feature["question"].bytes_list.value.append(question.question.encode())
+    feature["golden_answers"].bytes_list.value.extend(a.encode() for a in question.golden_answers)
+    feature["metadata"].bytes_list.value.append(metadata.encode())
+    return example.SerializeToString()
+
+
+class PreparedQuestions:
+    """Random access to the questions of one split, in file order; safe in threads.
+
+    Args:
+        records: serialised examples, random access.
+        index: of the same questions.
+
+    Attributes:
+        index: of the questions.
+    """
+
+    def __init__(self, records: Any, index: QuestionIndex):
+        self._records = records
+        self.index = index
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Question:
+        number = range(len(self))[operator.index(index)]
+        return self._decode(self._records[number], number)
+
+    def __iter__(self) -> Iterator[Question]:
+        """In file order, read some thousands at a time."""
+        for start in range(0, len(self), _READ_AT_ONCE):
+            numbers = range(start, min(start + _READ_AT_ONCE, len(self)))
+            for number, record in zip(numbers, self._records.__getitems__(numbers)):
+                yield self._decode(record, number)
+
+    def _decode(self, record: bytes, number: int) -> Question:
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        return Question(
+            id=feature["id"].bytes_list.value[0].decode(),
+            question=feature["question"].bytes_list.value[0].decode(),
+            golden_answers=tuple(a.decode() for a in feature["golden_answers"].bytes_list.value),
+            metadata=json.loads(feature["metadata"].bytes_list.value[0]),
+            source=self.index.sources[self.index.source_Q[number]],
+        )
+
+
+class Subset:
+    """Some of the questions of a source, in the given order.
+
+    Args:
+        source: random access to questions.
+        numbers_Q: int, which of them.
+
+    Attributes:
+        numbers_Q: as given.
+        index: of these questions.
+    """
+
+    def __init__(self, source: Any, numbers_Q: Sequence[int] | np.ndarray):
+        self._source = source
+        self.numbers_Q = np.asarray(numbers_Q, np.int64)
+        whole = index_of(source)
+        self.index = QuestionIndex(
+            whole.bytes_Q[self.numbers_Q], whole.source_Q[self.numbers_Q], whole.sources
+        )
+
+    def __len__(self) -> int:
+        return len(self.numbers_Q)
+
+    def __getitem__(self, index: int) -> Question:
+        return self._source[int(self.numbers_Q[operator.index(index)])]
+
+
+def index_of(source: Any) -> QuestionIndex:
+    """What is known of all questions of a source; of one without an index they are read."""
+    index = getattr(source, "index", None)
+    if isinstance(index, QuestionIndex):  # lists have a method of this name
+        return index
+    number_of: dict[str, int] = {}
+    questions = [source[number] for number in range(len(source))]
+    numbers = [number_of.setdefault(question.source, len(number_of)) for question in questions]
+    lengths = [len(question.question.encode()) for question in questions]
+    return QuestionIndex(np.array(lengths, np.int32), np.array(numbers, np.int32), tuple(number_of))
