@@ -10,8 +10,9 @@ them in a new process each time:
     listed  all questions as Python objects (`read_questions`), for comparison
 
 Seconds count from the call to the first batch of questions; the import of the libraries is told
-apart. The second process goes on to stream, in batches of 512, with weights of the two sets or, by
---curriculum, with rates told after each batch, and prints its resident memory as it goes.
+apart, and CPU seconds tell how busy the machine was with other things. The second process goes on
+to stream, in batches of 512, with weights of the two sets or, by --curriculum, with rates told
+after each batch, and prints its resident memory as it goes.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def load(paths: list[str], data_dir: str, drawn: int, curriculum: bool) -> None:
     from sr1_jax.data.stream import QuestionStream
 
     import_seconds, before = time.perf_counter() - began, resident_mib()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     fingerprint = prepare_questions({"train": paths}, data_dir)
     source = open_questions(data_dir, "train", fingerprint)
     weights = {name: 1.0 for name in source.index.sources}
@@ -92,11 +93,12 @@ def load(paths: list[str], data_dir: str, drawn: int, curriculum: bool) -> None:
     batch = stream.take(BATCH)
     tell(
         load_seconds=time.perf_counter() - began,
+        load_cpu_seconds=time.process_time() - used,
         import_seconds=import_seconds,
         questions=len(source),
         more_mib=resident_mib() - before,
     )
-    began, shown = time.perf_counter(), 0
+    began, used, shown = time.perf_counter(), time.process_time(), 0
     while stream.position < drawn:
         stream.observe(batch, [len(question.id) % 5 / 4 for question in batch])
         batch = stream.take(BATCH)
@@ -105,7 +107,8 @@ def load(paths: list[str], data_dir: str, drawn: int, curriculum: bool) -> None:
             tell(drawn=stream.position, resident_mib=resident_mib())
     if drawn > BATCH:
         seconds = time.perf_counter() - began
-        tell(questions_per_second=(stream.position - BATCH) / seconds)
+        count, cpu_seconds = stream.position - BATCH, time.process_time() - used
+        tell(questions_per_second=count / seconds, per_cpu_second=count / cpu_seconds)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from sr1_jax.data.mixing import group_weights, schedule
-from sr1_jax.data.prepared import index_of
+from sr1_jax.data.prepared import index_of, read
 from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import check_count, check_stream
 
@@ -118,12 +118,9 @@ class CurriculumStream:
             group: iter(self._draw(group, group_of.count(group))) for group in sorted({*group_of})
         }
         self.position += count
-        questions = []
-        for group in group_of:
-            number = int(next(drawn[group]))
-            question = self._source[number]
-            self._number_of[question.id] = number
-            questions.append(question)
+        numbers = [int(next(drawn[group])) for group in group_of]
+        questions = read(self._source, numbers)
+        self._number_of.update(zip((question.id for question in questions), numbers))
         return questions
 
     def observe(self, questions: Sequence[Question], rates: Sequence[float]) -> None:

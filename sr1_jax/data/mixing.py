@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import grain
 import numpy as np
 
-from sr1_jax.data.prepared import QuestionIndex, Subset, index_of
+from sr1_jax.data.prepared import QuestionIndex
 from sr1_jax.data.selection import check_known
 
 
-def mixed(source: Any, seed: int, weights: Mapping[str, float]) -> grain.MapDataset:
-    """An endless mixture: each set in random order, epoch after epoch, in its share of the draws.
+def mixed(index: QuestionIndex, seed: int, weights: Mapping[str, float]) -> grain.MapDataset:
+    """Endless numbers of questions: each set in random order, epoch after epoch, in its share.
 
     Grain puts the sets together by a fixed pattern: of any n draws a set with the share s of the
     weights has n·s, but for a question or two; Grain rounds weights to hundredths of the least one.
 
     Args:
-        source: random access to questions of several sets.
+        index: of the questions.
         seed: of all orders; each set has its own, which does not depend on the others.
         weights: as in `group_weights`.
 
     Raises:
         ValueError: as `group_weights`.
     """
-    index = index_of(source)
     parts, shares = [], []
     for name, weight in group_weights(index, weights).items():
         numbers_Q = np.flatnonzero(index.source_Q == index.sources.index(name))
         own_seed = zlib.crc32(f"{seed} {name}".encode())
-        part = grain.MapDataset.source(Subset(source, numbers_Q))
+        part = grain.MapDataset.source(numbers_Q.tolist())
         parts.append(part.seed(own_seed).shuffle().repeat())
         shares.append(weight)
     return grain.MapDataset.mix(parts, shares)

@@ -14,9 +14,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from sr1_jax.data.questions import Question
 
-# ArrayRecord compresses groups of records; what is read at random wants groups of one.
-_WRITER_OPTIONS = "group_size:1"
+# ArrayRecord compresses groups of records. What is read at random wants groups of one, and in one
+# question there is nothing to compress.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
 _READ_AT_ONCE = 2048
+# What JSON has no form for, such as a date in a parquet file, is kept as text.
+_to_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class QuestionIndex(NamedTuple):
@@ -62,15 +65,12 @@ def write_records(questions: Iterable[Question], path: Path) -> QuestionIndex:
 
 
 def _encode(question: Question) -> bytes:
-    # Metadata is JSON: its keys differ from source to source. What JSON has no form for, such as
-    # a date in a parquet file, is kept as text.
-    metadata = json.dumps(question.metadata, ensure_ascii=False, default=str)
     example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["id"].bytes_list.value.append(question.id.encode())
     feature["question"].bytes_list.value.append(question.question.encode())
     feature["golden_answers"].bytes_list.value.extend(a.encode() for a in question.golden_answers)
-    feature["metadata"].bytes_list.value.append(metadata.encode())
+    feature["metadata"].bytes_list.value.append(_to_json(question.metadata).encode())
     return example.SerializeToString()
 
 
@@ -99,9 +99,12 @@ class PreparedQuestions:
     def __iter__(self) -> Iterator[Question]:
         """In file order, read some thousands at a time."""
         for start in range(0, len(self), _READ_AT_ONCE):
-            numbers = range(start, min(start + _READ_AT_ONCE, len(self)))
-            for number, record in zip(numbers, self._records.__getitems__(numbers)):
-                yield self._decode(record, number)
+            yield from self.read(range(start, min(start + _READ_AT_ONCE, len(self))))
+
+    def read(self, numbers: Sequence[int]) -> list[Question]:
+        """Several questions at once, which takes a fifth of the time of one after the other."""
+        records = self._records.__getitems__(numbers) if len(numbers) else []
+        return [self._decode(record, number) for record, number in zip(records, numbers)]
 
     def _decode(self, record: bytes, number: int) -> Question:
         feature = tf_example_pb2.Example.FromString(record).features.feature
@@ -139,6 +142,17 @@ class Subset:
 
     def __getitem__(self, index: int) -> Question:
         return self._source[int(self.numbers_Q[operator.index(index)])]
+
+    def read(self, numbers: Sequence[int]) -> list[Question]:
+        """Several questions at once."""
+        return read(self._source, [int(self.numbers_Q[number]) for number in numbers])
+
+
+def read(source: Any, numbers: Sequence[int]) -> list[Question]:
+    """Questions of a source by their numbers, at once where the source can."""
+    if isinstance(source, PreparedQuestions | Subset):
+        return source.read(numbers)
+    return [source[number] for number in numbers]
 
 
 def index_of(source: Any) -> QuestionIndex:

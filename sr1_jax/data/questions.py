@@ -1,5 +1,6 @@
 """Questions with their accepted answers, from files in the forms of FlashRAG and Search-R1."""
 
+import functools
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ from sr1_jax.data import search_r1
 from sr1_jax.data.jsonl import read_jsonl
 
 _MISSING = object()
+_KEYS = ("id", "question", "golden_answers")
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,21 @@ def as_question(obj: Any, *, where: str = "question") -> Question:
         ValueError: a key is missing, of the wrong type, or empty.
     """
 
-    def get(key: str) -> Any:
-        if isinstance(obj, Mapping):
-            return obj.get(key, _MISSING)
-        return getattr(obj, key, _MISSING)
-
-    for key in ("id", "question", "golden_answers"):
-        if get(key) is _MISSING:
-            raise ValueError(
-                f"{where}: key {key!r} is missing; a question needs id, question, golden_answers."
-            )
-    metadata = get("metadata")
-    if metadata is _MISSING or metadata is None:
-        metadata = {}
-    if not isinstance(metadata, Mapping):
+    get = obj.get if isinstance(obj, Mapping) else functools.partial(getattr, obj)
+    found = [get(key, _MISSING) for key in _KEYS]
+    if _MISSING in found:
+        raise ValueError(
+            f"{where}: key {_KEYS[found.index(_MISSING)]!r} is missing; a question needs id, "
+            "question, golden_answers."
+        )
+    metadata = get("metadata", None)
+    if metadata is not None and not isinstance(metadata, Mapping):
         raise ValueError(f"{where}: metadata must be an object, found {metadata!r}.")
     return Question(
-        id=_check_id(get("id"), where),
-        question=_check_text(get("question"), "question", where),
-        golden_answers=_check_answers(get("golden_answers"), where),
-        metadata=dict(metadata),
+        id=_check_id(found[0], where),
+        question=_check_text(found[1], "question", where),
+        golden_answers=_check_answers(found[2], where),
+        metadata=dict(metadata or {}),
         source=obj.source if isinstance(obj, Question) else "",
     )
 

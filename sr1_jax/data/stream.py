@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import grain
 
 from sr1_jax.data.mixing import mixed
+from sr1_jax.data.prepared import index_of, read
 from sr1_jax.data.questions import Question
 
 
@@ -75,11 +76,13 @@ class QuestionStream:
     ):
         check_stream(source, seed, position)
         self.position = position
+        self._source = source
         if weights:
-            self._questions = mixed(source, seed, weights)
+            self._numbers = mixed(index_of(source), seed, weights)
             return
-        self._questions = (
-            grain.MapDataset.source(source)
+        # Grain decides which questions are drawn; they are read together, which is faster.
+        self._numbers = (
+            grain.MapDataset.range(len(source))
             # Mixed by grain before use: a bare shuffle(seed) draws epoch e from seed + e, so that
             # runs with neighbouring seeds would share all epochs but one.
             .seed(seed)
@@ -95,7 +98,7 @@ class QuestionStream:
         """
         check_count(count)
         start, self.position = self.position, self.position + count
-        return [self._questions[index] for index in range(start, self.position)]
+        return read(self._source, [self._numbers[place] for place in range(start, self.position)])
 
     def observe(self, questions: Sequence[Question], rates: Sequence[float]) -> None:
         """Changes nothing: what is drawn does not depend on what was solved."""
