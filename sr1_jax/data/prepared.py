@@ -53,10 +53,11 @@ def write_records(questions: Iterable[Question], path: Path) -> QuestionIndex:
     lengths: list[int] = []
     numbers: list[int] = []
     number_of: dict[str, int] = {}
+    encode = _Encoder().encode
     writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     try:
         for question in questions:
-            writer.write(_encode(question))
+            writer.write(encode(question))
             lengths.append(len(question.question.encode()))
             numbers.append(number_of.setdefault(question.source, len(number_of)))
     finally:
@@ -64,14 +65,28 @@ def write_records(questions: Iterable[Question], path: Path) -> QuestionIndex:
     return QuestionIndex(np.array(lengths, np.int32), np.array(numbers, np.int32), tuple(number_of))
 
 
-def _encode(question: Question) -> bytes:
-    example = tf_example_pb2.Example()
-    feature = example.features.feature
-    feature["id"].bytes_list.value.append(question.id.encode())
-    feature["question"].bytes_list.value.append(question.question.encode())
-    feature["golden_answers"].bytes_list.value.extend(a.encode() for a in question.golden_answers)
-    feature["metadata"].bytes_list.value.append(_to_json(question.metadata).encode())
-    return example.SerializeToString()
+class _Encoder:
+    """Serialises questions, all by way of one message: to make one takes longer than to fill it."""
+
+    def __init__(self):
+        self._example = tf_example_pb2.Example()
+        feature = self._example.features.feature
+        self._values = {
+            name: feature[name].bytes_list.value
+            for name in ("id", "question", "golden_answers", "metadata")
+        }
+        for name in ("id", "question", "metadata"):
+            self._values[name].append(b"")
+
+    def encode(self, question: Question) -> bytes:
+        """A `tf.train.Example` of four features, as TFDS writes it."""
+        values = self._values
+        values["id"][0] = question.id.encode()
+        values["question"][0] = question.question.encode()
+        values["golden_answers"][:] = [answer.encode() for answer in question.golden_answers]
+        # JSON: its keys differ from source to source.
+        values["metadata"][0] = _to_json(question.metadata).encode()
+        return self._example.SerializeToString()
 
 
 class PreparedQuestions:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ class Question:
             object.__setattr__(self, "source", source if colon else "")
 
 
-def as_question(obj: Any, *, where: str = "question") -> Question:
+def as_question(obj: Any, *, where: str = "question", source: str = "") -> Question:
     """Checks a dict, or an object with the same attributes, and makes it a `Question`.
 
     Args:
         obj: has `id`, `question`, `golden_answers` and perhaps `metadata`. An integer id becomes
             its decimal string; answers may be a list or a tuple.
         where: what error messages start with, such as `file:line`.
+        source: of the question, where neither it nor its id says.
 
     Raises:
         ValueError: a key is missing, of the wrong type, or empty.
@@ -63,12 +64,14 @@ def as_question(obj: Any, *, where: str = "question") -> Question:
     metadata = get("metadata", None)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise ValueError(f"{where}: metadata must be an object, found {metadata!r}.")
+    id = _check_id(found[0], where)
+    said = obj.source if isinstance(obj, Question) else ""
     return Question(
-        id=_check_id(found[0], where),
+        id=id,
         question=_check_text(found[1], "question", where),
         golden_answers=_check_answers(found[2], where),
         metadata=dict(metadata or {}),
-        source=obj.source if isinstance(obj, Question) else "",
+        source=said or ("" if ":" in id else source),
     )
 
 
@@ -152,13 +155,12 @@ def _read_file(file: QuestionFile) -> Iterator[tuple[int, str, Question]]:
     if file.path.suffix == ".parquet":
         yield from _read_parquet(file)
         return
-    stem = file.path.name.partition(".")[0]
+    stem, source = file.path.name.partition(".")[0], f"{file.path}:"
     for line, row in read_jsonl(file.path):
-        where = f"{file.path}:{line}"
+        where = f"{source}{line}"
         if file.source:
             row = {**row, "id": _full_id(row.get("id"), line - 1, file.source, file.split)}
-        question = as_question(row, where=where)
-        yield line, where, question if question.source else replace(question, source=stem)
+        yield line, where, as_question(row, where=where, source=stem)
 
 
 def _read_parquet(file: QuestionFile) -> Iterator[tuple[int, str, Question]]:

@@ -67,12 +67,19 @@ def open_stream(
     Raises:
         ValueError: no questions, weights that do not fit their sets, or a state of others.
     """
-    settings, weights = config.data.curriculum.to_dict(), mixture_of(config)
-    if not settings.pop("enabled"):
+    settings, weights = config.data.curriculum, mixture_of(config)
+    if not settings.enabled:
         position = state.get("position", 0)
         return QuestionStream(source, seed=config.seed, position=position, weights=weights)
+    curriculum = Curriculum(
+        target=settings.target,
+        width=settings.width,
+        floor=settings.floor,
+        momentum=settings.momentum,
+        new=settings.new,
+    )
     return CurriculumStream(
-        source, seed=config.seed, curriculum=Curriculum(**settings), weights=weights, state=state
+        source, seed=config.seed, curriculum=curriculum, weights=weights, state=state
     )
 
 
