@@ -31,7 +31,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
 from sr1_jax.cli import notice
-from sr1_jax.data.prepared import PreparedQuestions, QuestionIndex, write_records
+from sr1_jax.data.prepared import PreparedQuestions, QuestionIndex, Records, write_records
 from sr1_jax.data.questions import AnyFile, Question, QuestionFile, scan_questions
 from sr1_jax.paths import sha256_of
 
@@ -169,9 +169,9 @@ def open_questions(
             raise ValueError(
                 f"no split {split!r} in {data_dir}; there are {', '.join(builder.info.splits)}."
             )
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        records = builder.as_data_source(split=split, deserialize_method=raw)
-    return PreparedQuestions(records, QuestionIndex.load(_index_path(folder, split)))
+        (path,) = builder.info.splits[split].filepaths
+    index = QuestionIndex.load(_index_path(folder, split))
+    return PreparedQuestions(Records(Path(path)), index)
 
 
 def _given(files: Files) -> list[QuestionFile]:
