@@ -167,9 +167,9 @@ def _limited(
         mine = numbers_Q[index.source_Q[numbers_Q] == number]
         limit = limits.get(name, limits.get(_REST))
         if limit is not None and limit < len(mine):
-            generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+            bits = np.random.PCG64([seed, zlib.crc32(name.encode())]).random_raw(len(mine))
             # The draw of a smaller limit is part of that of a larger one.
-            order = np.argsort(generator.random(len(mine)), kind="stable")
+            order = np.argsort(bits, kind="stable")
             mine = mine[order[:limit]]
         kept.append(mine)
     return np.sort(np.concatenate(kept))
