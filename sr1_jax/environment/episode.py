@@ -93,6 +93,7 @@ class Episode:
         self.calls: list[Call] = []
         self.segments: list[list[int]] = [[]]
         self.overflowed_segments = 0
+        self.invalid_segments: dict[int, str] = {}
         self.answer: str | None = None
         self.status: str | None = None
         self._rules = rules
@@ -128,19 +129,23 @@ class Episode:
             if len(self.ids) >= rules.max_context_tokens:
                 return self._finish("truncated")
             self.overflowed_segments += 1
+            self._invalid("overflowed")
             return self._finish("truncated") if last else self._correct(rules.correction)
         text = rules.tokenizer.decode(self.segments[-1])
         if stop == close_tag(ANSWER):
             self.answer = extract_answer(text, rules.tags)
             if self.answer is not None:
                 return self._finish("answered")
-        if last:
-            return self._finish("no_answer")
         tag = rules.tool_of_stop.get(stop)
         request = last_closed(text, tag, rules.tags) if tag else None
+        if last:
+            self._invalid("refused" if request else "malformed")
+            return self._finish("no_answer")
         if not request:
+            self._invalid("malformed")
             return self._correct(rules.correction)
         if self._asked[tag] >= rules.calls_of.get(tag, self._asked[tag] + 1):
+            self._invalid("refused")
             return self._correct(rules.refusals[tag])
         self._asked[tag] += 1
         self.tag, self.request = tag, request
@@ -158,6 +163,9 @@ class Episode:
     def corrected(self) -> Next:
         """Shows `correction`, with the same exception."""
         return self._show(self.correction)
+
+    def _invalid(self, why: str) -> None:
+        self.invalid_segments[len(self.segments) - 1] = why
 
     def _correct(self, ids: list[int]) -> Next:
         self.correction = ids
@@ -203,6 +211,7 @@ class Episode:
             passages=[hits for record in found for hits in record.passages],
             segments=len(self.segments),
             overflowed_segments=self.overflowed_segments,
+            invalid_segments=self.invalid_segments,
             status=self.status,
             well_formed=not invented and is_well_formed(response_text, tags),
             golden_answers=tuple(self.question.golden_answers),

@@ -51,6 +51,9 @@ class Trajectory:
         status: "answered", "truncated" (a budget ran out) or "no_answer".
         well_formed: the format of `protocol.is_well_formed`, kept by the policy's own words.
         golden_answers: of the question.
+        invalid_segments: why a segment, by its number from 0, ended without an action that was
+            carried out: "malformed" (neither a request nor an answer), "refused" (a call too many)
+            or "overflowed" (see above). One that the context cut off is none of them.
         rewards: value of each term of the reward by name, unweighted; of a term with one value a
             segment their sum.
         segment_rewards: float32 [segments], weighted; what belongs to the whole episode is on the
@@ -76,6 +79,7 @@ class Trajectory:
     status: str
     well_formed: bool
     golden_answers: tuple[str, ...]
+    invalid_segments: Mapping[int, str] = dataclasses.field(default_factory=dict)
     rewards: Mapping[str, float] = dataclasses.field(default_factory=dict)
     segment_rewards: np.ndarray | None = None
     reward: float = 0.0

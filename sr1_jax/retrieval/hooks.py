@@ -50,7 +50,7 @@ def at_step(retriever: Any, step: int) -> None:
 
 
 def counts_of(retriever: Any) -> dict[str, float]:
-    """Totals of a retriever; none where it counts nothing."""
+    """Totals of a retriever, or of anything with `counts`; none where it counts nothing."""
     count = getattr(retriever, "counts", None)
     return dict(count()) if count is not None else {}
 

@@ -8,7 +8,6 @@ call ends within `bound_seconds`, whatever the servers do.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import json
 import os
@@ -22,35 +21,19 @@ from urllib.parse import urljoin
 
 import urllib3
 
+from sr1_jax.http_exchange import Fault, Reply, exchange, may_pass, pause_seconds, shown
 from sr1_jax.paths import local_path
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.retrieval.wire import addresses, request_body, results_of, shown
+from sr1_jax.retrieval.wire import addresses, request_body, results_of
 
 TOKEN_VARIABLE = "SR1_JAX_RETRIEVAL_TOKEN"
 
 # An address that failed is asked last for so long.
 _REST_SECONDS = 10.0
-_MOST_PAUSE_SECONDS = 30.0
-_CHUNK_BYTES = 1 << 16
 
 
 class SearchFailedError(RuntimeError):
     """No address gave an answer that can be used."""
-
-
-@dataclasses.dataclass(eq=False)
-class _Fault(Exception):
-    """What was wrong with one attempt.
-
-    Attributes:
-        kind: refused, timeout, broken (the connection ended early), status, malformed.
-        message: what came back.
-        again: whether the same address may be asked again.
-    """
-
-    kind: str
-    message: str
-    again: bool = True
 
 
 class HttpRetriever:
@@ -138,14 +121,14 @@ class HttpRetriever:
             ConnectionError: no server answers, or one wants another token.
             ValueError: the servers search different indices.
         """
-        faults: dict[str, _Fault] = {}
+        faults: dict[str, Fault] = {}
         fingerprints: dict[str, str] = {}
         for again in range(self._attempts):
             time.sleep(self._pause(again))
             for url in self._urls:
                 try:
                     fingerprints[url] = self._fingerprint_of(url)
-                except _Fault as fault:
+                except Fault as fault:
                     faults[url] = fault
             if fingerprints:
                 break
@@ -158,14 +141,14 @@ class HttpRetriever:
         (self.fingerprint,) = set(fingerprints.values())
 
     def _fingerprint_of(self, url: str) -> str:
-        status, body = self._exchange("GET", urljoin(url, "health"))
+        status, _, body = self._exchange("GET", urljoin(url, "health"))
         if status in (401, 403):
             raise ConnectionError(
                 f"{url} refuses the token (status {status}): {shown(body)}. Give the right one in "
                 f"the file retrieval.http.token_file, or in {TOKEN_VARIABLE}."
             )
         if status >= 500:
-            raise _Fault("status", f"status {status}: {shown(body)}")
+            raise Fault("status", f"status {status}: {shown(body)}")
         try:
             told = json.loads(body)
         except ValueError:
@@ -177,7 +160,7 @@ class HttpRetriever:
         body = request_body(queries, k)
         tried: collections.Counter[str] = collections.Counter()
         ruled_out: set[str] = set()
-        url, fault = "", _Fault("none", "")
+        url, fault = "", Fault("none", "")
         for _ in range(self._attempts):
             if not (left := [other for other in self._urls if other not in ruled_out]):
                 break
@@ -187,7 +170,7 @@ class HttpRetriever:
             tried[url] += 1
             try:
                 found = self._attempt(url, body, len(queries), k)
-            except _Fault as error:
+            except Fault as error:
                 fault = error
                 self._failed(url, fault)
                 if not fault.again:
@@ -209,54 +192,24 @@ class HttpRetriever:
     def _attempt(self, url: str, body: bytes, queries: int, k: int) -> list[list[Passage]]:
         with self._lock:
             self._counts["attempts"] += 1
-        status, answer = self._exchange("POST", url, body)
+        status, _, answer = self._exchange("POST", url, body)
         if status != 200:
-            # What this server says of this request it will say again, unless it is too busy.
-            again = status >= 500 or status in (408, 429)
-            raise _Fault("status", f"status {status}: {shown(answer)}", again)
+            raise Fault("status", f"status {status}: {shown(answer)}", may_pass(status))
         try:
             return results_of(answer, queries, k)
         except ValueError as error:
-            raise _Fault("malformed", str(error)) from error
+            raise Fault("malformed", str(error)) from error
 
-    def _exchange(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Status and body of an answer.
-
-        Raises:
-            _Fault: there is none, or not all of it.
-        """
-        limit = self._timeout_seconds
-        deadline = time.monotonic() + limit
-        response = None
-        try:
-            response = self._connections.request(
-                method,
-                url,
-                body=body,
-                headers=self._headers,
-                timeout=urllib3.Timeout(total=limit),
-                redirect=False,
-                preload_content=False,
-            )
-            chunks = []
-            # One read of the socket at a time: a server that drips is not waited for.
-            while chunk := response.read1(_CHUNK_BYTES):
-                chunks.append(chunk)
-                if time.monotonic() > deadline:
-                    raise urllib3.exceptions.TimeoutError
-            answer = response.status, b"".join(chunks)
-            response.release_conn()
-            return answer
-        except urllib3.exceptions.NewConnectionError as error:
-            raise _Fault("refused", f"no connection ({error})") from error
-        except urllib3.exceptions.TimeoutError as error:
-            raise _Fault("timeout", f"no answer within {limit:g} seconds") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Fault("broken", f"the connection broke ({error!r})") from error
-        finally:
-            if response is not None:
-                # Left unread, a connection cannot serve again.
-                response.close()
+    def _exchange(self, method: str, url: str, body: bytes | None = None) -> Reply:
+        """See `exchange`."""
+        return exchange(
+            self._connections,
+            method,
+            url,
+            headers=self._headers,
+            timeout_seconds=self._timeout_seconds,
+            body=body,
+        )
 
     def _next(self, urls: Sequence[str], tried: Mapping[str, int]) -> str:
         """Of some addresses the one to ask: least tried in this call, not resting, in turn."""
@@ -267,16 +220,14 @@ class HttpRetriever:
         in_turn = [*urls[start:], *urls[:start]]
         return min(in_turn, key=lambda url: (tried.get(url, 0), rests[url]))
 
-    def _failed(self, url: str, fault: _Fault) -> None:
+    def _failed(self, url: str, fault: Fault) -> None:
         with self._lock:
             self._rests_until[url] = time.monotonic() + _REST_SECONDS
             self._counts[fault.kind] += 1
 
     def _pause(self, again: int) -> float:
         """Most seconds before an address is asked again for the so-manyth time."""
-        if not again:
-            return 0.0
-        return min(self._backoff_seconds * 2 ** (again - 1), _MOST_PAUSE_SECONDS)
+        return pause_seconds(again, self._backoff_seconds)
 
 
 def open_http(

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
+# Answers of which a part is worth nothing (HotpotQA evaluation).
+CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 
 def normalize_answer(text: str) -> str:
@@ -64,6 +65,7 @@ def exact_match(prediction: str | None, golden_answers: str | Iterable[str]) -> 
 def substring_match(prediction: str | None, golden_answers: str | Iterable[str]) -> bool:
     """True if one of the normalised golden answers occurs inside the normalised prediction.
 
+    Also called cover exact match, cover-EM, as in R1-Searcher (arXiv 2503.05592).
     Arguments and errors as in `exact_match`. Characters are compared, not words.
     """
     golden = _normalized_golden(golden_answers)
@@ -74,7 +76,7 @@ def substring_match(prediction: str | None, golden_answers: str | Iterable[str])
 
 
 def _token_f1(prediction: str, golden: str) -> float:
-    if prediction != golden and not _CLOSED_ANSWERS.isdisjoint((prediction, golden)):
+    if prediction != golden and not CLOSED_ANSWERS.isdisjoint((prediction, golden)):
         return 0.0
     prediction_tokens, golden_tokens = prediction.split(), golden.split()
     common = (Counter(prediction_tokens) & Counter(golden_tokens)).total()
@@ -97,8 +99,10 @@ def f1_score(prediction: str | None, golden_answers: str | Iterable[str]) -> flo
     return max(_token_f1(normalized, answer) for answer in golden)
 
 
+# By name. "cover_em" is what papers call what is "substring" in results and older settings.
 METRICS: dict[str, Callable[[str | None, str | Iterable[str]], float | bool]] = {
     "em": exact_match,
     "f1": f1_score,
     "substring": substring_match,
+    "cover_em": substring_match,
 }

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sr1_jax.import_path import blamed, is_import_path, load
-from sr1_jax.rewards.terms import TERMS, Term
+from sr1_jax.rewards.format import check_weights
+from sr1_jax.rewards.judge import read_key
+from sr1_jax.rewards.terms import OF_SEARCHES, SAME, TERMS, WITH_FORMAT, Term
 
 # The fields of a trajectory that are filled in here.
 EARNED = ("rewards", "segment_rewards", "reward", "trains")
@@ -39,6 +41,13 @@ class Reward:
             _Weighted(name, _make_term(name, config, budget), weight)
             for name, weight in _pairs(config.terms)
         ]
+
+    def counts(self) -> dict[str, float]:
+        """Totals that terms keep of their work, such as a judge's requests and tokens."""
+        found: dict[str, float] = {}
+        for _, term, _ in self._terms:
+            found |= getattr(term, "counts", dict)()
+        return found
 
     def score(self, trajectories: Sequence[Any], questions: Sequence[Any]) -> list[Any]:
         """The trajectories with `rewards`, `segment_rewards`, `reward` and `trains` filled in.
@@ -72,25 +81,82 @@ class Reward:
         ]
 
 
+# Settings that single terms read: what each is there, and the terms.
+_READ_BY = {
+    "overlong_buffer": ("where the term overlong of reward.terms begins to cost", ("overlong",)),
+    "refine_weight": ("what the term f1_refine of reward.terms gives", ("f1_refine",)),
+}
+_WEIGHTS = ("format_weight", "final_format_weight", "retrieval_weight")
+_JUDGE_FACTS = ("url", "model", "key_variable")
+
+
 def check_terms(config: Any) -> None:
-    """Refuses terms that cannot be made, and settings that no term reads.
+    """Refuses terms that there are not, and settings that no term reads. Makes no term.
 
     Raises:
-        ValueError: see `Reward`.
+        ValueError: see `Reward`; or names a setting without its term, or a term without one.
     """
-    names = {weighted.name for weighted in Reward(config, budget=1)._terms}
-    with_format = bool(names & {"em_format", "f1_format", "substring_format"})
-    if with_format != (config.format_weight > 0):
+    names = {name for name, _ in _pairs(config.terms)}
+    for name in names:
+        _check_name(name)
+    for key, (meaning, terms) in _READ_BY.items():
+        if bool(names & set(terms)) != (config[key] > 0):
+            raise ValueError(f"reward.{key}={config[key]} is {meaning}: set both or neither.")
+    if config.free_searches and "search_cost" not in names:
         raise ValueError(
-            f"reward.format_weight={config.format_weight} is the share of the format in the terms "
-            "em_format, f1_format and substring_format of reward.terms, and in no others: set both "
-            "or neither."
+            f"reward.free_searches={config.free_searches} is read by the term search_cost of "
+            "reward.terms, which is not there: add it, or set free_searches to 0."
         )
-    if ("overlong" in names) != (config.overlong_buffer > 0):
+    _check_format(names, config)
+    _check_judge(names, config.judge)
+
+
+def _check_format(names: set[str], config: Any) -> None:
+    weights = {key: config[key] for key in _WEIGHTS}
+    if bool(names & set(WITH_FORMAT)) != any(weights.values()):
+        key = next((key for key, weight in weights.items() if weight), "format_weight")
         raise ValueError(
-            f"reward.overlong_buffer={config.overlong_buffer} is where the term overlong of "
-            "reward.terms begins to cost: set both or neither."
+            f"reward.{key}={weights[key]} is the share of the format in the terms "
+            f"{', '.join(WITH_FORMAT)} of reward.terms, and in no others: set both or neither."
         )
+    check_weights(**weights, where="reward.")
+
+
+def _check_judge(names: set[str], judge: Any) -> None:
+    given = [key for key in _JUDGE_FACTS if judge[key]]
+    if "judge" not in names and given:
+        raise ValueError(
+            f"reward.judge.{given[0]}={judge[given[0]]!r} is read by the term judge of "
+            "reward.terms, which is not there: add it, or clear reward.judge."
+        )
+    missing = [key for key in ("url", "model") if not judge[key]]
+    if "judge" in names and missing:
+        raise ValueError(
+            f"reward.judge.{missing[0]} is not set: the term judge of reward.terms asks a "
+            "language model, of which the address and the name have to be given."
+        )
+
+
+def reads_searches(config: Any) -> str | None:
+    """The first setting, if any, by which a reward looks at searches: where none is made, a term
+    of them is the same for all."""
+    if config.retrieval_weight:
+        return f"reward.retrieval_weight={config.retrieval_weight}"
+    names = (name for name, _ in _pairs(config.terms) if name in OF_SEARCHES)
+    return next((f"The term {name!r} of reward.terms" for name in names), None)
+
+
+def check_key(config: Any) -> None:
+    """Refuses a judge whose key is not there, before a run that will ask it.
+
+    Raises:
+        ValueError: names the setting and the environment variable.
+    """
+    if any(name == "judge" for name, _ in _pairs(config.terms)):
+        try:
+            read_key(config.judge.key_variable)
+        except ValueError as error:
+            raise ValueError(f"reward.judge.key_variable: {error}") from error
 
 
 def _pairs(terms: Any) -> list[tuple[str, float]]:
@@ -108,17 +174,26 @@ def _pairs(terms: Any) -> list[tuple[str, float]]:
         if name in seen:
             raise ValueError(f"reward.terms names {name!r} twice; add up the weights.")
         seen.add(name)
+    for one, other in SAME:
+        if {one, other} <= seen:
+            raise ValueError(f"reward.terms names {one!r} and {other!r}, which are one term.")
     return [(name, float(weight)) for name, weight in terms]
 
 
+def _check_name(name: str) -> None:
+    if is_import_path(name):
+        load(name, "reward.terms")
+    elif name not in TERMS:
+        raise ValueError(
+            f"reward.terms has {name!r}; a term is one of {', '.join(TERMS)}, or module:function."
+        )
+
+
 def _make_term(name: str, config: Any, budget: int) -> Term:
-    if name in TERMS:
-        return TERMS[name](config, budget)
+    _check_name(name)
     if is_import_path(name):
         return load(name, "reward.terms")
-    raise ValueError(
-        f"reward.terms has {name!r}; a term is one of {', '.join(TERMS)}, or module:function."
-    )
+    return TERMS[name](config, budget)
 
 
 def _evaluate(

@@ -159,7 +159,11 @@ class Engine:
         self, trajectories: Sequence[Trajectory], questions: Sequence[Question]
     ) -> list[Trajectory]:
         """The trajectories with what they earn, all of them scored together."""
-        return self._environment.reward.score(trajectories, questions)
+        reward = self._environment.reward
+        counted_before = counts_of(reward)
+        rewarded = reward.score(trajectories, questions)
+        self.stats |= counts_since(reward, counted_before)
+        return rewarded
 
     def _roll_out(
         self,

@@ -9,14 +9,14 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import needs_retriever, templates
+from sr1_jax.evaluation.methods import needs_retriever, rollout_config, templates
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
-from sr1_jax.rewards.reward import check_terms
+from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
 from sr1_jax.training.phases import phases_of
@@ -110,6 +110,12 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         )
     if not config.steps:
         return
+    calls = rollout_config(config, config.method).max_searches
+    if not calls and (key := reads_searches(config.reward)):
+        raise ValueError(
+            f"{key} looks at searches, of which there are none: method={config.method!r} with "
+            f"rollout.max_searches={rollout.max_searches} makes no call. Leave it out."
+        )
     if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
         raise ValueError(
             "What is sampled is what is trained: training needs rollout.temperature above 0, "
@@ -164,6 +170,8 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     data, world = config.data, config.data.world_people > 0
     check_retrieval(config.retrieval)
     _check_tools(config.environment.tools)
+    if config.steps:
+        check_key(config.reward)
     if config.warm_start.phases and not world:
         raise ValueError(
             "warm_start.phases learn from examples, which only the fictional world "

@@ -159,7 +159,7 @@ def test_a_batch_of_another_length_is_refused(own, make):
         score([make(), make()], terms=(("own_terms:too_few", 1.0),))
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", [name for name in TERMS if name != "judge"])
 def test_every_named_term_gives_a_number(make, name):
     (t,) = score([make(answer="Bob")], terms=((name, 1.0),), overlong_buffer=10)
     assert 0.0 <= t.reward <= 1.0

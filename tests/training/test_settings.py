@@ -195,6 +195,32 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
             "overlong_buffer=4096 must be shorter than rollout.max_context_tokens",
         ),
         (
+            {"method": "direct", "reward.terms": (("em", 1.0), ("search_cost", -0.1))},
+            "The term 'search_cost' of reward.terms looks at searches, .* method='direct'",
+        ),
+        (
+            {
+                "rollout.max_searches": 0,
+                "reward.terms": (("em_format", 1.0),),
+                "reward.format_weight": 0.2,
+                "reward.retrieval_weight": 0.1,
+            },
+            r"reward\.retrieval_weight=0\.1 looks at searches, .* rollout\.max_searches=0",
+        ),
+        (
+            {
+                "reward.terms": (("judge", 1.0),),
+                "reward.judge.url": "http://localhost:8000/v1",
+                "reward.judge.model": "m",
+                "reward.judge.key_variable": "SR1_JAX_NO_SUCH_KEY",
+            },
+            r"reward\.judge\.key_variable: the environment variable SR1_JAX_NO_SUCH_KEY .* not set",
+        ),
+        (
+            {"reward.judge.url": "http://me:secret@localhost/v1"},
+            r"reward\.judge\.url must hold neither a name nor a query: [^']*$",
+        ),
+        (
             {"learner.algorithm": "rloo"},
             "algorithm='rloo' compares the samples .* must be at least 2",
         ),
