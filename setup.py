@@ -50,7 +50,7 @@ setup(
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
-        "parquet": ["pyarrow>=14"],  # corpora in parquet files
+        "parquet": ["pyarrow>=14"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
             "pytest>=8",

@@ -67,7 +67,7 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_integer("threads", os.cpu_count() or 4, "Searches at a time.", **define)
     flags.DEFINE_integer("most_waiting", 256, "Requests that wait for a thread.", **define)
-    flags.DEFINE_integer("most_queries", 1024, "Queries in a request.", **define)
+    flags.DEFINE_integer("most_queries", 4096, "Queries in a request.", **define)
     flags.DEFINE_integer("most_topk", 100, "Passages a query.", **define)
     flags.DEFINE_float("most_mib", 4.0, "Of the body of a request.", **define)
     flags.DEFINE_float("grace_seconds", 30.0, "For what is under way at the end.", **define)

@@ -1,15 +1,19 @@
-"""Questions with their accepted answers, in the FlashRAG form."""
+"""Questions with their accepted answers, from files in the forms of FlashRAG and Search-R1."""
 
+import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sr1_jax.data import search_r1
 from sr1_jax.data.jsonl import read_jsonl
 
 _MISSING = object()
+_KEYS = ("id", "question", "golden_answers")
 
 
 @dataclass(frozen=True)
@@ -37,79 +41,160 @@ class Question:
             object.__setattr__(self, "source", source if colon else "")
 
 
-def as_question(obj: Any, *, where: str = "question") -> Question:
+def as_question(obj: Any, *, where: str = "question", source: str = "") -> Question:
     """Checks a dict, or an object with the same attributes, and makes it a `Question`.
 
     Args:
         obj: has `id`, `question`, `golden_answers` and perhaps `metadata`. An integer id becomes
             its decimal string; answers may be a list or a tuple.
         where: what error messages start with, such as `file:line`.
+        source: of the question, where neither it nor its id says.
 
     Raises:
         ValueError: a key is missing, of the wrong type, or empty.
     """
 
-    def get(key: str) -> Any:
-        if isinstance(obj, Mapping):
-            return obj.get(key, _MISSING)
-        return getattr(obj, key, _MISSING)
-
-    for key in ("id", "question", "golden_answers"):
-        if get(key) is _MISSING:
-            raise ValueError(
-                f"{where}: key {key!r} is missing; a question needs id, question, golden_answers."
-            )
-    metadata = get("metadata")
-    if metadata is _MISSING or metadata is None:
-        metadata = {}
-    if not isinstance(metadata, Mapping):
+    get = obj.get if isinstance(obj, Mapping) else functools.partial(getattr, obj)
+    found = [get(key, _MISSING) for key in _KEYS]
+    if _MISSING in found:
+        raise ValueError(
+            f"{where}: key {_KEYS[found.index(_MISSING)]!r} is missing; a question needs id, "
+            "question, golden_answers."
+        )
+    metadata = get("metadata", None)
+    if metadata is not None and not isinstance(metadata, Mapping):
         raise ValueError(f"{where}: metadata must be an object, found {metadata!r}.")
+    id = _check_id(found[0], where)
+    said = obj.source if isinstance(obj, Question) else ""
     return Question(
-        id=_check_id(get("id"), where),
-        question=_check_text(get("question"), "question", where),
-        golden_answers=_check_answers(get("golden_answers"), where),
-        metadata=dict(metadata),
-        source=obj.source if isinstance(obj, Question) else "",
+        id=id,
+        question=_check_text(found[1], "question", where),
+        golden_answers=_check_answers(found[2], where),
+        metadata=dict(metadata or {}),
+        source=said or ("" if ":" in id else source),
     )
 
 
-def read_questions(*paths: str | os.PathLike) -> list[Question]:
-    """Reads FlashRAG question files.
+@dataclass(frozen=True)
+class QuestionFile:
+    """A file of questions, and what its rows are called.
 
-    Each line is `{"id", "question", "golden_answers": [str], "metadata"?}`; other keys are
-    ignored.
+    Attributes:
+        path: JSON lines, plain or gzipped, or `.parquet` in the form of Search-R1.
+        source: of its questions; of a parquet file only the rows of this data_source are read.
+            "": a file that a user named by its path, whose rows say themselves what they are.
+        split: of the source.
+    """
+
+    path: Path
+    source: str = ""
+    split: str = ""
+
+
+# A file by its path, or with what its rows are called.
+AnyFile = str | os.PathLike | QuestionFile
+
+
+def read_questions(*files: AnyFile) -> list[Question]:
+    """Reads question files.
+
+    A line of JSON is `{"id", "question", "golden_answers": [str], "metadata"?}`, as in FlashRAG;
+    other keys are ignored. A row of a `.parquet` file is one of Search-R1.
 
     Args:
-        paths: `.jsonl` or `.jsonl.gz` files. No id may come twice, in whatever file.
+        files: `.jsonl`, `.jsonl.gz` or `.parquet`. No id may come twice, in whatever file.
 
     Returns:
-        The questions in the order of the files and of their lines.
+        The questions in the order of the files and of their rows.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ImportError: a parquet file, and pyarrow is not installed.
         ValueError: malformed JSON, a missing, empty or wrongly typed key, a duplicate id, or no
             question at all; the message names file and line.
     """
-    questions: list[Question] = []
-    line_of: dict[str, tuple[str | os.PathLike, int]] = {}
-    for path in paths:
-        stem = Path(path).name.partition(".")[0]
-        before = len(questions)
-        for number, row in read_jsonl(path):
-            where = f"{path}:{number}"
-            question = as_question(row, where=where)
-            if question.id in line_of:
-                first_path, line = line_of[question.id]
-                other = "" if first_path == path else f" of {first_path}"
-                raise ValueError(
-                    f"{where}: duplicate id {question.id!r}, first used on line {line}{other}; "
-                    "give each question its own id."
-                )
-            line_of[question.id] = path, number
-            questions.append(question if question.source else replace(question, source=stem))
-        if len(questions) == before:
-            raise ValueError(f"{path}: no questions; the file is empty.")
-    return questions
+    return list(scan_questions(*files))
+
+
+def scan_questions(*files: AnyFile) -> Iterator[Question]:
+    """The questions of files one at a time; arguments and errors as `read_questions`.
+
+    Of all questions only the ids are kept, to find one that comes twice.
+    """
+    # Line numbers of all files in one row, file by file: a number takes less room than a pair.
+    line_of: dict[str, int] = {}
+    for number, given in enumerate(files):
+        file = given if isinstance(given, QuestionFile) else QuestionFile(Path(given))
+        before = len(line_of)
+        for line, where, question in _read_file(file):
+            first = line_of.setdefault(question.id, number * _MOST_LINES + line)
+            if first != number * _MOST_LINES + line:
+                raise ValueError(_duplicate(question.id, where, first, files, number))
+            yield question
+        if len(line_of) == before:
+            of = f" of {file.source}" if file.source else ""
+            raise ValueError(f"{file.path}: no questions{of}; the file is empty.")
+
+
+_MOST_LINES = 1 << 40
+
+
+def _duplicate(id: str, where: str, first: int, files: Sequence[AnyFile], number: int) -> str:
+    other, line = divmod(first, _MOST_LINES)
+    given = files[other]
+    path = given.path if isinstance(given, QuestionFile) else given
+    of = "" if other == number else f" of {path}"
+    return (
+        f"{where}: duplicate id {id!r}, first used on line {line}{of}; give each question its own "
+        "id."
+    )
+
+
+def _read_file(file: QuestionFile) -> Iterator[tuple[int, str, Question]]:
+    """(line or row from 1, where it is for messages, question) of a file."""
+    if file.path.suffix == ".parquet":
+        yield from _read_parquet(file)
+        return
+    stem, source = file.path.name.partition(".")[0], f"{file.path}:"
+    for line, row in read_jsonl(file.path):
+        where = f"{source}{line}"
+        if file.source:
+            row = {**row, "id": _full_id(row.get("id"), line - 1, file.source, file.split)}
+        yield line, where, as_question(row, where=where, source=stem)
+
+
+def _read_parquet(file: QuestionFile) -> Iterator[tuple[int, str, Question]]:
+    for number, row in search_r1.read_rows(file.path):
+        source = row.get("data_source")
+        where = f"{file.path}, row {number}"
+        if not isinstance(source, str) or not source:
+            raise ValueError(f"{where}: data_source must name a set, found {source!r}.")
+        if file.source and source != file.source:
+            continue
+        found = search_r1.as_flashrag(row, where)
+        extra = row.get("extra_info")
+        split = file.split or (extra.get("split") if isinstance(extra, Mapping) else None)
+        found["id"] = _full_id(found.get("id"), number - 1, source, split or file.path.stem)
+        yield number, where, as_question(found, where=where)
+
+
+def _full_id(id: Any, row: int, source: str, split: str) -> Any:
+    """`source:split:index` of a row, whose own id, where it has one, gives the index.
+
+    Args:
+        id: of the row; None stands for none. What is no id is left for `as_question` to refuse.
+        row: its number, from 0.
+        source: of the question.
+        split: of the source.
+    """
+    if id is None:
+        return f"{source}:{split}:{row}"
+    if not isinstance(id, str | int) or isinstance(id, bool) or not str(id).strip():
+        return id
+    if str(id).startswith(f"{source}:"):
+        return id
+    # FlashRAG's ids are train_0, dev_0, test_0.
+    return f"{source}:{split}:{re.sub(r'^(train|dev|test)_', '', str(id))}"
 
 
 def stratified(questions: Sequence[Question], count: int, seed: int) -> list[Question]:

@@ -137,6 +137,18 @@ class Tokenizer:
         return ids, rest
 
     @functools.cached_property
+    def most_ids_a_byte(self) -> int | None:
+        """How many ids `encode` makes of a byte of UTF-8, at most; None where that is not known.
+
+        A byte is at most one id. NFC, which Qwen's tokenizers ask for, makes text up to three times
+        as long (Unicode's FAQ on normalization).
+        """
+        normalizer = json.loads(self._untrusted.to_str()).get("normalizer")
+        if normalizer is None:
+            return 1
+        return 3 if normalizer.get("type") == "NFC" else None
+
+    @functools.cached_property
     def prefix_ids(self) -> list[int]:
         """What its tokenizer puts before any text, since the model was trained so: Llama's
         beginning of text; mostly nothing."""

@@ -64,6 +64,33 @@ class PromptTemplate:
         prefix = [] if self.complete else tokenizer.prefix_ids
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 
+    def sure_to_fit_bytes(self, tokenizer: Tokenizer, most: int, information: int) -> int:
+        """Length of a question up to which its prompt surely has at most so many ids.
+
+        A byte-level tokenizer makes at most one id of a byte, once the text is in its normal form.
+
+        Args:
+            tokenizer: of the policy.
+            most: ids of the prompt.
+            information: ids of an observation.
+
+        Returns:
+            Bytes of UTF-8; -1 where the tokenizer says nothing of lengths, or nothing is sure.
+        """
+        growth = tokenizer.most_ids_a_byte
+        if growth is None:
+            return -1
+        left, questions = most - len(tokenizer.prefix_ids), 0
+        for piece in _compiled(self.parts, tokenizer):
+            if piece is _INFORMATION:
+                left -= information
+                continue
+            # One more, for a space that some tokenizers put in front.
+            own = sum(len(text.encode()) for text in piece.texts) + 1 if piece.texts else 0
+            left -= len(piece.ids) + growth * own
+            questions += max(len(piece.texts) - 1, 0)
+        return max(left // (growth * questions), -1) if questions else -1
+
 
 class _Run(NamedTuple):
     """A part of a prompt between ids that are given: `ids`, then `texts` joined by the question."""

@@ -9,13 +9,16 @@ and Zobel's "Self-indexing inverted files for fast text retrieval" (1996), strat
 leaves out no passage of the result: ranks and scores are those of the full sum, equal scores in the
 order of the corpus.
 
-Array suffixes: N passages, P postings, C candidates.
+Passages are searched in blocks, one after the other, whose sums stay in the processor's cache; what
+the best of the blocks before have is what those of the next must beat.
+
+Array suffixes: N passages, B of a block, P postings, C candidates.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,8 @@ _ROUNDING = 1e-6
 _LOOKUP = 16
 # Scores of which the k-th best is taken exactly; of more, that of the maxima of so many groups.
 _EXACT = 4096
+# Passages of a block: four bytes each. A word and a block take some array operations each.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,10 @@ class Postings:
         """How many passages hold a word."""
         return int(self.starts_V[word + 1] - self.starts_V[word])
 
-    def of(self, word: int, weight: int) -> tuple[np.ndarray, np.ndarray]:
-        """(passages, scores) of a word that stands `weight` times in the query."""
+    def of(self, word: int) -> tuple[np.ndarray, np.ndarray]:
+        """(passages, scores) of a word."""
         span = slice(int(self.starts_V[word]), int(self.starts_V[word + 1]))
-        scores = self.scores_P[span]
-        return self.passages_P[span], scores if weight == 1 else scores * np.float32(weight)
+        return self.passages_P[span], self.scores_P[span]
 
 
 class Searcher:
@@ -78,7 +82,7 @@ class Searcher:
 
     Args:
         postings: of the index.
-        most: sums of all passages that are kept, four bytes a passage each.
+        most: sums of a block's passages that are kept, four bytes a passage each.
     """
 
     def __init__(self, postings: Postings, most: int):
@@ -89,17 +93,17 @@ class Searcher:
 
     @contextmanager
     def _borrow_sums(self) -> Iterator[np.ndarray]:
-        """Zeros of float32 [N]; whoever borrows them leaves them so."""
-        sums_N = self._sums.get()
+        """Zeros of float32 [B]; whoever borrows them leaves them so."""
+        sums_B = self._sums.get()
         try:
-            if sums_N is None:
-                sums_N = np.zeros(self._postings.passages, np.float32)
-            yield sums_N
+            if sums_B is None:
+                sums_B = np.zeros(min(self._postings.passages, _BLOCK), np.float32)
+            yield sums_B
         except BaseException:
-            sums_N = None
+            sums_B = None
             raise
         finally:
-            self._sums.put(sums_N)
+            self._sums.put(sums_B)
 
     def top(self, words: Mapping[int, int], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best passages, best first, equal scores in the order of the corpus.
@@ -111,30 +115,88 @@ class Searcher:
         Returns:
             (passages, scores), of passages that hold a word of the query; at most `k`.
         """
-        with self._borrow_sums() as sums_N:
-            query = _Query(self._postings, words, k, sums_N)
-            try:
-                query.add_words()
-                passages_C, scores_C = query.candidates()
-                passages_C, scores_C = query.look_up(passages_C, scores_C)
-            finally:
-                query.clear()
-        order = _best(scores_C, k)
-        return passages_C[order], scores_C[order]
+        # Rarest first; every passage's score is added up in this order, whatever is left out.
+        rarest_first = sorted(words.items(), key=lambda of: (self._postings.held(of[0]), of[0]))
+        terms = [_Term.of(self._postings, word, weight) for word, weight in rarest_first]
+        passages_k, scores_k = np.empty(0, np.int32), np.empty(0, np.float32)
+        with self._borrow_sums() as sums_B:
+            for block in range(-(-self._postings.passages // _BLOCK)):
+                threshold = float(scores_k[-1]) if len(scores_k) == k else 0.0
+                passages_C, scores_C = _search_block(terms, block, k, threshold, sums_B)
+                passages_C = np.concatenate([passages_k, passages_C + np.int32(block * _BLOCK)])
+                scores_C = np.concatenate([scores_k, scores_C])
+                order = _best(scores_C, k)
+                passages_k, scores_k = passages_C[order], scores_C[order]
+        return passages_k, scores_k
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A word of a query.
+
+    Attributes:
+        passages_P: that hold it, ascending.
+        scores_P: of one time that it stands in the query.
+        weight: how often it does.
+        most: that it adds to a score.
+        starts: of each block's postings, and the end of the last.
+    """
+
+    passages_P: np.ndarray
+    scores_P: np.ndarray
+    weight: int
+    most: float
+    starts: list[int]
+
+    @classmethod
+    def of(cls, postings: Postings, word: int, weight: int) -> _Term:
+        passages_P, scores_P = postings.of(word)
+        edges = np.arange(_BLOCK, postings.passages, _BLOCK)
+        # Of the same type: else all postings are copied.
+        inner = np.searchsorted(passages_P, edges.astype(passages_P.dtype))
+        starts = [0, *inner.tolist(), len(passages_P)]
+        most = float(postings.max_scores_V[word]) * weight
+        return cls(passages_P, scores_P, weight, most, starts)
+
+    def block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(passages, scores) of a block, as they lie in the index."""
+        span = slice(*self.starts[block : block + 2])
+        return self.passages_P[span], self.scores_P[span]
+
+
+def _search_block(
+    terms: Sequence[_Term], block: int, k: int, threshold: float, sums_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(passages, counted from the first of the block; scores): all of it that may come into the
+    result, in the order of the corpus."""
+    query = _Query(terms, block, k, threshold, sums_B)
+    try:
+        query.add_words()
+        return query.look_up(*query.candidates())
+    finally:
+        query.clear()
 
 
 class _Query:
-    """One query under way."""
+    """A query under way in one block.
 
-    def __init__(self, postings: Postings, words: Mapping[int, int], k: int, sums_N: np.ndarray):
-        # Rarest first; every passage's score is added up in this order, whatever is left out.
-        self._words = sorted(words.items(), key=lambda item: (postings.held(item[0]), item[0]))
-        self._postings, self._k, self._sums_N = postings, k, sums_N
-        bounds = [float(postings.max_scores_V[word]) * weight for word, weight in self._words]
+    Args:
+        terms: its words, rarest first.
+        block: number of the block.
+        k: passages wanted.
+        threshold: score that k passages of the blocks before have.
+        sums_B: zeros.
+    """
+
+    def __init__(
+        self, terms: Sequence[_Term], block: int, k: int, threshold: float, sums_B: np.ndarray
+    ):
+        self._terms, self._block, self._k, self._sums_B = terms, block, k, sums_B
+        self._first = np.int32(block * _BLOCK)
         # What the words from the j-th on can add together.
-        self._rest = np.cumsum([0.0, *bounds[::-1]])[::-1].tolist()
+        self._rest = np.cumsum([0.0, *(term.most for term in reversed(terms))])[::-1].tolist()
         self._slack = _ROUNDING * self._rest[0]
-        self._threshold = 0.0  # a sum that k passages have at least
+        self._threshold = threshold  # a sum that k passages have at least
         self._next = 0  # word that has not been added
         self._added: list[np.ndarray] = []  # passages of the words that have
 
@@ -144,41 +206,49 @@ class _Query:
 
     def add_words(self) -> None:
         """Adds words to the sums of all their passages, for as long as new ones can matter."""
-        for word, weight in self._words:
+        for term in self._terms:
             if self._needed() > 0:
                 return
-            self._add(*self._postings.of(word, weight))
+            self._add(term)
             self._next += 1
 
-    def _add(self, passages: np.ndarray, scores: np.ndarray) -> None:
-        sums = self._sums_N[passages] + scores if self._added else scores
-        self._sums_N[passages] = sums
+    def _add(self, term: _Term) -> None:
+        passages, scores = term.block(self._block)
+        if self._block:
+            passages = passages - self._first
+        if term.weight > 1:
+            scores = scores * np.float32(term.weight)
+        sums = self._sums_B[passages] + scores if self._added else scores
+        self._sums_B[passages] = sums
         self._added.append(passages)
         self._threshold = max(self._threshold, _kth(sums, self._k))
 
     def candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """(passages, sums) of those that can still come into the result, in order of the corpus."""
         needed = max(self._needed(), np.finfo(np.float32).tiny)
-        if sum(map(len, self._added)) * 8 > len(self._sums_N):
-            passages_C = np.flatnonzero(self._sums_N >= needed).astype(np.int32)
+        if sum(map(len, self._added)) * 8 > len(self._sums_B):
+            passages_C = np.flatnonzero(self._sums_B >= needed).astype(np.int32)
         else:
-            kept = [passages[self._sums_N[passages] >= needed] for passages in self._added]
+            kept = [passages[self._sums_B[passages] >= needed] for passages in self._added]
             passages_C = np.unique(np.concatenate(kept)) if len(kept) > 1 else kept[0]
-        return passages_C, self._sums_N[passages_C]
+        return passages_C, self._sums_B[passages_C]
 
     def look_up(self, passages_C: np.ndarray, sums_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adds the remaining words to the candidates, fewer of them from word to word."""
-        for word, weight in self._words[self._next :]:
-            passages, scores = self._postings.of(word, weight)
+        for term in self._terms[self._next :]:
+            if not len(passages_C):
+                break
+            passages, scores = term.block(self._block)
             if len(passages_C) * _LOOKUP < len(passages):
-                places_C = np.searchsorted(passages, passages_C)
+                wanted_C = passages_C + self._first
+                places_C = np.searchsorted(passages, wanted_C)
                 places_C[places_C == len(passages)] = 0
-                found_C = np.flatnonzero(passages[places_C] == passages_C)
-                sums_C[found_C] += scores[places_C[found_C]]
+                found_C = np.flatnonzero(passages[places_C] == wanted_C)
+                sums_C[found_C] += scores[places_C[found_C]] * np.float32(term.weight)
             else:
-                self._sums_N[passages_C] = sums_C
-                self._add(passages, scores)
-                sums_C = self._sums_N[passages_C]
+                self._sums_B[passages_C] = sums_C
+                self._add(term)
+                sums_C = self._sums_B[passages_C]
             self._next += 1
             self._threshold = max(self._threshold, _kth(sums_C, self._k))
             kept_C = sums_C >= self._needed()
@@ -187,11 +257,11 @@ class _Query:
 
     def clear(self) -> None:
         """Makes the sums zero again."""
-        if sum(map(len, self._added)) > len(self._sums_N):
-            self._sums_N.fill(0)
+        if sum(map(len, self._added)) > len(self._sums_B):
+            self._sums_B.fill(0)
         else:
             for passages in self._added:
-                self._sums_N[passages] = 0
+                self._sums_B[passages] = 0
 
 
 def _kth(values: np.ndarray, k: int) -> float:

@@ -10,18 +10,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sr1_jax.data.jsonl import parse_line, read_blocks, read_jsonl
+from sr1_jax.data.parquet import read_batches
 from sr1_jax.paths import sha256_of
 
 CHUNK_BYTES = 24 << 20
 _KEYS = ("id", "contents", "title", "text")  # of a passage
 _BLOCK = 1 << 20  # characters read at a time of a list
-_BATCH_ROWS = 1024  # read at a time from parquet and TFDS
+_BATCH_ROWS = 1024  # read at a time from TFDS
 _FORMS = "give a .jsonl, .jsonl.gz or .parquet file, or the folder of a TFDS data set"
 
 
@@ -81,7 +82,7 @@ def read_chunks(path: str | os.PathLike, size: int | None = None) -> Iterator[Ch
             raise ValueError(f"{path} is a folder without a TFDS data set; {_FORMS}.")
         return _group(_read_tfds(path), f"{path}, record ", size)
     if path.suffix == ".parquet":
-        return _group(_read_parquet(path, _KEYS), f"{path}, row ", size)
+        return _group(read_batches(path, _KEYS), f"{path}, row ", size)
     return (
         Chunk(f"{path}:", first, lines, share) for first, lines, share in read_blocks(path, size)
     )
@@ -104,7 +105,7 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".json":
         return _read_list(path)
     if path.suffix == ".parquet":
-        return _numbered(_read_parquet(path, None), f"{path}, row ")
+        return _numbered(read_batches(path), f"{path}, row ")
     return ((f"{path}:{number}", row) for number, row in read_jsonl(path))
 
 
@@ -134,27 +135,6 @@ def _group(batches: _Batches, source: str, size: int) -> Iterator[Chunk]:
                 first, rows, held = first + len(rows), [], 0
     if rows:
         yield Chunk(source, first, rows, share)
-
-
-def _read_parquet(path: Path, keys: Sequence[str] | None) -> _Batches:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"{path}: reading parquet needs pyarrow; pip install pyarrow.") from error
-    # Opened here and not at the first row, so that a damaged file is told at once.
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file, or damaged ({error}).") from error
-    columns = keys and [key for key in keys if key in file.schema_arrow.names]
-
-    def batches() -> _Batches:
-        done = 0
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-            done += len(batch)
-            yield batch.to_pylist(), done / max(1, file.metadata.num_rows)
-
-    return batches()
 
 
 def _numbered(batches: _Batches, source: str) -> Iterator[tuple[str, dict[str, Any]]]:

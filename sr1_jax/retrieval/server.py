@@ -52,7 +52,8 @@ class Limits:
         waiting: requests that wait for a thread.
     """
 
-    queries: int = 1024
+    # Search-R1 sends all queries of a turn at once; its script for GRPO has 512 groups of five.
+    queries: int = 4096
     topk: int = 100
     query_characters: int = 1 << 15
     body_bytes: int = 4 << 20

@@ -4,7 +4,8 @@ r"""The form of retrieval over HTTP that Search-R1 and its kin speak.
     → {"result": [[{"document": {"id": "…", "contents": "\"Title\"\ntext"}, "score": 1.0}]]}
 
 There is one list a query, best first. Without `return_scores` its items are the documents alone. A
-server may leave `id` out, and may have `title` and `text` in place of, or beside, `contents`.
+server may leave `id` and `score` out, and may have `title` and `text` in place of, or beside,
+`contents`, or the contents alone for a document, as Search-R1's with a reranker has.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def response_body(results: Sequence[Sequence[Passage]], *, return_scores: bool) 
 
 
 def request_body(queries: Sequence[str], k: int) -> bytes:
-    """The body of a request for `k` passages a query, with scores.
+    """The body of a request for `k` passages a query, with scores: without, the server of Search-R1
+    fails.
 
     Half a surrogate pair, which a sampled query can hold, is replaced: few servers take it.
     """
@@ -106,6 +108,8 @@ def _passage(item: Any) -> Passage:
     document, score = item, 0.0
     if isinstance(item, Mapping) and "document" in item:
         document, score = item["document"], item.get("score", 0.0)
+        if isinstance(document, str):
+            document = {"contents": document}
     if not isinstance(document, Mapping):
         raise ValueError(f"a result that is no document: {shown(repr(item))}")
     title, text = document.get("title", ""), document.get("text")

@@ -236,6 +236,14 @@ class Engine:
         prompt = template.render(self._tokenizer, as_question(question).question, information)
         return len(prompt) < self._rules.max_context_tokens
 
+    def sure_to_fit_bytes(self) -> int:
+        """Length in UTF-8 up to which every question's prompt leaves room; see `fits`. -1 where
+        lengths do not tell."""
+        information = self._config.max_observation_tokens
+        return self._environment.template.sure_to_fit_bytes(
+            self._tokenizer, self._rules.max_context_tokens - 1, information
+        )
+
     def warm_up(self, params: nnx.State | None = None) -> int:
         """Compiles every program that a run may call; returns how many.
 

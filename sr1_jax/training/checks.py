@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ml_collections
 from jax.sharding import Mesh
 
+from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation.methods import needs_retriever, rollout_config, templates
 from sr1_jax.import_path import is_import_path, load
@@ -21,10 +22,11 @@ from sr1_jax.sharding import batch_parts
 from sr1_jax.training.examples import check_examples
 from sr1_jax.training.phases import phases_of
 from sr1_jax.training.settings import RUN, has_adapters
+from sr1_jax.training.training_questions import limits_of, mixture_of
 
 _PATHS = (
     "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
-    "checkpoint.folder",
+    "checkpoint.folder", "data.folder",
 )  # fmt: skip
 _LISTS_OF_PATHS = ("data.questions", "data.dev")
 
@@ -44,6 +46,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     environment_settings.check_config(config.environment)
     check_terms(config.reward)
     _check_templates(config)
+    _check_data(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
     phases_of(config.warm_start.phases)
@@ -64,6 +67,23 @@ def _check_templates(config: ml_collections.ConfigDict) -> None:
             load_template(template)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
+
+
+def _check_data(config: ml_collections.ConfigDict) -> None:
+    """Refuses filters, limits and weights that say nothing of sets of questions."""
+    data = config.data
+    for text in data.filter:
+        if not isinstance(text, str):
+            raise ValueError(f"data.filter must hold strings, not {text!r}.")
+        parse_filter(text)
+    mixture_of(config)
+    limits_of(config)
+    named = [key for key in ("filter", "limit", "weights") if data[key]]
+    if named and data.world_people:
+        raise ValueError(
+            f"data.{named[0]} chooses among the questions of files, and data.world_people excludes "
+            "those; clear one."
+        )
 
 
 def _check_groups(config: ml_collections.ConfigDict) -> None:

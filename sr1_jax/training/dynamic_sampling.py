@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sr1_jax.data.questions import Question
-from sr1_jax.data.stream import QuestionStream
+from sr1_jax.data.stream import Stream
 from sr1_jax.environment.trajectory import Trajectory
 
 Group = Sequence[Trajectory]
@@ -46,7 +46,7 @@ class Sampled(NamedTuple):
 
 def sample_groups(
     roll_out: Callable[[Sequence[Question]], Sequence[Group]],
-    stream: QuestionStream,
+    stream: Stream,
     *,
     count: int,
     extra_rounds: int = 0,

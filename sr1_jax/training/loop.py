@@ -9,7 +9,6 @@ import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
-from sr1_jax.data.stream import QuestionStream
 from sr1_jax.evaluation.methods import make_engine
 from sr1_jax.evaluation.trajectory_log import sampled_rows
 from sr1_jax.rl.batch import make_batch
@@ -25,6 +24,7 @@ from sr1_jax.training.step_log import StepLog, check_finite, rollout_metrics
 from sr1_jax.training.stopwatch import Stopwatch
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
+from sr1_jax.training.training_questions import open_stream
 
 
 def reinforce(
@@ -63,8 +63,8 @@ def reinforce(
     )
     questions = questions_that_fit(task.train, engine, skip=config.rollout.long_prompts == "skip")
     with RunCheckpoints(checkpoint_folder(config, workdir), config.checkpoint.keep) as checkpoints:
-        state, start, position = take_up(checkpoints, learner, facts)
-        stream = QuestionStream(questions, seed=config.seed, position=position)
+        state, start, taken = take_up(checkpoints, learner, facts)
+        stream = open_stream(config, questions, taken)
         log = StepLog(workdir, tokenizer, steps=config.steps, start=start)
         with log, Termination() as termination:
             for step in range(start + 1, config.steps + 1):
@@ -98,7 +98,7 @@ def reinforce(
 
                 last = agreed.told_to_end or step == config.steps
                 if last or _due(config.checkpoint.every, step):
-                    checkpoints.save(step, state, facts | {"position": stream.position})
+                    checkpoints.save(step, state, facts | stream.state())
                 if agreed.told_to_end:
                     raise InterruptedError(
                         f"Told to end (SIGTERM): saved after step {step}. Start again to go on."

@@ -14,7 +14,7 @@ from sr1_jax.rl.learner import Learner, LearnerState
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.fingerprints import weights_fingerprint
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
-from sr1_jax.training.settings import RUN, fixed_settings
+from sr1_jax.training.settings import RUN, default_config, fixed_settings
 
 # What the keys of a run's contents stand for, in messages.
 _CONTENTS = {
@@ -28,18 +28,27 @@ _CONTENTS = {
 }
 
 
+# What of the facts of a checkpoint is the state of the stream of training questions.
+_STREAM = ("position", "curriculum")
+
+
 class Resumed(NamedTuple):
     """Where a run goes on.
 
     Attributes:
         state: of the learner.
         step: steps done.
-        position: training questions taken.
+        taken: state of the stream of training questions, see `data.stream`; {} at the start.
     """
 
     state: LearnerState
     step: int
-    position: int
+    taken: Mapping[str, Any]
+
+    @property
+    def position(self) -> int:
+        """Training questions taken."""
+        return self.taken.get("position", 0)
 
 
 def weights_contents(config: ml_collections.ConfigDict, source: Path) -> dict[str, str]:
@@ -119,12 +128,22 @@ def take_up(checkpoints: RunCheckpoints, learner: Learner, facts: Mapping[str, A
     """
     step = checkpoints.latest_step or 0
     if not step:
-        return Resumed(learner.initial_state(), 0, 0)
+        return Resumed(learner.initial_state(), 0, {})
     saved = checkpoints.facts(step)
     _check_same_run(saved, facts, complete=True)
     state = checkpoints.restore(step, learner.abstract_state)
     print(f"Taken up again after step {step}.", flush=True)
-    return Resumed(state, step, saved["position"])
+    return Resumed(state, step, {key: saved[key] for key in _STREAM if key in saved})
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a checkpoint; those that it was saved too early to have are at their defaults."""
+
+    def under(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        both = {key for key in given if isinstance(defaults.get(key), Mapping)}
+        return {**defaults, **given, **{key: under(given[key], defaults[key]) for key in both}}
+
+    return under(saved, as_json_values(fixed_settings(default_config().to_dict())))
 
 
 def _check_same_run(
@@ -133,7 +152,7 @@ def _check_same_run(
     """Compares facts; contents that only the checkpoint has count where those of now are complete,
     or else may only not be known yet."""
     # By the flags of today: what was saved may hold settings that have become free since.
-    check_same_settings(RUN.without_free(saved["config"]), now["config"])
+    check_same_settings(_completed(RUN.without_free(saved["config"])), now["config"])
     before, here = saved.get("contents", {}), now["contents"]
     for key in {**here, **(before if complete else {})}:
         if before.get(key, "") != here.get(key, ""):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import ml_collections
+import numpy as np
 from flax import nnx
 
+from sr1_jax.data.prepared import Subset, index_of
 from sr1_jax.data.questions import Question
-from sr1_jax.data.stream import QuestionSource, QuestionStream
+from sr1_jax.data.stream import QuestionSource, Stream
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.rollout import Engine
 from sr1_jax.rollout.engine import as_metrics, sum_stats
 from sr1_jax.training.dynamic_sampling import Sampled, sample_groups
+from sr1_jax.training.training_questions import solve_rates
 
 
 def questions_that_fit(source: QuestionSource, engine: Engine, *, skip: bool) -> QuestionSource:
@@ -21,29 +24,35 @@ def questions_that_fit(source: QuestionSource, engine: Engine, *, skip: bool) ->
     Raises:
         ValueError: none fits; or one does not, and `skip` is False.
     """
-    fits = [engine.fits(source[index]) for index in range(len(source))]
-    if all(fits):
+    # Most questions are known to fit by their length, and are not read.
+    long = np.flatnonzero(index_of(source).bytes_Q > engine.sure_to_fit_bytes())
+    fits_Q = np.ones(len(source), bool)
+    fits_Q[long] = [engine.fits(source[int(number)]) for number in long]
+    if fits_Q.all():
         return source
+    misfits = int((~fits_Q).sum())
     if not skip:
         raise ValueError(
-            f"Question {source[fits.index(False)].id}: its prompt leaves no room for an answer; so "
-            f"do those of {fits.count(False)} of {len(source)} training questions. Raise "
+            f"Question {source[int(np.argmin(fits_Q))].id}: its prompt leaves no room for an "
+            f"answer; so do those of {misfits} of {len(source)} training questions. Raise "
             'rollout.max_context_tokens, shorten them, or set rollout.long_prompts="skip".'
         )
-    print(f"{fits.count(False)} of {len(source)} training questions are too long.", flush=True)
-    if not any(fits):
+    print(f"{misfits} of {len(source)} training questions are too long.", flush=True)
+    if not fits_Q.any():
         raise ValueError("No training question fits; raise rollout.max_context_tokens.")
-    return [source[index] for index, fit in enumerate(fits) if fit]
+    return Subset(source, np.flatnonzero(fits_Q))
 
 
 def roll_out(
     engine: Engine,
-    stream: QuestionStream,
+    stream: Stream,
     config: ml_collections.ConfigDict,
     step: int,
     params: nnx.State,
 ) -> tuple[Sampled, dict[str, float]]:
-    """The groups of a step, config.samples trajectories each, and metrics of the engine.
+    """The groups of a step, config.samples trajectories each, and metrics of engine and stream.
+
+    The stream is told what was solved: all trajectories, which every process has alike.
 
     Args:
         engine: of the run.
@@ -66,4 +75,5 @@ def roll_out(
         count=config.questions,
         extra_rounds=config.dynamic_sampling_rounds,
     )
-    return sampled, as_metrics(sum_stats(stats))
+    stream.observe(sampled.questions, solve_rates(sampled.groups))
+    return sampled, as_metrics(sum_stats(stats)) | stream.metrics()

@@ -52,6 +52,22 @@ def _world_size(people: Any) -> str | None:
     return None if good else "be 0 or a multiple of 16 from 64 to 960"
 
 
+# Formula and meaning: data/curriculum.py.
+CURRICULUM = Section(
+    {
+        "enabled": Setting(False, "whether what was solved decides what is asked"),
+        "target": Setting(0.5, "solve rate that is asked most", between(0, 1)),
+        "width": Setting(0.25, "of the bell around it", above(0)),
+        "floor": Setting(
+            0.05, "least weight of a question, of 1 at the target", between(0, 1, open_below=True)
+        ),
+        "momentum": Setting(
+            0.5, "weight of the newest share in a rate", between(0, 1, open_below=True)
+        ),
+        "new": Setting(0.5, "share of what is drawn that was not asked yet", between(0, 1)),
+    }
+)
+
 RUN = Section(
     {
         "seed": Setting(0, "of everything that is drawn", between(0, 2**32 - 1)),
@@ -133,14 +149,24 @@ RUN = Section(
             {
                 "questions": Setting(
                     "",
-                    "training questions: JSON lines, several files with commas",
+                    "training questions: sets by name (nq, hotpotqa:train, …), JSON lines or "
+                    "parquet, several with commas",
                     free_on_resume=True,
                 ),
-                "dev": Setting(
-                    "",
-                    "development questions: JSON lines, several files with commas",
-                    free_on_resume=True,
+                "dev": Setting("", "development questions, as data.questions", free_on_resume=True),
+                "folder": Setting(
+                    "", "that sets are looked up in by name, see docs/data.md", free_on_resume=True
                 ),
+                "filter": Setting(
+                    (),
+                    "training questions that are used: all of source=NAME, metadata.KEY=VALUE, "
+                    "module:function",
+                ),
+                "limit": Setting(
+                    (), "(set, most of its training questions) pairs; set '*': every other set"
+                ),
+                "weights": Setting((), "(set, share of what is drawn) pairs; (): as they occur"),
+                "curriculum": CURRICULUM,
                 "corpus": Setting("", "passages: JSON lines, may be gzipped", free_on_resume=True),
                 "index": Setting(
                     "", "an index built before; none: below the workdir", free_on_resume=True

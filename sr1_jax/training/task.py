@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,16 +12,20 @@ from typing import Protocol
 import ml_collections
 
 from sr1_jax.agreement import check_same, once_a_file_system
+from sr1_jax.cluster import is_first
 from sr1_jax.data.builder import open_questions, prepare_questions
-from sr1_jax.data.questions import Question, read_questions
+from sr1_jax.data.prepared import PreparedQuestions
+from sr1_jax.data.questions import Question, QuestionFile, read_questions
+from sr1_jax.data.sets import tell_sizes
 from sr1_jax.data.stream import QuestionSource
 from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import local_paths, sha256_of
+from sr1_jax.paths import sha256_of
 from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.training.phases import Phase
 from sr1_jax.training.supervised import Example
+from sr1_jax.training.training_questions import chosen, files_of
 
 
 class Supervised(Protocol):
@@ -94,15 +99,19 @@ def files_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
 
 
 def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
-    train = local_paths(config.data.questions, "data.questions")
-    dev = local_paths(config.data.dev, "data.dev")
+    files = files_of(config, "questions", training=True)
+    dev = files_of(config, "dev", training=False)
     # Read first: a slip in a small file is found before a large corpus is indexed.
     dev_questions = {"+".join(map(_bare_name, dev)): read_questions(*dev)} if dev else {}
-    fingerprint = prepare_questions({"train": train}, folder / "questions")
+    fingerprint = prepare_questions({"train": files}, folder / "questions")
+    train = open_questions(folder / "questions", "train", fingerprint)
+    if is_first():
+        _tell_sizes(files, dev, train, dev_questions)
+    train, fingerprint = chosen(config, train, fingerprint)
     searches = needs_retriever(config, config.method)
     retriever = run_retriever(config, folder) if searches else None
     return Task(
-        train=open_questions(folder / "questions", "train", fingerprint),
+        train=train,
         dev=dev_questions,
         retriever=retriever,
         contents={
@@ -154,9 +163,25 @@ def index_name(config: ml_collections.ConfigDict, corpus: Path | None) -> str:
     return f"index-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
 
 
-def _bare_name(path: Path) -> str:
-    return path.name.partition(".")[0]
+def _bare_name(file: QuestionFile) -> str:
+    return f"{file.source}_{file.split}" if file.source else file.path.name.partition(".")[0]
 
 
-def _fingerprint_of_files(paths: Sequence[Path]) -> str:
-    return hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest() if paths else ""
+def _tell_sizes(
+    files: Sequence[QuestionFile],
+    dev_files: Sequence[QuestionFile],
+    train: PreparedQuestions,
+    dev: Mapping[str, Sequence[Question]],
+) -> None:
+    numbers = train.index.source_Q
+    counts = {name: int((numbers == n).sum()) for n, name in enumerate(train.index.sources)}
+    tell_sizes(files, counts)
+    tell_sizes(dev_files, Counter(q.source for questions in dev.values() for q in questions))
+
+
+def _fingerprint_of_files(files: Sequence[QuestionFile]) -> str:
+    if not files:
+        return ""
+    # The content of a file that was given by its path says all.
+    told = (sha256_of(f.path) + (f"{f.source}:{f.split}" if f.source else "") for f in files)
+    return hashlib.sha256("".join(told).encode()).hexdigest()

@@ -6,8 +6,16 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sr1_jax.data.questions import Question, as_question, read_questions, stratified
+from sr1_jax.data.questions import (
+    Question,
+    QuestionFile,
+    as_question,
+    read_questions,
+    stratified,
+)
 
 GOOD = {"id": "nq:dev:0", "question": "Who?", "golden_answers": ["Ann", "Anne"]}
 
@@ -155,3 +163,47 @@ def test_a_draw_of_all_leaves_them_as_they_stand(tmp_path, count):
 def test_an_empty_draw(tmp_path):
     assert stratified(read_questions(*_files(tmp_path, nq=3)), 0, seed=0) == []
     assert stratified([], 4, seed=0) == []
+
+
+def test_a_source_that_neither_question_nor_id_says():
+    plain = GOOD | {"id": "7"}
+    assert as_question(plain, source="mine").source == "mine"
+    assert as_question(GOOD, source="mine").source == "nq"
+    assert as_question(as_question(plain, source="mine"), source="other").source == "mine"
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert [question.id for question in read_questions(path)] == ["nq:dev:0"]
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text() | st.integers() | _json,
+        "question": st.text() | _json,
+        "golden_answers": st.lists(st.text(), max_size=3) | _json,
+        "metadata": _json,
+    },
+)
+
+
+@given(st.lists(_rows | _json | st.binary(max_size=8), min_size=1, max_size=4))
+def test_whatever_stands_in_a_file_is_read_or_refused_by_line(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("hostile") / "q.jsonl"
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines))
+    for file in (path, QuestionFile(path, "nq", "train")):
+        try:
+            questions = read_questions(file)
+        except ValueError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+            continue
+        assert len({question.id for question in questions}) == len(questions) > 0
+        assert all(question.golden_answers and question.question.strip() for question in questions)

@@ -291,3 +291,37 @@ def test_what_the_setting_takes():
     config.chat = "always"
     with pytest.raises(ValueError, match=r"protocol\.chat must be one of False, True, auto"):
         PROTOCOL.check(config, "protocol.")
+
+
+# Prompts whose length is known without encoding them
+
+
+@pytest.mark.parametrize("name", ["compact_search", "compact_rag", "search"])
+@pytest.mark.parametrize("normal_form", [None, "NFC"])
+def test_what_is_sure_to_fit_fits(small_tokenizer, name, normal_form):
+    tokenizer = in_normal_form(small_tokenizer, normal_form)
+    template, information = load_template(name), 12
+    for most in (60, 400, 3000):
+        room = template.sure_to_fit_bytes(tokenizer, most, information)
+        if room < 1:
+            continue
+        # Letters that became three when they were put into normal form, and bytes that are a
+        # token each.
+        for text in ("\U0001d160", "\u0958", "é", "Q", "\x00", "1 ", "日"):
+            question = text * (room // len(text.encode()))
+            assert len(template.render(tokenizer, question, [0] * information)) <= most
+    assert room > 2000 / (3 if normal_form else 1) - 1500
+
+
+def test_where_lengths_tell_nothing(small_tokenizer):
+    tokenizer = in_normal_form(small_tokenizer, "NFKC")
+    assert tokenizer.most_ids_a_byte is None
+    assert load_template("compact_search").sure_to_fit_bytes(tokenizer, 3000, 0) == -1
+
+
+def in_normal_form(tokenizer, name):
+    """The same tokenizer, but text is put into a Unicode normal form first."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer._trusted.to_str())
+    if name:
+        backend.normalizer = getattr(tokenizers.normalizers, name)()
+    return Tokenizer(backend, eos_ids=[0], pad_id=1)

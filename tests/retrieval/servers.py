@@ -137,16 +137,16 @@ def closed_port():
         return f"http://127.0.0.1:{probe.getsockname()[1]}/retrieve"
 
 
-@contextlib.contextmanager
 def served(retriever, limits=None, **options):
     """Our server in a thread; gives its base address."""
+    return running(make_app(retriever, limits or Limits(), **options))
+
+
+@contextlib.contextmanager
+def running(app):
+    """An application in a thread; gives its base address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        make_app(retriever, limits or Limits(), **options),
-        log_level="critical",
-        access_log=False,
-        ws="none",
-    )
+    config = uvicorn.Config(app, log_level="critical", access_log=False, ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()

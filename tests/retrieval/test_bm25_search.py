@@ -42,17 +42,23 @@ def _full_sum(postings, words, k):
     """All scores, one word after the other from the rarest on, in float32; then a full sort."""
     sums = np.zeros(postings.passages, np.float32)
     for word in sorted(words, key=lambda word: (postings.held(word), word)):
-        passages, scores = postings.of(word, words[word])
-        sums[passages] += scores
+        passages, scores = postings.of(word)
+        sums[passages] += scores * np.float32(words[word])
     order = [i for i in np.argsort(-sums, kind="stable").tolist() if sums[i] > 0][:k]
     return order, sums[order].tolist()
 
 
 @given(st.data())
 def test_equals_the_full_sum_to_the_bit(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bm25_search, "_BLOCK", data.draw(st.sampled_from([1, 7, 256, 1 << 20])))
+        _check_random_queries(data)
+
+
+def _check_random_queries(data):
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    passages = int(rng.integers(1, 3000))
+    passages = int(rng.integers(1, 3000 if bm25_search._BLOCK > 7 else 300))
     sizes = (passages * rng.random(8) ** 4).astype(int) + 1
     postings = _postings(rng, passages, sizes, data.draw(st.sampled_from([None, 1, 3])))
     searcher = Searcher(postings, 1)
@@ -66,9 +72,11 @@ def test_equals_the_full_sum_to_the_bit(data):
     assert not searcher._sums.get().any()
 
 
+@pytest.mark.parametrize("block", [10_000, 33_333, 100_000, 1 << 20])
 @pytest.mark.parametrize("sizes", [(5, 90_000, 100_000), (40_000, 60_000, 99_000, 100_000)])
-def test_long_lists_too(sizes):
+def test_long_lists_too(sizes, block, monkeypatch):
     """Where thresholds come from maxima of groups, and candidates are many."""
+    monkeypatch.setattr(bm25_search, "_BLOCK", block)
     postings = _postings(np.random.default_rng(3), 100_000, sizes)
     searcher = Searcher(postings, 1)
     words = dict.fromkeys(range(len(sizes)), 1)
@@ -83,12 +91,39 @@ def test_common_words_are_not_added_to_all(monkeypatch):
     added = []
     add = bm25_search._Query._add
     monkeypatch.setattr(
-        bm25_search._Query, "_add", lambda self, *of: added.append(len(of[0])) or add(self, *of)
+        bm25_search._Query,
+        "_add",
+        lambda self, term: added.append(len(term.passages_P)) or add(self, term),
     )
     words = dict.fromkeys(range(4), 1)
     found, scores = Searcher(postings, 1).top(words, 3)
     assert (found.tolist(), scores.tolist()) == _full_sum(postings, words, 3)
     assert added == [40] or added == [40, 200]
+
+
+def test_a_block_has_to_beat_the_best_of_those_before(monkeypatch):
+    """Common words are added in the first block alone, where the best passages lie."""
+    monkeypatch.setattr(bm25_search, "_BLOCK", 1000)
+    passages = np.arange(10_000, dtype=np.int32)
+    rare, common = passages[::10], passages
+    scores = [np.where(rare < 20, 3.0, 1.0), np.full(10_000, 1.5)]
+    postings = Postings(
+        np.concatenate(scores).astype(np.float32),
+        np.concatenate([rare, common]),
+        np.array([0, 1000, 11_000]),
+        np.array([3.0, 1.5], np.float32),
+        10_000,
+    )
+    added = []
+    add = bm25_search._Query._add
+    monkeypatch.setattr(
+        bm25_search._Query,
+        "_add",
+        lambda self, term: added.append((self._block, len(term.passages_P))) or add(self, term),
+    )
+    found, best = Searcher(postings, 1).top({0: 1, 1: 1}, 2)
+    assert (found.tolist(), best.tolist()) == ([0, 10], [4.5, 4.5])
+    assert [(block, size) for block, size in added if block] == [(b, 1000) for b in range(1, 10)]
 
 
 def test_the_kth_highest_is_never_overstated():

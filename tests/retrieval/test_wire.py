@@ -1,5 +1,6 @@
 """The form of /retrieve, both ways."""
 
+import hashlib
 import json
 
 import pytest
@@ -46,6 +47,11 @@ def test_a_request_has_the_keys_of_the_original():
         ({"document": {"id": "7", "title": "T", "text": "x"}}, Passage("7", "T", "x", 0.0)),
         ({"document": {"id": "7", "text": "x"}, "score": "1.5"}, Passage("7", "", "x", 1.5)),
         ({"id": "7", "contents": "one line"}, Passage("7", "", "one line", 0.0)),
+        # Its server with a reranker; the id is made of the contents.
+        (
+            {"document": "T\nx", "score": 0.5},
+            Passage(hashlib.sha256(b"T\nx").hexdigest()[:16], "T", "x", 0.5),
+        ),
     ],
 )
 def test_what_servers_send(item, passage):

@@ -261,6 +261,10 @@ def test_which_prompts_fit(make_engine, question_of, questions, template):
     asked = {"id": "x", "golden_answers": ["x"]}
     for size, want in [(199 - frame - room, True), (200 - frame - room, False)]:
         assert engine.fits(asked | {"question": "P" * size}) is want
+    sure = engine.sure_to_fit_bytes()
+    assert sure == -1 or (
+        sure < 200 - frame - room and engine.fits(asked | {"question": "P" * sure})
+    )
 
 
 def test_a_prompt_that_leaves_one_token_runs(make_engine, question_of):

@@ -3,8 +3,10 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tiny_config import get_config
 
 from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.retrieval import open_retriever
@@ -13,53 +15,109 @@ from sr1_jax.train import train
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))
 from servers import served
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags",
-    [
-        {"kind": "empty"},
-        {"delay_seconds": 0.01},
-        {"cache.kind": "memory"},
-        {"cache.kind": "disk"},
-        {"noise.start": 0.9},
-    ],
-    ids=str,
-)
-def test_by_one_flag(tiny_config, tmp_path, monkeypatch, flags):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for key, value in flags.items():
-        tiny_config.retrieval.update_from_flattened_dict({key: value})
-    train(tiny_config, tmp_path / "run")
-    rows = read_metrics(tmp_path / "run")
-    assert len(rows) == tiny_config.steps
-    if "cache.kind" in flags:
-        assert all(0 <= row["rollout/search_cache_hit_rate"] <= 1 for row in rows if searched(row))
-    if "noise.start" in flags:
-        shares = [row["rollout/search_noise_share"] for row in rows if searched(row)]
-        assert not shares or max(shares) > 0.5
-    if flags == {"kind": "empty"}:
-        assert json.loads((tmp_path / "run" / "result.json").read_text())["after"]
+# Of runs that find the same passages.
+SAME = ("reward", "em", "searches", "policy/loss", "context_tokens")
 
 
-def searched(row):
-    return row["rollout/search_calls"] > 0
-
-
-@pytest.mark.slow
-def test_over_http(finished, derived, tmp_path):
-    """The same run as one that searches the index itself."""
-    folders = [path.parent for path in finished.workdir.glob("data/index-*/index.json")]
-    corpora = {json.loads((f / "index.json").read_text())["corpus"]: f for f in folders}
-    config = derived
+def run(workdir, base=None, **retrieval):
+    """The metrics of a run of two steps, from a base policy that has learned to search."""
+    config = get_config()
+    config.warm_start.phases = ()
+    if base is None:
+        read = dict(mix=dict(direct=0.0, explore=0.0), arbitrary=False)
+        config.warm_start.phases = (
+            dict(name="read", traces=200, steps=120, learning_rate=1e-2) | read,
+        )
+    else:
+        config.base.workdir = str(base)
     config.steps = 2
-    train(config, tmp_path / "local")
-    retriever = open_retriever(finished.config.retrieval, index=corpora["corpus.jsonl"])
+    config.questions = 8
+    config.rollout.max_segment_tokens = 24
+    config.rollout.max_context_tokens = 160
+    config.learner.length_buckets = (160,)
+    config.evaluation.every = 0
+    config.evaluation.final_questions = 0
+    config.retrieval.update_from_flattened_dict(retrieval)
+    train(config, workdir)
+    rows = read_metrics(workdir)
+    assert len(rows) == 2 and total(rows, "search_calls") > 0
+    return rows
+
+
+def total(rows, key):
+    return sum(row.get(f"rollout/{key}", 0.0) for row in rows)
+
+
+def trajectories(workdir):
+    files = (workdir / "trajectories").glob("*.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("base") / "run"
+
+
+@pytest.fixture(scope="module")
+def plain(base, tmp_path_factory):
+    """A run that searches its own BM25 index: its folder and metrics."""
+    run(base)
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    return SimpleNamespace(workdir=workdir, rows=run(workdir, base, kind="bm25"))
+
+
+def assert_same(rows, plain):
+    for row, other in zip(rows, plain.rows, strict=True):
+        assert {key: row[key] for key in SAME} == {
+            key: pytest.approx(other[key], abs=1e-6) for key in SAME
+        }
+
+
+@pytest.mark.slow
+def test_nothing_is_found(base, plain, tmp_path):
+    run(tmp_path / "run", base, kind="empty")
+    assert any(any(t["passage_ids"]) for t in trajectories(plain.workdir))
+    assert not any(any(t["passage_ids"]) for t in trajectories(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_searches_take_longer(base, plain, tmp_path):
+    rows = run(tmp_path / "run", base, delay_seconds=0.2)
+    assert_same(rows, plain)
+    assert all(row["rollout/search_seconds"] > 0.2 for row in rows if total([row], "search_calls"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_results_are_kept(base, plain, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rates = []
+    for name in ("first", "second"):
+        rows = run(tmp_path / name, base, **{"cache.kind": kind})
+        assert_same(rows, plain)
+        hits, misses = (total(rows, f"search_cache_{what}") for what in ("hits", "misses"))
+        assert hits + misses == total(rows, "search_calls")
+        assert total(rows, "search_cache_errors") == 0
+        rates.append(hits / (hits + misses))
+    # What one run found, the next one finds on disk.
+    assert rates[0] < 1
+    assert rates[1] == (1 if kind == "disk" else rates[0])
+
+
+@pytest.mark.slow
+def test_passages_are_replaced(base, plain, tmp_path):
+    rows = run(tmp_path / "run", base, **{"noise.start": 0.9})
+    assert total(rows, "search_noise_passages") > 0
+    assert total(rows, "search_noise_replaced") / total(rows, "search_noise_passages") > 0.5
+
+
+@pytest.mark.slow
+def test_over_http(base, plain, tmp_path):
+    """The same run as one that searches the index itself."""
+    retriever = open_retriever(get_config().retrieval, base / "data" / "corpus.jsonl")
     with served(retriever) as address:
-        config.retrieval.kind, config.retrieval.http.urls = "http", address
-        train(config, tmp_path / "http")
-    local, over = (read_metrics(tmp_path / name) for name in ("local", "http"))
-    for one, other in zip(local, over, strict=True):
-        for key in ("reward", "em", "searches", "policy/loss", "context_tokens"):
-            assert one[key] == pytest.approx(other[key], abs=1e-6)
-    assert all(row["rollout/search_http_attempts"] == row["rollout/search_calls"] for row in over)
+        rows = run(tmp_path / "run", base, **{"kind": "http", "http.urls": address})
+    assert_same(rows, plain)
+    # Queries that are there at the same time share a request.
+    assert 0 < total(rows, "search_http_requests") <= total(rows, "search_calls")
+    assert total(rows, "search_http_attempts") == total(rows, "search_http_requests")
