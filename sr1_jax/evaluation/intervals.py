@@ -185,9 +185,10 @@ def intervals_of(
     for number, one in enumerate(tables):
         rng = np.random.default_rng([seed, number])
         for name, found in zip(names, _drawn([one[name] for name in names], resamples, rng)):
-            means[name] += _mean(one[name]) / len(sets)
-            drawn[name] += found / len(sets)
-    return {name: Interval(means[name], *_middle(drawn[name], level)) for name in names}
+            means[name] += _mean(one[name])
+            drawn[name] += found
+    count = len(sets)
+    return {n: Interval(means[n] / count, *_middle(drawn[n] / count, level)) for n in names}
 
 
 def _interval(

@@ -88,6 +88,11 @@ class ScoreTable:
         every = {**self.columns, **self.by_question}
         return {key: self.values(key) for key, column in every.items() if not _unknown(column)}
 
+    def of_trajectory(self, number: int) -> dict[str, float]:
+        """The scores that a trajectory has."""
+        found = {key: float(column[number]) for key, column in self.columns.items()}
+        return {key: value for key, value in found.items() if not np.isnan(value)}
+
     def means(self) -> dict[str, float]:
         """The mean of every score over those that have one; what none has is left out."""
         every = {**self.columns, **self.by_question}
