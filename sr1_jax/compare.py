@@ -24,7 +24,7 @@ from absl import flags
 from sr1_jax import cli
 from sr1_jax.data.jsonl import read_jsonl
 from sr1_jax.evaluation.grid import difference_text
-from sr1_jax.evaluation.intervals import Values, bootstrap, paired_difference
+from sr1_jax.evaluation.intervals import Values, bootstrap_macro, paired_macro_difference
 from sr1_jax.evaluation.results import HALF_WIDTH_MEANING
 from sr1_jax.evaluation.score_table import read_scores, score_path
 from sr1_jax.evaluation.tables import (
@@ -49,13 +49,14 @@ class Compared(NamedTuple):
         path: of the workdir, or of the result's file.
         name: in the table.
         result: as result.json has it.
-        exact: exact match by question, greedy where the run has that; None where it is not known.
+        exact: exact match by question of each set, greedy where the run has that; None where it is
+            not known. A run has one set, an average over sets several.
     """
 
     path: Path
     name: str
     result: Mapping[str, Any]
-    exact: Values | None
+    exact: list[Values] | None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -129,6 +130,7 @@ def _of_evaluation(path: Path) -> dict[str, Any]:
             "questions_sha256": result["questions_sha256"],
             "after": {f"{way}/{key}": value for key, value in scores.items()},
             **{key: result[key] for key in ("method", "policy")},
+            "results": result.get("results", [path.name.removesuffix(".json")]),
         }
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -141,8 +143,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def read_exact(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    """Exact match by question; None, said on stderr, where it is not known.
+def read_exact(path: Path, result: Mapping[str, Any]) -> list[Values] | None:
+    """Exact match by question of each set; None, said on stderr, where it is not known.
 
     Args:
         path: see `read_result`.
@@ -150,7 +152,8 @@ def read_exact(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray] |
     """
     try:
         if path.is_file():
-            return read_scores(score_path(path)).values("em")
+            files = [path.with_name(f"{name}.json") for name in result["results"]]
+            return [read_scores(score_path(file)).values("em") for file in files]
         exact = {
             row["question_id"]: np.array([exact_match(row["answer"], row["golden_answers"])], float)
             for _, row in read_jsonl(path / "dev_trajectories.jsonl")
@@ -162,7 +165,7 @@ def read_exact(path: Path, result: Mapping[str, Any]) -> dict[str, np.ndarray] |
     if not math.isclose(mean, _exact_match_of(result), abs_tol=1e-9):
         cli.notice(f"No intervals for {path}: dev_trajectories.jsonl is not that of result.json.")
         return None
-    return exact
+    return [exact]
 
 
 def differences(every: Sequence[Compared]) -> list[str]:
@@ -179,7 +182,7 @@ def differences(every: Sequence[Compared]) -> list[str]:
         if other.exact is None:
             continue
         try:
-            difference = paired_difference(first.exact, other.exact)
+            difference = paired_macro_difference(first.exact, other.exact)
         except ValueError as error:
             raise ValueError(
                 f"{other.path} was evaluated on other questions than {first.path}: {error}"
@@ -235,7 +238,7 @@ def _exact_match_of(result: Mapping[str, Any]) -> float:
 
 
 def _scores(one: Compared) -> dict[str, Any]:
-    half = {HALF_WIDTH: bootstrap(one.exact).half_width} if one.exact else {}
+    half = {HALF_WIDTH: bootstrap_macro(one.exact).half_width} if one.exact else {}
     return one.result["after"] | half
 
 

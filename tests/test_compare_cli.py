@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sr1_jax import compare
-from sr1_jax.evaluation.intervals import bootstrap, paired_difference
+from sr1_jax.evaluation.grid import difference_text
+from sr1_jax.evaluation.intervals import bootstrap, paired_difference, paired_macro_difference
 from sr1_jax.evaluation.score_table import ScoreTable, score_path, write_scores
 
 
@@ -141,6 +142,28 @@ def test_evaluations_compare_too(evaluated, capsys, greedy):
     assert lines[-1] == (
         "a, search, step 2 0.750 against 0.500 of a, rag, step 2, the best baseline: +50%."
     )
+
+
+def test_averages_over_sets_compare_within_their_sets(evaluated, capsys, tmp_path):
+    files = []
+    for run, shares in (("a", (0.75, 0.5)), ("b", (0.5, 0.25))):
+        names = [
+            compare.Path(evaluated(run, method, em)).stem
+            for method, em in zip(("one", "two"), shares)
+        ]
+        mean = json.loads((tmp_path / run / "eval" / f"{names[0]}.json").read_text())
+        mean |= {"questions": "one+two", "count": 80, "em": sum(shares) / 2, "results": names}
+        files.append(tmp_path / run / "eval" / "one+two.json")
+        files[-1].write_text(json.dumps(mean))
+    compare.main(["compare", *map(str, files)])
+    sets = [
+        [np.arange(40) < share * 40 for share in shares] for shares in ((0.75, 0.5), (0.5, 0.25))
+    ]
+    want = difference_text(paired_macro_difference(*sets))
+    assert f"a, one, step 2 less b, one, step 2: {want}" in capsys.readouterr().out.splitlines()
+    (tmp_path / "b" / "eval" / f"{names[1]}.scores.npz").unlink()
+    compare.main(["compare", *map(str, files)])
+    assert f"{names[1]}.scores.npz: there is no such file of scores" in capsys.readouterr().err
 
 
 def test_what_is_no_evaluation(evaluated, tmp_path):

@@ -103,6 +103,7 @@ def answer_set(
     name = results.result_name(about, settings)
     if entry := from_first(subject.finished.find(name)):
         notice_once(f"{file.name} is answered by {method} already, by an earlier start.")
+        delete_partial(subject.folder, name)
         return entry
     asked = ask(
         make_engine(),

@@ -90,7 +90,11 @@ def mean_of(entries: Sequence[Entry]) -> Mapping[str, Any]:
     """The average of a method over sets; of one set, its result."""
     if len(entries) == 1:
         return entries[0].result
-    return average([entry.result for entry in entries], [entry.table for entry in entries])
+    return average(
+        [entry.result for entry in entries],
+        [entry.table for entry in entries],
+        [entry.name for entry in entries],
+    )
 
 
 def grid_name(grid: Grid) -> str:

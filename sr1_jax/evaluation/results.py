@@ -154,7 +154,9 @@ def read_results(folder: Path, questions_sha256: str) -> Iterator[dict[str, Any]
             print(one_line(f"{path} is damaged ({error}) and left out."), file=sys.stderr)
 
 
-def average(results: Sequence[Mapping[str, Any]], tables: Sequence[ScoreTable]) -> dict[str, Any]:
+def average(
+    results: Sequence[Mapping[str, Any]], tables: Sequence[ScoreTable], files: Sequence[str]
+) -> dict[str, Any]:
     """The result in which each of several question files counts the same: a macro average.
 
     Its standard error is that of a mean of independent means.
@@ -162,6 +164,7 @@ def average(results: Sequence[Mapping[str, Any]], tables: Sequence[ScoreTable]) 
     Args:
         results: of the files, by one method.
         tables: the scores of each.
+        files: names of the results, less their endings.
     """
     first, count = results[0], len(results)
     errors = sum(result["em_standard_error"] ** 2 for result in results)
@@ -171,6 +174,7 @@ def average(results: Sequence[Mapping[str, Any]], tables: Sequence[ScoreTable]) 
         "questions": joined(names, "files"),
         "questions_sha256": digest([result["questions_sha256"] for result in results], 64),
         "files": names,
+        "results": list(files),
         "count": sum(result["count"] for result in results),
         **{key: first[key] for key in same if key in first},
         "seconds": sum(result["seconds"] for result in results),
