@@ -182,7 +182,12 @@ def _make_judge(options: Options) -> Judge:
     """
     from sr1_jax.rewards import judge
 
-    return judge.Judge(options.judge, options.judge_model, key_variable=options.judge_key_variable)
+    try:
+        return judge.Judge(
+            options.judge, options.judge_model, key_variable=options.judge_key_variable
+        )
+    except ValueError as error:
+        raise ValueError(f"--judge={options.judge}: {error}") from error
 
 
 def _read_files(paths: Sequence[Path], limit: int) -> list[QuestionFile]:

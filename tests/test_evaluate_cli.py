@@ -600,6 +600,20 @@ def test_a_judge(world, monkeypatch):
     assert len(world.evaluate()) == 2  # and no result without a judge overwrites it
 
 
+def test_a_judge_that_fails_costs_no_answer(world, monkeypatch):
+    world.checkpoints(2)
+    judge = StandInJudge()
+    monkeypatch.setattr(evaluate, "_make_judge", lambda options: judge)
+    monkeypatch.setattr(judge, "scores", lambda items: (_ for _ in ()).throw(RuntimeError("gone")))
+    flags = ("--judge=http://localhost:1/v1", "--judge_model=m")
+    with pytest.raises(RuntimeError, match="gone"):
+        world.evaluate(*flags)
+    assert len(world.finished) == 8 and world.results() == {}
+    judge.scores = StandInJudge().scores
+    ((_, result),) = world.evaluate(*flags).items()
+    assert len(world.finished) == 8 and result["judge"] == 0.125
+
+
 def test_correct_episodes_are_written_as_examples(world, capsys):
     world.checkpoints(2)
     path = world.folder / "out" / "examples.jsonl"
