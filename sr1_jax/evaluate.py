@@ -36,6 +36,8 @@ from sr1_jax.evaluation.options import Options
 from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.scores import questions_sha256
 from sr1_jax.evaluation.weights import params_fingerprint
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import Retriever, fingerprint_of
@@ -129,22 +131,9 @@ def evaluate(
         policy, tokenizer, origin = trained_policy(
             config, workdir, mesh, base=options.base, step=run.step
         )
-    params = nnx.state(policy)
-    weights, folder = params_fingerprint(params), workdir / "eval"
     retrievers = {m: retriever if m in searching else None for m in options.methods}
     settings = {m: _settings_of(config, options, m, retrievers[m]) for m in options.methods}
-    facts = {
-        "options": options._asdict(),
-        "weights": weights,
-        "settings": settings,
-        "prompts": [methods.prompt_fingerprint(config, method) for method in options.methods],
-        "answers": [[q.golden_answers for q in file.questions] for file in files],
-        "questions": [[file.name, file.sha256] for file in files],
-    }
-    finished = FinishedResults(folder, facts)
-    subject = Subject(
-        config, options, folder, retriever, params, tokenizer, origin, weights, judge, finished
-    )
+    subject = _subject(config, workdir, policy, tokenizer, origin, files, options, settings, judge)
     entries: dict[str, list[Entry]] = {}
     for method in options.methods:
         make_engine = functools.cache(
@@ -160,10 +149,36 @@ def evaluate(
     if cluster.is_first():
         if options.examples:
             names = [entry.name for row in entries.values() for entry in row]
-            join_examples(Path(options.examples), folder, names)
-        _summarise(folder, entries, settings)
-        finished.delete()
+            join_examples(Path(options.examples), subject.folder, names)
+        _summarise(subject.folder, entries, settings)
+        subject.finished.delete()
     return [dict(entry.result) for row in entries.values() for entry in row]
+
+
+def _subject(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    policy: Decoder,
+    tokenizer: Tokenizer,
+    origin: str,
+    files: Sequence[QuestionFile],
+    options: Options,
+    settings: Mapping[str, Mapping[str, Any]],
+    judge: Judge | None,
+) -> Subject:
+    """What is evaluated, and what of it an earlier start of the same evaluation has finished."""
+    params, folder = nnx.state(policy), workdir / "eval"
+    weights = params_fingerprint(params)
+    facts = {
+        "options": options._asdict(),
+        "weights": weights,
+        "settings": settings,
+        "prompts": [methods.prompt_fingerprint(config, method) for method in options.methods],
+        "questions": [[file.name, file.sha256] for file in files],
+        "answers": [[q.golden_answers for q in file.questions] for file in files],
+    }
+    finished = FinishedResults(folder, facts)
+    return Subject(config, options, folder, params, tokenizer, origin, weights, judge, finished)
 
 
 def _check_settings(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:

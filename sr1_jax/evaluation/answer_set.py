@@ -28,7 +28,6 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.spool import delete_partial
 from sr1_jax.evaluation.trajectory_log import write_rows
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.retrieval import Retriever
 from sr1_jax.rewards import exact_match
 from sr1_jax.rollout import SplitEngine
 
@@ -48,7 +47,6 @@ class Subject(NamedTuple):
         config: of the run.
         options: of the evaluation.
         folder: of results.
-        retriever: None where no method searches.
         params: of the policy.
         tokenizer: of the policy.
         origin: of the policy, in words.
@@ -60,16 +58,12 @@ class Subject(NamedTuple):
     config: ml_collections.ConfigDict
     options: Options
     folder: Path
-    retriever: Retriever | None
     params: nnx.State
     tokenizer: Tokenizer
     origin: str
     weights: str
     judge: Judge | None
     finished: FinishedResults
-
-    def retriever_of(self, method: str) -> Retriever | None:
-        return self.retriever if needs_retriever(self.config, method) else None
 
 
 def answer_set(
@@ -127,7 +121,7 @@ def answer_set(
         asked,
         file.questions,
         about=about,
-        retrieves=subject.retriever_of(method) is not None,
+        retrieves=needs_retriever(subject.config, method),
         judged=judged,
     )
     if is_first():
