@@ -161,7 +161,7 @@ def grid_markdown(grid: Grid) -> str:
     exact = "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
     rows = [as_table_row((method,), grid.means[method]) for method in grid.methods]
     parts = [
-        f"{_title(grid)}. Exact match, with {LEVEL:.0%} intervals.\n",
+        f"{_title(grid)}, with {LEVEL:.0%} intervals.\n",
         exact,
         f"{'All scores, averaged over the sets' if len(grid.sets) > 1 else 'All scores'}; "
         f"±: {HALF_WIDTH_MEANING}.\n",
