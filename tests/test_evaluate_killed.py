@@ -67,16 +67,20 @@ def kill_when(arguments, reached):
 
 
 def lines_in(folder):
-    """Trajectories that are there, finished sets and those under way."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    counted = (name for name in names if ".partial_" in name or name.endswith("trajectories.jsonl"))
-    total = 0
-    for name in counted:
+    """Trajectories that are there, of sets that are finished and of those under way."""
+    there = {}
+    for name in os.listdir(folder) if folder.is_dir() else []:
+        stem, under_way, _ = name.partition(".partial_")
+        if not under_way and not name.endswith(".trajectories.jsonl"):
+            continue
         try:
-            total += (folder / name).read_bytes().count(b"\n") - (".partial_" in name)
+            lines = (folder / name).read_bytes().count(b"\n")
         except FileNotFoundError:
             continue
-    return total
+        stem = stem.removesuffix(".trajectories.jsonl")
+        # For a moment, a set that is finished has both files; a first line says what is under way.
+        there[stem] = max(there.get(stem, 0), lines - bool(under_way))
+    return sum(there.values())
 
 
 def without_speed(data):
