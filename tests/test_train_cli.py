@@ -395,6 +395,7 @@ def test_evaluation_by_search_equals_that_of_training(trained, evaluated):
         (result["em"] * (1 - result["em"]) / 8) ** 0.5
     )
     rows = read_rows(newest(trained.workdir / "eval", ".trajectories.jsonl"))
+    assert [row.pop("scores")["em"] for row in rows] == [row["reward"] for row in rows]
     assert rows == read_rows(trained.workdir / "dev_trajectories.jsonl")
     assert len({row["question_id"] for row in rows}) == 8
 

@@ -83,10 +83,28 @@ class ScoreTable:
             rows.setdefault(question, []).append(value)
         return {question: np.array(row) for question, row in rows.items()}
 
-    def all_values(self) -> dict[str, dict[str, np.ndarray]]:
-        """`values` of every score that any trajectory has."""
-        every = {**self.columns, **self.by_question}
-        return {key: self.values(key) for key, column in every.items() if not _unknown(column)}
+    def all_values(self) -> dict[str, np.ndarray]:
+        """Every score that any trajectory has, float64 [questions, samples] in the order of
+        `questions`, with NaN for samples that a question lacks."""
+        numbers = {question: number for number, question in enumerate(self.questions)}
+        row_N = np.array([numbers[question] for question in self.question_ids], int)
+        # The how-manieth of its question each trajectory is.
+        order_N = np.argsort(row_N, kind="stable")
+        starts_N = np.searchsorted(row_N[order_N], row_N[order_N])
+        place_N = np.empty_like(row_N)
+        place_N[order_N] = np.arange(len(row_N)) - starts_N
+        shape = len(numbers), int(place_N.max(initial=0)) + 1
+        found = {}
+        for key, column in self.columns.items():
+            if not _unknown(column):
+                found[key] = np.full(shape, np.nan)
+                found[key][row_N, place_N] = column
+        return found | {key: column[:, None] for key, column in self.by_question.items()}
+
+    def of_trajectory(self, number: int) -> dict[str, float]:
+        """The scores that a trajectory has."""
+        found = {key: float(column[number]) for key, column in self.columns.items()}
+        return {key: value for key, value in found.items() if not np.isnan(value)}
 
     def means(self) -> dict[str, float]:
         """The mean of every score over those that have one; what none has is left out."""

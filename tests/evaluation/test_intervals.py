@@ -151,6 +151,16 @@ def test_memory_is_bounded_whatever_the_number_of_questions(monkeypatch):
     assert bootstrap(values, resamples=100) == pytest.approx(whole)
 
 
+def test_of_many_questions_fewer_draws_are_enough():
+    values = np.random.default_rng(10).random(10_001)
+    found = bootstrap(values)
+    assert found == bootstrap(values, resamples=2_000)
+    error = values.std() / np.sqrt(len(values))
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=error / 8)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=error / 8)
+    assert bootstrap(values[:-9_001]) == bootstrap(values[:-9_001], resamples=10_000)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

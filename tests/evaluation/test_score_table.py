@@ -68,7 +68,20 @@ def test_values_by_question(run):
     assert {q: row.tolist() for q, row in table.values("pass@2").items()} == {
         "a": [1], "b": [1], "c\nd\x00": [0],
     }  # fmt: skip
-    assert set(table.all_values()) == set(table.means())
+
+
+def test_all_values_at_once(run):
+    uneven = [run[4], *run[:3], run[5]]  # the last question first, of b one sample
+    table = score_table(uneven, QUESTIONS, retrieves=True)
+    every = table.all_values()
+    assert set(every) == set(table.means()) and not table.by_question
+    assert table.questions == ("c\nd\x00", "a", "b")
+    for key, rows in every.items():
+        wanted = [*table.values(key).values()]
+        for row, want in zip(rows, wanted, strict=True):
+            np.testing.assert_array_equal(row[: len(want)], want)
+            assert np.isnan(row[len(want) :]).all()
+    assert score_table(run, QUESTIONS, retrieves=True).all_values()["pass@2"].shape == (3, 1)
 
 
 def test_a_file_holds_all_of_it(run, tmp_path):
