@@ -25,7 +25,7 @@ from flax import nnx
 
 from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
-from sr1_jax.data.questions import read_questions
+from sr1_jax.data.sets import is_name, read_set
 from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation import methods, results
 from sr1_jax.evaluation.answer_set import QuestionFile, Subject, answer_set, join_examples
@@ -38,7 +38,7 @@ from sr1_jax.evaluation.scores import questions_sha256
 from sr1_jax.evaluation.weights import params_fingerprint
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import local_path, local_paths
+from sr1_jax.paths import local_path
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.open import needs_corpus
@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
-    flags.DEFINE_string("questions", None, "JSON lines; several files with commas.", **define)
+    flags.DEFINE_string("questions", None, "Files, or sets by name (nq, hotpotqa:dev) that data.folder "
+                        "holds, with commas.", **define)
     flags.DEFINE_string("corpus", "", "Passages, JSON lines; where none is given those of the "
                         "config.", **define)  # fmt: skip
     flags.DEFINE_string("method", "search", "How questions are answered; several with commas, of "
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     evaluate(
         values.config,
         local_path(values.workdir, "--workdir"),
-        local_paths(values.questions, "--questions"),
+        _specs(values.questions),
         local_path(values.corpus, "--corpus") if values.corpus else None,
         Options(**{name: values[name].value for name in Options._fields}),
     )
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
 def evaluate(
     config: ml_collections.ConfigDict,
     workdir: Path,
-    paths: Sequence[Path],
+    questions: Sequence[str | Path],
     corpus: Path | None,
     options: Options,
 ) -> list[dict[str, Any]]:
@@ -103,7 +104,7 @@ def evaluate(
     Args:
         config: of the run.
         workdir: of the run; only data and eval below it are written.
-        paths: question files.
+        questions: files, and names of sets that are looked for in data.folder.
         corpus: passages; None stands for those of the config.
         options: see `Options`.
 
@@ -113,7 +114,7 @@ def evaluate(
     """
     options.check()
     _check_settings(config, options.methods)
-    files = _read_files(paths, options.limit)
+    files = _read_files(questions, config.data.folder, options.limit)
     searching = [m for m in options.methods if methods.needs_retriever(config, m)]
     has_corpus = corpus or config.data.corpus or config.data.index
     if searching and needs_corpus(config.retrieval) and not has_corpus:
@@ -205,13 +206,22 @@ def _make_judge(options: Options) -> Judge:
         raise ValueError(f"--judge={options.judge}: {error}") from error
 
 
-def _read_files(paths: Sequence[Path], limit: int) -> list[QuestionFile]:
-    files: dict[tuple[str, str], Path] = {}
+def _specs(text: str) -> list[str | Path]:
+    """The files and the names of sets that --questions has, with commas between them."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [part if is_name(part) else local_path(part, "--questions") for part in parts]
+
+
+def _read_files(specs: Sequence[str | Path], folder: str, limit: int) -> list[QuestionFile]:
+    """The questions of files, and of sets that are looked for in a folder."""
+    files: dict[tuple[str, str], str | Path] = {}
     read = []
-    for path in paths:
-        questions = read_questions(path)
+    for path in specs:
+        questions = read_set(path, folder)
         questions = questions[:limit] if limit else questions
-        name = re.sub(r"(\.jsonl?)?(\.gz)?$", "", path.name)
+        name = str(path).replace(":", "_")
+        if not is_name(path):
+            name = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", Path(path).name)
         file = QuestionFile(name, questions, questions_sha256(questions))
         if (name, file.sha256) in files:
             raise ValueError(

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import unicodedata
 from collections.abc import Iterator
 
 from sr1_jax.data.questions import Question
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rewards import normalize_answer
-
-# They stand in nearly every text, and say nothing of it.
-_CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer", ""})
+from sr1_jax.rewards.matching import CLOSED_ANSWERS
+from sr1_jax.rewards.retrieval import plain_title, supporting_titles
 
 
 def passages_of(trajectory: Trajectory) -> Iterator[Passage]:
@@ -38,17 +36,10 @@ def gold_recall(trajectory: Trajectory, question: Question) -> float:
     Raises:
         ValueError: the titles are no list of strings; names the question.
     """
-    titles = question.metadata.get("supporting_titles") or []
-    good = isinstance(titles, (list, tuple)) and all(isinstance(title, str) for title in titles)
-    if not good:
-        raise ValueError(
-            f"Question {question.id}: metadata.supporting_titles must be a list of strings, not "
-            f"{titles!r}."
-        )
-    wanted = {_title(title) for title in titles}
+    wanted = {plain_title(title) for title in supporting_titles(question)}
     if not wanted:
         return math.nan
-    found = {_title(passage.title) for passage in passages_of(trajectory)}
+    found = {plain_title(passage.title) for passage in passages_of(trajectory)}
     return len(wanted & found) / len(wanted)
 
 
@@ -58,7 +49,7 @@ def answer_retrieved(trajectory: Trajectory, question: Question) -> float:
     Returns:
         1 or 0; NaN where all golden answers are such as "yes" and "no".
     """
-    answers = {normalize_answer(answer) for answer in question.golden_answers} - _CLOSED_ANSWERS
+    answers = {normalize_answer(answer) for answer in question.golden_answers} - {*CLOSED_ANSWERS, ""}
     if not answers:
         return math.nan
     texts = (
@@ -66,9 +57,3 @@ def answer_retrieved(trajectory: Trajectory, question: Question) -> float:
         for passage in passages_of(trajectory)
     )
     return float(any(f" {answer} " in text for text in texts for answer in answers))
-
-
-def _title(title: str) -> str:
-    """A title for comparison; dumps write some in quotes."""
-    plain = unicodedata.normalize("NFC", title).casefold().strip().strip('"')
-    return " ".join(plain.split())
