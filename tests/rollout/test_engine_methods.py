@@ -346,9 +346,9 @@ def test_what_readers_of_the_tiny_policy_write(sixteen_slots):
     run, stats = sixteen_slots
     readings = [call.record.reading for t in run for call in t.calls]
     assert stats["reader_episodes"] == len(readings) > 15
-    assert "evictions" not in stats
+    assert not stats.get("evictions")
     answers = {reading.answer for reading in readings}
-    assert None in answers and len(answers) > 4
+    assert None in answers and len(answers) > 2
     assert sum(reading.tokens for reading in readings) == stats["reader_tokens"]
 
 
@@ -420,7 +420,7 @@ def test_readers_in_two_processes(run_cluster, make_config, searching, reader_te
             assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
             assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
             assert stats["reader_episodes"] == sum(len(t.calls) for t in want) > 0
-            assert (stats["evictions"] > 0) == (slots == 2)
+            assert (stats.get("evictions", 0) > 0) == (slots == 2)
 
 
 # What a run tells while it goes on.
