@@ -39,7 +39,6 @@ from sr1_jax.evaluation.weights import params_fingerprint
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path
-from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.sharding import make_mesh
@@ -56,8 +55,8 @@ def main(argv: Sequence[str]) -> None:
     cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
-    flags.DEFINE_string("questions", None, "Files, or sets by name (nq, hotpotqa:dev) that data.folder "
-                        "holds, with commas.", **define)
+    flags.DEFINE_string("questions", None, "Files, or sets by name (nq, hotpotqa:dev) that "
+                        "data.folder holds, with commas.", **define)  # fmt: skip
     flags.DEFINE_string("corpus", "", "Passages, JSON lines; where none is given those of the "
                         "config.", **define)  # fmt: skip
     flags.DEFINE_string("method", "search", "How questions are answered; several with commas, of "
@@ -187,7 +186,7 @@ def _check_settings(config: ml_collections.ConfigDict, names: Sequence[str]) -> 
     check_paths(config)
     environment_settings.check_config(config.environment)
     for method in names:
-        load_template(methods.templates(config)[method])
+        methods.check_templates(config, method)
 
 
 def _make_judge(options: Options) -> Judge:

@@ -16,19 +16,18 @@ from sr1_jax.cluster import is_first
 from sr1_jax.data.jsonl import read_jsonl
 from sr1_jax.data.questions import Question
 from sr1_jax.environment import Trajectory
-from sr1_jax.evaluation import results
+from sr1_jax.evaluation import rejection, results
 from sr1_jax.evaluation.answering import ask
 from sr1_jax.evaluation.finished import FinishedResults
 from sr1_jax.evaluation.grid import Entry
 from sr1_jax.evaluation.judgements import Judge, Judged, Judgements
 from sr1_jax.evaluation.methods import needs_retriever, prompt_fingerprint
 from sr1_jax.evaluation.options import Options
-from sr1_jax.evaluation.outcome import as_example, outcome
+from sr1_jax.evaluation.outcome import outcome
 from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.spool import delete_partial
 from sr1_jax.evaluation.trajectory_log import write_rows
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.rewards import exact_match
 from sr1_jax.rollout import SplitEngine
 
 
@@ -126,7 +125,7 @@ def answer_set(
     )
     if is_first():
         if options.keeps_examples(method):
-            _write_examples(examples_path(subject.folder, name), asked.trajectories)
+            result |= rejection.write_examples(subject.folder, name, asked.trajectories)
         results.write_result(
             subject.folder, name, result, asked.trajectories, subject.tokenizer, table
         )
@@ -136,14 +135,9 @@ def answer_set(
     return Entry(name, result, table)
 
 
-def examples_path(folder: Path, name: str) -> Path:
-    """The file of examples beside a result."""
-    return folder / f"{name}.examples.jsonl"
-
-
 def join_examples(path: Path, folder: Path, names: Iterable[str]) -> None:
     """Writes the examples of several results to one file, and says how many there are."""
-    rows = [row for name in names for _, row in read_jsonl(examples_path(folder, name))]
+    rows = [row for name in names for _, row in read_jsonl(rejection.examples_path(folder, name))]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, rows)
     notice_once(f"{path} has {len(rows)} correct episodes.")
@@ -167,9 +161,3 @@ def _judged(
         with working(f"judging {len(items)} answers by {subject.options.judge_model}"):
             verdicts = judgements.scores(subject.judge, items)
     return from_first(verdicts)
-
-
-def _write_examples(path: Path, trajectories: Sequence[Trajectory]) -> None:
-    """Writes the correct trajectories as examples to imitate."""
-    correct = (t for t in trajectories if exact_match(t.answer, t.golden_answers))
-    write_rows(path, [as_example(trajectory) for trajectory in correct])

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sr1_jax.data.questions import Question
-from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.evaluation.answering import Asked
 from sr1_jax.evaluation.results import scores_with_intervals
 from sr1_jax.evaluation.score_table import ScoreTable, score_table
@@ -49,15 +48,3 @@ def outcome(
         **stats,
         "em_standard_error": clustered_standard_error(table.columns["em"].tolist(), ids),
     }, table
-
-
-def as_example(trajectory: Trajectory) -> dict[str, Any]:
-    """A trajectory as an example to imitate: exact tokens, mask 1 on those of the policy."""
-    return {
-        "id": f"{trajectory.question_id}#{trajectory.sample}",
-        "question_id": trajectory.question_id,
-        "sample": trajectory.sample,
-        "answer": trajectory.answer,
-        "ids": trajectory.ids.tolist(),
-        "mask": trajectory.mask.tolist(),
-    }

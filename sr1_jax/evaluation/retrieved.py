@@ -49,7 +49,9 @@ def answer_retrieved(trajectory: Trajectory, question: Question) -> float:
     Returns:
         1 or 0; NaN where all golden answers are such as "yes" and "no".
     """
-    answers = {normalize_answer(answer) for answer in question.golden_answers} - {*CLOSED_ANSWERS, ""}
+    # Such as "yes" stand in nearly every text, and say nothing of it.
+    answers = {normalize_answer(answer) for answer in question.golden_answers}
+    answers -= {*CLOSED_ANSWERS, ""}
     if not answers:
         return math.nan
     texts = (

@@ -11,6 +11,7 @@ what an id means.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment import Environment, Observation, Trajectory
 from sr1_jax.environment.episode import Episode, Rules
 from sr1_jax.environment.pool import Answer, ToolPool
+from sr1_jax.environment.reader import Reader
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
@@ -108,6 +110,11 @@ class Engine:
                 if options.max_calls is not None
             },
         )
+        self._reader = None
+        if environment.reader is not None:
+            rules = dataclasses.replace(self._rules, max_calls=0)
+            self._reader = Reader(environment.reader, rules, self._render)
+            self._reader.check(config.max_observation_tokens)
         for tool in environment.called:
             # Refuses a budget that cannot hold the tags before anything is run.
             self._render(tool.tag, Observation(""))
@@ -212,9 +219,10 @@ class Engine:
                 pool,
                 episodes,
                 finish,
-                stop_of=self._automaton.stop,
+                automaton=self._automaton,
                 config=self._config,
                 stats=stats,
+                reader=self._reader,
             ).play()
         finally:
             # Whatever happened, Ctrl-C too: no tool is called any more.
@@ -370,6 +378,10 @@ def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
     has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
     of rollouts), extend and fork (dispatch alone, unless rollout.profile).
+
+    Where the policy reads passages in prompts of their own: reader_episodes, reader_tokens (of
+    those decoded), reader_no_answer, reader_skipped (no room for a word after the prompt),
+    evictions (episodes whose slot their reader needed).
     """
     seconds = max(stats["seconds"], 1e-9)
     metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {

@@ -9,11 +9,15 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import needs_retriever, rollout_config, templates
+from sr1_jax.evaluation.methods import (
+    check_templates,
+    check_trains,
+    needs_retriever,
+    rollout_config,
+)
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
-from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
@@ -45,7 +49,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     check_paths(config)
     environment_settings.check_config(config.environment)
     check_terms(config.reward)
-    _check_templates(config)
+    check_templates(config)
     _check_data(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
@@ -56,17 +60,6 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     _check_deterministic(config)
     if inputs:
         _check_inputs(config)
-
-
-def _check_templates(config: ml_collections.ConfigDict) -> None:
-    """Refuses a prompt that is not there or asks nothing."""
-    for method, template in templates(config).items():
-        own = method == "search" and config.protocol.template_path
-        key = "protocol.template_path" if own else f"protocol.{method}_template"
-        try:
-            load_template(template)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
 
 
 def _check_data(config: ml_collections.ConfigDict) -> None:
@@ -111,6 +104,7 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         )
     if not config.steps:
         return
+    check_trains(config.method)
     calls = rollout_config(config, config.method).max_searches
     if not calls and (key := reads_searches(config.reward)):
         raise ValueError(

@@ -25,13 +25,16 @@ from sr1_jax.retrieval.base import Passage, Retriever
 from sr1_jax.rewards import exact_match
 from sr1_jax.world.facts import RELATIONS, World
 
+# Of the prompts that traces answer.
+MODES = ("search", "direct", "rag")
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
     """A scripted response. `segments` alternate policy text (str) and passages (list)."""
 
     question: Question
-    mode: str  # the prompt it answers: "search", "direct" or "rag"
+    mode: str  # the prompt it answers, one of `MODES`
     segments: tuple[str | list[Passage], ...]
     arbitrary: frozenset[int] = frozenset()  # segments drawn at random: nothing to learn by rote
 

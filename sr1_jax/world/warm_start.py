@@ -27,7 +27,7 @@ from sr1_jax.world.facts import (
     two_hop_questions,
     write_corpus,
 )
-from sr1_jax.world.traces import Trace, TraceMix, TraceWriter, scripted_ceiling
+from sr1_jax.world.traces import MODES, Trace, TraceMix, TraceWriter, scripted_ceiling
 
 _TOKENIZER_TRACES = 2000
 
@@ -69,9 +69,7 @@ class WorldExamples:
         for trace in self._traces(TraceMix(), _TOKENIZER_TRACES, self._config.seed):
             texts += [segment for segment in trace.segments if isinstance(segment, str)]
         template_texts = [
-            text
-            for name in templates(self._config).values()
-            for text in load_template(name).parts[::2]
+            text for name in self._templates().values() for text in load_template(name).parts[::2]
         ]
         # Tags and templates must become tokens though the corpus does not have them.
         texts += [*template_texts, "\n<information>\n", "</information>\n"] * _TOKENIZER_TRACES
@@ -89,12 +87,18 @@ class WorldExamples:
         traces = self._traces(_mix_of(phase), phase.traces, seed)
         if phase.only_correct:
             traces = [trace for trace in traces if trace.correct]
-        prompts = {mode: load_template(name) for mode, name in templates(self._config).items()}
+        prompts = {mode: load_template(name) for mode, name in self._templates().items()}
         budget = self._config.rollout.max_observation_tokens
         return [
             encode_trace(trace, prompts, tokenizer, budget, arbitrary=phase.arbitrary)
             for trace in traces
         ]
+
+    def _templates(self) -> dict[str, str]:
+        """Of the prompts that traces answer: those of other methods must not change the
+        tokenizer."""
+        named = templates(self._config)
+        return {mode: named[mode] for mode in MODES}
 
     def _sources(self) -> list[tuple[TraceWriter, dict[int, list[Question]]]]:
         """A writer for each world, and its training questions by number of hops."""
