@@ -207,7 +207,9 @@ def _make_judge(options: Options) -> Judge:
 
 def _specs(text: str) -> list[str | Path]:
     """The files and the names of sets that --questions has, with commas between them."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise ValueError(f"--questions={text}: there is nothing before or after a comma.")
     return [part if is_name(part) else local_path(part, "--questions") for part in parts]
 
 

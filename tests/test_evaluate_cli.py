@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from sr1_jax import cli, evaluate, export
+from sr1_jax.data.questions import read_questions
 from sr1_jax.evaluation import methods, results
 from sr1_jax.evaluation.intervals import bootstrap, paired_macro_difference
 from sr1_jax.evaluation.score_table import read_scores
@@ -259,7 +260,7 @@ def test_base_needs_no_workdir(world):
         (["--config.environment.options.calc.threads=0"], "environment.options.calc.threads must"),
         (["--questions={tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file"),
         (["--questions={tmp}/nq.jsonl,{tmp}/bad.jsonl"], "{tmp}/bad.jsonl:1: malformed JSON"),
-        (["--questions={tmp}/nq.jsonl,"], "is a folder; give a .jsonl"),
+        (["--questions={tmp}/nq.jsonl,"], "there is nothing before or after a comma"),
         (["--questions={tmp}/nq.jsonl,{tmp}/a/nq.jsonl"], "has the questions of {tmp}/nq.jsonl"),
         (["--questions={tmp}/nq.jsonl,gs://b/x"], "--questions=gs://b/x: only paths of the file"),
         (["--corpus="], "--corpus is missing: search needs passages."),
@@ -288,7 +289,7 @@ def test_a_result_says_what_it_is_of(world):
     ((name, result),) = world.evaluate().items()
     sha256 = result["questions_sha256"]
     assert name == f"nq.search.step_2.greedy.questions_{sha256[:8]}.json"
-    asked = evaluate.read_questions(world.folder / "nq.jsonl")
+    asked = read_questions(world.folder / "nq.jsonl")
     assert sha256 == questions_sha256(asked)
     told = {
         "questions": "nq", "count": 8, "method": "search", "policy": "step 2", "greedy": True,
@@ -656,11 +657,10 @@ def test_correct_episodes_are_written_as_examples(world, capsys):
     arguments = ("--greedy=false", "--samples=2", f"--examples={path}")
     world.evaluate(*arguments, questions="{tmp}/nq.jsonl,{tmp}/hp.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["id"] for row in rows] == [
-        "nq:dev:0#0", "nq:dev:0#1", "nq:dev:4#0", "nq:dev:4#1", "hp:dev:0#0", "hp:dev:0#1",
-    ]  # fmt: skip
+    # All stand-ins of a set write the same tokens, and equal ones teach nothing new.
+    assert [row["id"] for row in rows] == ["nq:dev:0", "hp:dev:0"]
     assert all((row["ids"], row["mask"]) == ([5, 6], [0, 1]) for row in rows)
-    assert f"{path} has 6 correct episodes." in capsys.readouterr().err
+    assert f"{path} has 2 correct episodes." in capsys.readouterr().err
 
 
 # Killed, and started again
