@@ -24,7 +24,9 @@ _DEV = "heldout"
 
 
 def world_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
-    """The task of the world of data.world and config.seed; writes what is missing below `workdir`/data.
+    """The task of a fictional world; writes what is missing below `workdir`/data.
+
+    data.world, data.world_people and config.seed decide which.
 
     Its other world, "facts_changed", has the same people, towns, companies and books, but all
     that is true of them is drawn anew: who learned facts by heart fails there.

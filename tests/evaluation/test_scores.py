@@ -121,7 +121,10 @@ def test_scores_by_source(make_trajectory):
 def test_scores_by_kind(make_trajectory):
     given = [("a", "one_hop", "Paris"), ("b", "comparison", "Rome"), ("c", "one_hop", "Oslo")]
     questions = [Question(i, "?", ("Paris",), {"kind": kind}) for i, kind, _ in given]
-    trajectories = [make_trajectory(answer, question_id=i) for i, _, answer in given]
+    trajectories = [
+        make_trajectory(question_id=i, answer=answer, golden_answers=("Paris",))
+        for i, _, answer in given
+    ]
     scores = score_of_those_run(trajectories, questions)
     by_kind = {key: value for key, value in scores.items() if key.startswith("em/kind/")}
     assert by_kind == {"em/kind/one_hop": 0.5, "em/kind/comparison": 0.0}

@@ -23,8 +23,8 @@ from sr1_jax.world.harder.traces import HarderMix, HarderTraceWriter, said
 from sr1_jax.world.traces import Note, query_of
 
 MIX = HarderMix(two_hop=0.25, three_hop=0.2, comparison=0.2)
-SEARCH_ALONE = {mode: 0.0 for mode in
-                ("direct", "cot", "rag", "rag_comparison", "ircot", "search_o1", "reader")}  # fmt: skip
+OTHERS = ("direct", "cot", "rag", "rag_comparison", "ircot", "search_o1", "reader")
+SEARCH_ALONE = dict.fromkeys(OTHERS, 0.0)
 PASSAGES = 2
 
 

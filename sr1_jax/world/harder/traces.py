@@ -10,8 +10,9 @@ thought that follows passages says what was concluded: "born Nelvan Corsik: Bel 
   brought, is passed off as the answer; never the right one, even where it was found.
 - Comparisons: one fact, or two, are searched; the answer is a guess, or one of the facts.
 - Prompts with passages: one fact, or a comparison, right where both facts were found. This is the
-  one place that shows how to compare. Thoughts that retrieve and observations that a reader wrote: one fact,
-  or two hops given up after the first.
+  one place that shows how to compare.
+- Thoughts that retrieve, and observations that a reader wrote: one fact, or two hops given up after
+  the first.
 
 `lazy` adds a bad habit: searches are given up before they began.
 """
@@ -201,7 +202,7 @@ class HarderTraceWriter:
     # Modes that search
 
     def _ircot(self, mix: HarderMix, rng: random.Random) -> Trace:
-        """What the passages of the prompt say is thought; the thought retrieves; then the answer."""
+        """A thought says what the passages of the prompt say, and retrieves; then the answer."""
         question = self._single(mix, rng, also_two_hops=True)
         subject, relation, _ = question.metadata["chain"][0]
         count = self._count(mix, rng, _FEW)
