@@ -57,6 +57,8 @@ class Trajectory:
             last one.
         reward: their sum: what the episode trains on.
         trains: whether it trains at all.
+        seconds: from the first prefill of its prompt to its last token, by the host's clock; says
+            nothing of whether two trajectories are equal.
     """
 
     question_id: str
@@ -80,3 +82,4 @@ class Trajectory:
     segment_rewards: np.ndarray | None = None
     reward: float = 0.0
     trains: bool = True
+    seconds: float = dataclasses.field(default=0.0, compare=False)

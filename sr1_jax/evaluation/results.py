@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from sr1_jax.environment.trajectory import Trajectory
+from sr1_jax.evaluation.methods import TEMPLATES, prompt_settings
 from sr1_jax.evaluation.scores import SCORES
 from sr1_jax.evaluation.tables import Column, Row, print_scores, score_columns
 from sr1_jax.evaluation.trajectory_log import as_row, write_rows
@@ -43,15 +44,14 @@ def answering_settings(config: Mapping[str, Any], method: str, *, greedy: bool) 
         greedy: whether settings of sampling are left out.
     """
     unused = {*SPEED, *(_SAMPLING if greedy else ())}
-    if method != "search":
-        unused.add("protocol.template_path")
+    used = prompt_settings(method)
+    unused |= {f"protocol.{key}" for key in (*TEMPLATES, "template_path") if key not in used}
     found = {} if greedy else {"seed": config.get("seed")}
     return found | {
         key: value
         for section in (*_SECTIONS, "base", "lora")
         for key, value in _flat(config.get(section, {}), f"{section}.")
-        if key in _WEIGHTS
-        or (section in _SECTIONS and key not in unused and not _of_another_method(key, method))
+        if key in _WEIGHTS or (section in _SECTIONS and key not in unused)
     }
 
 
@@ -182,12 +182,6 @@ def _columns(scores: Mapping[str, Any]) -> list[Column]:
 
 def _times(samples: int) -> str:
     return f" ×{samples}" if samples > 1 else ""
-
-
-def _of_another_method(key: str, method: str) -> bool:
-    section, _, name = key.partition(".")
-    is_template = section == "protocol" and name.endswith("_template")
-    return is_template and name != f"{method}_template"
 
 
 def _flat(tree: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:

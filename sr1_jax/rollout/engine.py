@@ -11,8 +11,9 @@ what an id means.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment import Environment, Observation, Trajectory
 from sr1_jax.environment.episode import Episode, Rules
 from sr1_jax.environment.pool import ToolPool
+from sr1_jax.environment.reader import Reader
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
@@ -39,6 +41,9 @@ from sr1_jax.rollout.episode_loop import EpisodeLoop
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.settings import check_config
 from sr1_jax.sharding import make_mesh, named, place
+
+# Told of a finished trajectory, with its question.
+Finished = Callable[[Trajectory, Question], None]
 
 
 class Engine:
@@ -105,6 +110,11 @@ class Engine:
                 if options.max_calls is not None
             },
         )
+        self._reader = None
+        if environment.reader is not None:
+            rules = dataclasses.replace(self._rules, max_calls=0)
+            self._reader = Reader(environment.reader, rules, self._render)
+            self._reader.check(config.max_observation_tokens)
         for tool in environment.called:
             # Refuses a budget that cannot hold the tags before anything is run.
             self._render(tool.tag, Observation(""))
@@ -133,6 +143,7 @@ class Engine:
         *,
         step: int = 0,
         params: nnx.State | None = None,
+        finished: Finished | None = None,
     ) -> list[Trajectory]:
         """Runs `samples` episodes a question and returns them question by question.
 
@@ -147,13 +158,16 @@ class Engine:
             samples: episodes a question.
             step: of training, from 1 on; 0 for any other run.
             params: the policy's parameters, instead of those of the constructor.
+            finished: called with each trajectory as soon as it is over, and its question; on the
+                host, while the device is busy, in any order. It is not yet rewarded: terms of the
+                reward see all trajectories together.
 
         Raises:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
                 room for an answer (unless rollout.long_prompts="skip"); names the question.
             RuntimeError: a tool failed as often as its options allow.
         """
-        return self._rewarded(*self._roll_out(questions, seed, samples, step, params))
+        return self._rewarded(*self._roll_out(questions, seed, samples, step, params, finished))
 
     def _rewarded(
         self, trajectories: Sequence[Trajectory], questions: Sequence[Question]
@@ -168,6 +182,7 @@ class Engine:
         samples: int,
         step: int,
         params: nnx.State | None,
+        finished: Finished | None = None,
     ) -> tuple[list[Trajectory], list[Question]]:
         """The trajectories of `run`, not yet rewarded, and the question of each."""
         self.stats = stats = collections.defaultdict(float)
@@ -180,7 +195,9 @@ class Engine:
         done: dict[Episode, Trajectory] = {}
 
         def finish(episode: Episode) -> None:
-            done[episode] = episode.trajectory()
+            done[episode] = trajectory = episode.trajectory()
+            if finished is not None:
+                finished(trajectory, episode.question)
 
         try:
             episodes = self._episodes([as_question(q) for q in questions], samples, pool)
@@ -190,9 +207,10 @@ class Engine:
                 pool,
                 episodes,
                 finish,
-                stop_of=self._automaton.stop,
+                automaton=self._automaton,
                 config=self._config,
                 stats=stats,
+                reader=self._reader,
             ).play()
         finally:
             # Whatever happened, Ctrl-C too: no tool is called any more.
@@ -333,6 +351,10 @@ def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
     has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
     of rollouts), extend and fork (dispatch alone, unless rollout.profile).
+
+    Where the policy reads passages in prompts of their own: reader_episodes, reader_tokens (of
+    those decoded), reader_no_answer, reader_skipped (no room for a word after the prompt),
+    evictions (episodes whose slot their reader needed).
     """
     seconds = max(stats["seconds"], 1e-9)
     metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {

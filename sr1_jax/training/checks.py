@@ -8,11 +8,10 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import needs_retriever, templates
+from sr1_jax.evaluation.methods import check_templates, check_trains, needs_retriever
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
-from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_terms
@@ -42,7 +41,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     check_paths(config)
     environment_settings.check_config(config.environment)
     check_terms(config.reward)
-    _check_templates(config)
+    check_templates(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
     phases_of(config.warm_start.phases)
@@ -52,17 +51,6 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     _check_deterministic(config)
     if inputs:
         _check_inputs(config)
-
-
-def _check_templates(config: ml_collections.ConfigDict) -> None:
-    """Refuses a prompt that is not there or asks nothing."""
-    for method, template in templates(config).items():
-        own = method == "search" and config.protocol.template_path
-        key = "protocol.template_path" if own else f"protocol.{method}_template"
-        try:
-            load_template(template)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
 
 
 def _check_groups(config: ml_collections.ConfigDict) -> None:
@@ -90,6 +78,7 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         )
     if not config.steps:
         return
+    check_trains(config.method)
     if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
         raise ValueError(
             "What is sampled is what is trained: training needs rollout.temperature above 0, "

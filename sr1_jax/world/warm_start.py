@@ -95,7 +95,8 @@ class WorldExamples:
         ]
 
     def _prompts(self) -> dict[str, PromptTemplate]:
-        """The template of each mode of a trace."""
+        """The template of each mode of a trace; those of other methods must not change the
+        tokenizer."""
         modes = self._kind.modes
         names = {mode: self._config.protocol[f"{mode}_template"] for mode in modes}
         names |= templates(self._config)  # which knows of protocol.template_path

@@ -67,7 +67,7 @@ def test_a_folder_of_before_there_were_kinds_of_world_holds_the_demo(config, tmp
     record.write_text(json.dumps(drawn_by))
     world_task(config, tmp_path)
     config.data.world = "harder"
-    with pytest.raises(ValueError, match="holds the world of data.world=demo, now it is harder"):
+    with pytest.raises(ValueError, match=r"holds the world of data\.world=demo, now it is harder"):
         world_task(config, tmp_path)
 
 
