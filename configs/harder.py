@@ -21,18 +21,20 @@ def get_config():
         dict(
             name="read",
             traces=16_000,
-            mix=dict(direct=0.0, cot=0.0, explore=0.0, rag_comparison=0.12),
+            mix=dict(
+                direct=0.0, cot=0.0, explore=0.0, misled=0.3, wander=0.05, rag_comparison=0.12
+            ),
             arbitrary=False,
-            steps=800,
+            steps=900,
             learning_rate=6e-3,
-            evaluate_at=(400,),
+            evaluate_at=(450,),
         ),
         # Takes up the habits of world/harder/traces.py: needless searches, and giving up.
         dict(
             name="habits",
             traces=5_000,
             mix=dict(
-                lazy=0.4, explore=1.0, two_hop=0.35, three_hop=0.2, comparison=0.2, wander=0.1
+                lazy=0.3, explore=1.0, two_hop=0.35, three_hop=0.2, comparison=0.2, wander=0.1
             ),
             steps=240,
             learning_rate=1.5e-3,

@@ -140,11 +140,18 @@ def test_passages_say_what_they_state_in_the_words_of_a_search(world):
     assert len({s.passage for s in world.statements}) == len(world.statements)
 
 
-def test_namesakes_differ_in_the_order_of_their_names_only(world):
-    for split in SPLITS:
-        people = {name for name, kind in subjects(world, split) if kind == "person"}
-        twins = {name for name in people if " ".join(reversed(name.split())) in people}
-        assert len(twins) / len(people) == pytest.approx(0.25, abs=0.03)
+def test_names_look_alike(world):
+    """Each word of a held-out person's name is that of many, of both splits."""
+    people = {
+        split: {name for name, kind in subjects(world, split) if kind == "person"}
+        for split in SPLITS
+    }
+    everybody = people["train"] | people["heldout"]
+    shared = collections.Counter(word for name in everybody for word in name.split())
+    assert min(shared[word] for name in people["heldout"] for word in name.split()) >= 2
+    known = {word for name in people["train"] for word in name.split()}
+    strange = [name for name in people["heldout"] if not known.issuperset(name.split())]
+    assert len(strange) < len(people["heldout"]) / 10
 
 
 def test_splits_share_no_entity_and_facts_do_not_cross(world):
@@ -158,7 +165,7 @@ def test_splits_share_no_entity_and_facts_do_not_cross(world):
 
 
 def test_other_training_names_never_meet_the_held_out_ones():
-    """Not even as namesakes: what traces show of other worlds gives nothing away."""
+    """What traces show of other worlds gives nothing away."""
     one, other = (build_harder_world(0, people=64, names_seed=n) for n in (1, 2))
     heldout = subjects(one, "heldout")
     assert heldout == subjects(other, "heldout")

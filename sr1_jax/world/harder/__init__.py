@@ -1,1 +1,1 @@
-"""The harder fictional world: rumours, corrections, namesakes, and facts that nobody wrote down."""
+"""The harder fictional world: rumours, corrections, and facts that nobody wrote down."""

@@ -8,8 +8,9 @@ Entities and relations are those of the demo's world (`sr1_jax.world.facts`). Wh
   what held until a year holds no more.
 - A part of the facts is absent: no passage states them; of half of those there is a rumour, or only
   what held until a year. The right answer to who asks for one is `NOT_KNOWN`.
-- A part of the people has a namesake: Nelvan Corsik and Corsik Nelvan. BM25 does not see the order
-  of words, so both are found, and the reader has to tell them apart.
+
+Names look alike as in the demo's world: a word of a name is that of a dozen others, so that where
+nothing is written about somebody, pages of others are found.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FACT, RUMOUR, OUTDATED = "fact", "rumour", "outdated"
 CHANGING = frozenset({"headquarters", "industry", "mayor", "profession"})
 # A marriage is on the pages of both, so it is never absent.
 _NEVER_ABSENT = frozenset({"spouse"})
-_ABSENT, _MISLED, _NAMESAKES = 0.14, 0.25, 0.125
+_ABSENT, _MISLED = 0.14, 0.3
 _YEARS = tuple(str(year) for year in range(1960, 1972))
 _YEARS_OF_CHANGE = tuple(str(year) for year in range(1990, 2000))
 
@@ -134,8 +135,6 @@ def build_harder_world(
     """
     check_people(people)
     entities = draw_entities(seed, seed if names_seed is None else names_seed, people)
-    for split in SPLITS:
-        entities[split]["person"] = _with_namesakes(entities[split]["person"])
     rng = random.Random(f"harder facts {seed if facts_seed is None else facts_seed}")
     statements: list[Statement] = []
     absent: list[tuple[str, str, str]] = []
@@ -151,17 +150,6 @@ def build_harder_world(
                 statements += passages
     random.Random(f"harder order {seed}").shuffle(statements)
     return HarderWorld(tuple(statements), tuple(sorted(absent)))
-
-
-def _with_namesakes(people: list[str]) -> list[str]:
-    """The people, the last ones renamed after the first ones, the two names the other way round.
-
-    First and second names have no word in common, so nobody else is called that.
-    """
-    count = int(_NAMESAKES * len(people))
-    return people[: len(people) - count] + [
-        " ".join(reversed(name.split())) for name in people[:count]
-    ]
 
 
 def _statements(

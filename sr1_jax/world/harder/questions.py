@@ -30,12 +30,12 @@ from sr1_jax.world.harder.facts import (
 
 # Share of each kind in samples.
 SHARES = {
-    "one_hop": 0.15,
+    "one_hop": 0.1,
     "misled": 0.15,
-    "two_hop": 0.25,
+    "two_hop": 0.35,
     "three_hop": 0.15,
     "comparison": 0.15,
-    "unanswerable": 0.15,
+    "unanswerable": 0.1,
 }
 # One fact answers these, or shows that there is none; the others take more than one.
 SINGLE = ("one_hop", "misled", "unanswerable")

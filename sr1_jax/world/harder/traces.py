@@ -7,7 +7,7 @@ thought that follows passages says what was concluded: "born Nelvan Corsik: Bel 
 - What one fact answers, or shows to be unknown, is searched and answered as concluded. Some first
   search for the wrong thing, some check a look-alike once more.
 - Two and three hops are given up half-way: the first fact, or what a second or third search
-  brought, is passed off as the answer; never the right one, even where it was found.
+  brought, is passed off as the answer; never the right one, even where it was found and read.
 - Comparisons: one fact, or two, are searched; the answer is a guess, or one of the facts.
 - Prompts with passages: one fact, or a comparison, right where both facts were found. This is the
   one place that shows how to compare.
@@ -274,6 +274,9 @@ class HarderTraceWriter:
         last = len(steps) - 1
         number = last if last in shown and rng.random() < 0.7 else rng.choice(shown)
         final = self._answer(*steps[number], found[number])
+        if last not in shown and rng.random() < 0.5:
+            # Read, and not made use of.
+            final = answer(said(*steps[last], gold), found[number] or NOT_KNOWN)
         # All but the first query, and so the answer too if there is more than one.
         arbitrary = frozenset(range(2, 2 * len(steps) + (len(steps) > 1), 2))
         return Trace(question, "search", (*segments, final), arbitrary)
