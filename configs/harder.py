@@ -17,7 +17,25 @@ def get_config():
         config.protocol[f"{method}_template"] = f"compact_{method}"
 
     config.warm_start.phases = (
-        # Learns to read: nothing in these traces is left to chance.
+        # Learns to copy: one passage a search, short texts. Nothing is left to chance.
+        dict(
+            name="copy",
+            traces=12_000,
+            mix=dict(
+                direct=0.0,
+                cot=0.0,
+                rag_comparison=0.0,
+                explore=0.0,
+                misled=0.0,
+                comparison=0.0,
+                wander=0.0,
+                alone=1.0,
+            ),
+            arbitrary=False,
+            steps=450,
+            learning_rate=6e-3,
+        ),
+        # Learns to read: which of several passages counts.
         dict(
             name="read",
             traces=16_000,
@@ -25,9 +43,8 @@ def get_config():
                 direct=0.0, cot=0.0, explore=0.0, misled=0.3, wander=0.05, rag_comparison=0.12
             ),
             arbitrary=False,
-            steps=900,
+            steps=600,
             learning_rate=6e-3,
-            evaluate_at=(450,),
         ),
         # Takes up the habits of world/harder/traces.py: needless searches, and giving up.
         dict(

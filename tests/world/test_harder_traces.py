@@ -123,8 +123,12 @@ def test_observations_are_what_the_retriever_found(traces, retriever):
 
 
 def test_numbers_of_passages_vary(writer):
-    for share, wanted in ((0.0, {2}), (1.0, {1, 2, 3, 5})):
-        traces = writer.write(HarderMix(vary=share), 400, seed=0)
+    for mix, wanted in (
+        (HarderMix(vary=0.0), {2}),
+        (HarderMix(vary=1.0), {1, 2, 3, 5}),
+        (HarderMix(alone=1.0, rag_comparison=0.0), {1}),
+    ):
+        traces = writer.write(mix, 400, seed=0)
         sizes = {len(s) for t in traces for s in t.segments if isinstance(s, list)}
         assert sizes == wanted
 

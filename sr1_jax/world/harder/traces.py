@@ -52,7 +52,8 @@ class HarderMix:
         wander: searches of one fact followed by one more, useless one.
         explore: searches of several facts that go on after the first, at random.
         lazy: search prompts given up at once, without a search.
-        vary: traces with another number of passages than rollout.passages.
+        alone: traces whose searches bring back one passage, whatever rollout.passages says.
+        vary: of the others, those with another number of passages than rollout.passages.
     """
 
     direct: float = 0.04
@@ -71,6 +72,7 @@ class HarderMix:
     wander: float = 0.15
     explore: float = 0.6
     lazy: float = 0.0
+    alone: float = 0.0
     vary: float = 0.3
 
 
@@ -350,6 +352,8 @@ class HarderTraceWriter:
         return self._single(mix, rng)
 
     def _count(self, mix: HarderMix, rng: random.Random, among: Sequence[int]) -> int:
+        if rng.random() < mix.alone:
+            return 1
         return rng.choice(among) if rng.random() < mix.vary else self._passages
 
     def _other_relation(self, relation: str, rng: random.Random) -> str:
