@@ -26,7 +26,7 @@ from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.questions import Question, read_questions
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation import methods, results
+from sr1_jax.evaluation import methods, rejection, results
 from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.scores import (
     clustered_standard_error,
@@ -34,7 +34,6 @@ from sr1_jax.evaluation.scores import (
     score_of_those_run,
 )
 from sr1_jax.paths import local_path, local_paths
-from sr1_jax.protocol.prompts import load_template
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.rewards import exact_match
@@ -174,6 +173,8 @@ def evaluate(
         found.append(result)
         if cluster.is_first():
             name = results.result_name(result, settings)
+            if options.method == "rejection":
+                result |= rejection.write_examples(folder, name, trajectories)
             results.write_result(folder, name, result, trajectories, tokenizer)
     if cluster.is_first():
         _summarise(folder, found, settings)
@@ -184,7 +185,7 @@ def _check_settings(config: ml_collections.ConfigDict, method: str) -> None:
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
-    load_template(methods.templates(config)[method])
+    methods.check_templates(config, method)
 
 
 def _read_files(paths: Sequence[Path], limit: int) -> list[QuestionFile]:

@@ -359,6 +359,42 @@ def test_samples_of_a_question_are_no_questions(world):
     assert result["em_standard_error"] == pytest.approx((0.25 * 0.75 / 8) ** 0.5)
 
 
+def test_rejection_keeps_the_correct_episodes_as_examples(world):
+    world.checkpoints(2)
+    arguments = ("--greedy=false", "--samples=5")
+    ((name, result),) = world.evaluate(*arguments, method="rejection").items()
+    assert name.startswith("nq.rejection.step_2.sampled.samples_5.")
+    assert world.engines == [(world.retriever, "rejection", False)]
+    # Every sample of the stand-in has the same ids.
+    assert (result["examples"], result["repeated_examples"]) == (1, 9)
+    kept = result["examples_by_question"]
+    assert len(kept) == 8 and sum(kept.values()) == 1
+    path = world.workdir / "eval" / name.replace(".json", ".examples.jsonl")
+    (example,) = map(json.loads, path.read_text().splitlines())
+    assert example == {
+        "id": "nq:dev:0", "sample": 0, "answer": "Bo", "ids": [5, 6], "mask": [0, 1],
+    }  # fmt: skip
+    # The prompts of search are its own.
+    ((name, _),) = (
+        item for item in world.evaluate(
+            *arguments, "--config.protocol.search_template=search", method="rejection"
+        ).items() if item[0] != name
+    )  # fmt: skip
+    assert name.endswith(".protocol.search_template=search.json")
+
+
+def test_a_prompt_that_reads_counts_where_it_is_used(world, refused):
+    world.checkpoints(2)
+    changed = "--config.protocol.reader_template=reader_examples_chatml"
+    names = set(world.evaluate(changed))
+    assert not any("reader" in name for name in names)
+    (name,) = set(world.evaluate(changed, method="search_o1")) - names
+    assert name.endswith(".protocol.reader_template=reader_examples_chatml.json")
+    evaluate.main(world.argv("--config.protocol.reader_template=search"))  # reads nothing
+    with pytest.raises(ValueError, match=r"protocol\.reader_template: .* has no \{query\}"):
+        evaluate.main(world.argv("--config.protocol.reader_template=search", method="search_o1"))
+
+
 def test_several_files_and_their_average(world, capsys):
     world.checkpoints(2)
     write_questions(world.folder / "one.jsonl", 1, "one")

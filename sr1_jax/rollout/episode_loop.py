@@ -233,7 +233,7 @@ class EpisodeLoop:
         free = [slot for slot, episode in enumerate(self._episode_in) if episode is None]
         room = len(free)
         if self._reader is not None:
-            room = max(0, self._readers.most_asking - (len(taken) - len(self._readers)))
+            room = max(0, self._readers.most_asking - (len(taken) - self._readers.seated))
         newcomers, self._returning = self._returning, []
         running = any(slot not in self._asking for slot in taken)
         for slot, reading in self._readers.seat(free, running=running):

@@ -55,7 +55,8 @@ class Readers:
         """Takes a reader, which waits for a slot."""
         self._waiting.append(reading)
 
-    def __len__(self) -> int:
+    @property
+    def seated(self) -> int:
         """Readers that have slots."""
         return len(self._in_slot)
 

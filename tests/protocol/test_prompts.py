@@ -203,7 +203,7 @@ def test_shipped_templates(small_tokenizer, name):
     examples = "examples" in name
     # Examples of reading show passages of their own.
     shown = 2 if examples and "direct" not in name and "cot_ex" not in name else 0
-    shown += 2 * name.startswith("ircot_ex")
+    shown += 4 * name.startswith("ircot_ex")
     assert text.count("<information>\n") == int(reading) + shown
     # The policy's turn starts on a line of its own, but for the short template that names it.
     assert text.endswith("\n") or name == "compact_direct"

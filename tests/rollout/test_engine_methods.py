@@ -346,18 +346,19 @@ def test_what_readers_of_the_tiny_policy_write(sixteen_slots):
     run, stats = sixteen_slots
     readings = [call.record.reading for t in run for call in t.calls]
     assert stats["reader_episodes"] == len(readings) > 15
-    assert stats["evictions"] == 0
+    assert not stats.get("evictions")
     answers = {reading.answer for reading in readings}
-    assert None in answers and len(answers) > 4
+    assert None in answers and len(answers) > 2
     assert sum(reading.tokens for reading in readings) == stats["reader_tokens"]
 
 
 def assert_exact(run, model):
     """Log-probabilities are those of the whole sequence at once: no cache was wrong."""
-    for t in run:
-        logits_TV = model(jnp.asarray(t.ids)[None])[0]
-        logp_TV = jax.nn.log_softmax(logits_TV[:-1].astype(jnp.float32))
-        logp_T = np.asarray(logp_TV)[np.arange(len(t.ids) - 1), t.ids[1:]]
+    longest = max(len(t.ids) for t in run)
+    ids_BT = np.stack([np.pad(t.ids, (0, longest - len(t.ids))) for t in run])
+    logp_BTV = jax.nn.log_softmax(model(jnp.asarray(ids_BT)).astype(jnp.float32))
+    for t, logp_TV in zip(run, np.asarray(logp_BTV)):
+        logp_T = logp_TV[np.arange(len(t.ids) - 1), t.ids[1:]]
         at = t.mask[1:] == 1
         np.testing.assert_allclose(t.logp[1:][at], logp_T[at], atol=1e-4)
 
@@ -419,7 +420,7 @@ def test_readers_in_two_processes(run_cluster, make_config, searching, reader_te
             assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
             assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
             assert stats["reader_episodes"] == sum(len(t.calls) for t in want) > 0
-            assert (stats["evictions"] > 0) == (slots == 2)
+            assert (stats.get("evictions", 0) > 0) == (slots == 2)
 
 
 # What a run tells while it goes on.

@@ -18,7 +18,7 @@ def test_free_slots_first():
         readers.add(reading(slot))
     free = [3, 5]
     assert readers.seat(free, running=False) == [(3, reading(0)), (5, reading(1))]
-    assert free == [] and len(readers) == 2
+    assert free == [] and readers.seated == 2
     assert readers.seat([], running=True) == []  # those two run: the third can wait
     assert readers.leave(3) == reading(0) and readers.leave(3) is None
     assert readers.seat([3, 4], running=True) == [(3, reading(2))]
@@ -59,7 +59,7 @@ def test_no_run_stands_still(slots, seed):
             blocked.add(slot)
             readers.add(Reading("reader", place[slot], SimpleNamespace(key=slot)))
         free = [s for s in range(slots) if s not in place]
-        room = max(0, readers.most_asking - (len(place) - len(readers)))
+        room = max(0, readers.most_asking - (len(place) - readers.seated))
         running = any(s not in tools and s not in blocked for s in place)
         for slot, read in readers.seat(free, running=running):
             assert (slot == read.answer.key) == (slot in place)
@@ -83,4 +83,4 @@ def test_no_run_stands_still(slots, seed):
             else:
                 finished += 1
                 del place[slot]
-    assert not any(calls.values()) and not len(readers)
+    assert not any(calls.values()) and not readers.seated

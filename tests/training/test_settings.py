@@ -129,7 +129,7 @@ def test_the_search_for_dead_settings_can_fail():
 # Single ranges are walked through in test_setting_ranges.py.
 BAD = [
     # of the run
-    ("method", "google", "method must be one of search, direct, rag, not 'google'"),
+    ("method", "google", "method must be one of search, direct, cot, .*, not 'google'"),
     ("questions", 0, "questions must be at least 1, not 0"),
     ("steps", -5, "steps must not be negative, not -5"),
     ("rollout.temperature", 0.0, "rollout.temperature above 0"),
@@ -302,6 +302,17 @@ def test_a_prompt_of_ones_own(tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=r"protocol\.template_path: .*search is not a file"):
         check_config(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_train(method):
+    config = good_config()
+    config.method = method
+    if method in ("search_o1", "rejection"):
+        with pytest.raises(ValueError, match=f"method='{method}' cannot be trained with: "):
+            check_config(config)
+        config.steps = 0  # a run that only evaluates
+    check_config(config)
 
 
 def test_rollout_config_of_a_method():
