@@ -171,6 +171,12 @@ RUN = Section(
                 "index": Setting(
                     "", "an index built before; none: below the workdir", free_on_resume=True
                 ),
+                "world": Setting(
+                    "demo",
+                    "kind of the fictional world: demo, or harder (three hops, comparisons, "
+                    "rumours, questions without an answer)",
+                    one_of("demo", "harder"),
+                ),
                 "world_people": Setting(
                     0, "above 0: the fictional world instead of files", _world_size
                 ),
