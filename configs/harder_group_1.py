@@ -12,6 +12,6 @@ from configs import harder_grpo
 def get_config():
     config = harder_grpo.get_config()
     config.samples = 1
-    config.questions = 80
+    config.questions = 120  # as many trajectories a step
     config.learner.algorithm = "reinforce"
     return config

@@ -13,6 +13,5 @@ from configs import harder_grpo
 def get_config():
     config = harder_grpo.get_config()
     config.samples = 3
-    config.questions = 32  # 96 trajectories a step, as near as groups of three come to 80
-    config.learner.minibatch_size = 24
+    config.questions = 40  # as many trajectories a step
     return config
