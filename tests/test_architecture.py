@@ -19,9 +19,9 @@ FLOORS = (
     ("environment",),
     ("rollout",),
     ("rl", "evaluation"),
-    ("training",),
+    ("imitation", "training"),
     ("planning", "world"),
-    tuple("__main__ compare complete_corpus evaluate export index plan serve train".split()),
+    tuple("__main__ compare complete_corpus evaluate export index plan serve traces train".split()),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
