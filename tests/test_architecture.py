@@ -19,10 +19,10 @@ FLOORS = (
     ("environment",),
     ("rollout",),
     ("rl", "evaluation"),
-    ("training",),
+    ("imitation", "training"),
     ("experiments", "planning", "world"),
     tuple(
-        "__main__ compare complete_corpus evaluate export index plan serve sweep table "
+        "__main__ compare complete_corpus evaluate export index plan serve sweep table traces "
         "train".split()
     ),
 )
