@@ -21,7 +21,7 @@ from absl import flags
 from sr1_jax import cli, cluster
 from sr1_jax.config_files import split_overrides
 from sr1_jax.experiments.curves import draw_sweep
-from sr1_jax.experiments.plan import Plan, world_questions
+from sr1_jax.experiments.plan import Plan, world_files
 from sr1_jax.experiments.report import print_table, write_table
 from sr1_jax.experiments.stages import (
     cluster_flags,
@@ -81,13 +81,22 @@ def _plan(values: flags.FlagValues, overrides: Sequence, folder) -> Plan:
     configs = checked_configs(entries, overrides)
     first = configs[entries[0].name]
     files = [part for part in (values.questions or first.data.dev).split(",") if part]
-    asked = dict.fromkeys(seeds, files)
+    asked, corpora = dict.fromkeys(seeds, files), None
+    if first.data.world_people:
+        corpora = world_files(folder, seeds, "corpus")
     if first.data.world_people and not values.questions:
-        asked = world_questions(folder, seeds, "heldout")
+        asked = {seed: [path] for seed, path in world_files(folder, seeds, "heldout").items()}
     elif not files:
         raise ValueError("There are no questions to answer: give --questions, or data.dev.")
     return sweep_plan(
-        entries, configs, tuple(overrides), folder, seeds=seeds, asked=asked, limit=values.limit
+        entries,
+        configs,
+        tuple(overrides),
+        folder,
+        seeds=seeds,
+        asked=asked,
+        limit=values.limit,
+        corpora=corpora,
     )
 
 

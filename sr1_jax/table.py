@@ -26,7 +26,7 @@ from sr1_jax.experiments.baselines import (
     table_plan,
 )
 from sr1_jax.experiments.derived import derived_config
-from sr1_jax.experiments.plan import Plan, world_questions
+from sr1_jax.experiments.plan import Plan, world_files
 from sr1_jax.experiments.report import print_table, write_table
 from sr1_jax.experiments.stages import cluster_flags, print_commands, run_stages, seeds_of
 from sr1_jax.lock import lock_workdir
@@ -95,11 +95,13 @@ def make_plan(config: ml_collections.ConfigDict, options: TableOptions, folder: 
         raise ValueError(
             "base.workdir is set, but a table makes a base policy of its own: clear it."
         )
-    data = config.data
+    data, corpora = config.data, None
     if data.world_people:
         trained, asked = (
-            world_questions(folder, options.seeds, name) for name in ("train", "heldout")
+            {seed: [path] for seed, path in world_files(folder, options.seeds, name).items()}
+            for name in ("train", "heldout")
         )
+        corpora = world_files(folder, options.seeds, "corpus")
     else:
         if not options.questions and not data.dev:
             raise ValueError("There are no questions to answer: give --questions, or data.dev.")
@@ -111,7 +113,9 @@ def make_plan(config: ml_collections.ConfigDict, options: TableOptions, folder: 
         asked = dict.fromkeys(options.seeds, options.questions)
     corpus = Path(data.corpus) if data.corpus and not data.index else None
     index = index_name(config, corpus) if corpus and config.base.path else ""
-    return table_plan(config, options, folder, trained=trained, asked=asked, index=index)
+    return table_plan(
+        config, options, folder, trained=trained, asked=asked, index=index, corpora=corpora
+    )
 
 
 def _options(values: flags.FlagValues) -> TableOptions:

@@ -97,6 +97,7 @@ def table_plan(
     trained: Mapping[int, Sequence[str]],
     asked: Mapping[int, Sequence[str]],
     index: str = "",
+    corpora: Mapping[int, str] | None = None,
 ) -> Plan:
     """The stages of a table.
 
@@ -107,9 +108,10 @@ def table_plan(
         trained: files of the training questions, by seed: for rejection sampling.
         asked: files that every row answers, by seed.
         index: see `from_base`.
+        corpora: see `Plan`.
     """
     first = next((row for row in SEARCH_R1 if row in options.rows), options.rows[-1])
-    plan = Plan(folder, options.seeds, asked, reference=first, limit=options.limit)
+    plan = Plan(folder, options.seeds, asked, reference=first, limit=options.limit, corpora=corpora)
     for row in options.rows:
         trains = bool(BASELINES[row].training)
         label, method = BASELINES[row].label, BASELINES[row].method
@@ -175,6 +177,7 @@ def _add_samples(plan: Plan, seed: int, options: TableOptions, questions: Sequen
         f"--limit={options.rejection_questions}",
         f"--questions={','.join(questions)}",
         f"--examples={examples}",
+        *plan.corpus_flag(seed),
     )  # fmt: skip
     return examples
 

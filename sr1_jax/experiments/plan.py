@@ -42,6 +42,7 @@ class Plan:
         seeds: each has all rows.
         questions: by seed, the files that every row answers.
         limit: of each file; 0: all.
+        corpora: by seed, the file that is searched, where the settings do not name one.
 
     Attributes:
         stages: in the order they are to be run in.
@@ -58,9 +59,11 @@ class Plan:
         *,
         reference: str,
         limit: int = 0,
+        corpora: Mapping[int, str] | None = None,
     ):
         self.folder, self.seeds, self.questions = folder, tuple(seeds), questions
         self.reference, self.limit = reference, limit
+        self._corpora = corpora or {}
         self.stages: list[Stage] = []
         self.rows: dict[str, Row] = {}
 
@@ -102,7 +105,12 @@ class Plan:
             f"--method={','.join(methods)}",
             f"--questions={','.join(self.questions[seed])}",
             f"--limit={self.limit}",
+            *self.corpus_flag(seed),
         )  # fmt: skip
+
+    def corpus_flag(self, seed: int) -> list[str]:
+        """The flag that names what is searched; none where the settings do."""
+        return [f"--corpus={self._corpora[seed]}"] if seed in self._corpora else []
 
     def add(
         self,
@@ -139,9 +147,9 @@ def from_base(config: ml_collections.ConfigDict, base: Path, index: str = "") ->
     return values | ({"data.index": str(base / "data" / index)} if index else {})
 
 
-def world_questions(plan_folder: Path, seeds: Sequence[int], name: str) -> dict[int, list[str]]:
-    """The question files that a fictional world writes below the base of each seed."""
+def world_files(plan_folder: Path, seeds: Sequence[int], name: str) -> dict[int, str]:
+    """The files of a name that a fictional world writes below the base of each seed: train,
+    heldout, corpus."""
     return {
-        seed: [str(plan_folder / f"seed_{seed}" / BASE / "data" / f"{name}.jsonl")]
-        for seed in seeds
+        seed: str(plan_folder / f"seed_{seed}" / BASE / "data" / f"{name}.jsonl") for seed in seeds
     }

@@ -129,6 +129,7 @@ def sweep_plan(
     seeds: Sequence[int],
     asked: Mapping[int, Sequence[str]],
     limit: int = 0,
+    corpora: Mapping[int, str] | None = None,
 ) -> Plan:
     """The stages of a sweep.
 
@@ -140,8 +141,9 @@ def sweep_plan(
         seeds: each has all runs.
         asked: files that every run answers at its end, by seed.
         limit: of each file; 0: all.
+        corpora: see `Plan`.
     """
-    plan = Plan(folder, seeds, asked, reference=entries[0].name, limit=limit)
+    plan = Plan(folder, seeds, asked, reference=entries[0].name, limit=limit, corpora=corpora)
     for entry in entries:
         plan.rows[entry.name] = Row(entry.name, configs[entry.name].method, entry.name)
     first = entries[0]
