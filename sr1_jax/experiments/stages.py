@@ -89,8 +89,8 @@ def run_stages(
 
     Raises:
         ValueError: a stage was done here with other settings, found before anything is run.
-        RuntimeError: a stage failed; says how, and where its output is. Others that are under way
-            are told to end.
+        RuntimeError: stages failed; says how, and where their output is. The stages that come after
+            one in its group are not run, other groups are.
         InterruptedError: SIGTERM came, and what was under way has ended.
     """
     pending: dict[str, collections.deque[Stage]] = {}
@@ -124,6 +124,7 @@ class _Runner:
         self._folder, self._flags, self._shares = folder, flags, shares
         self._running: dict[int, _Running] = {}
         self._told = False
+        self._failed: list[str] = []
 
     def run(self, pending: dict[str, collections.deque[Stage]]) -> None:
         """Runs what is pending, by group; signals that end this process end the stages first."""
@@ -144,6 +145,11 @@ class _Runner:
                         "Told to end, and what was under way has ended. Start again with the same "
                         "command to go on."
                     )
+            if self._failed:
+                raise RuntimeError(
+                    f"{', '.join(self._failed)} failed; the ends of their logs are above. Mend it "
+                    "and start again with the same command: what is done is not done again."
+                )
         finally:
             self._stop_all()
             for number, handler in handlers.items():
@@ -175,10 +181,9 @@ class _Runner:
             text = log.read_bytes()[running.before :].decode("utf-8", errors="replace")
             for line in text.splitlines()[-_SHOWN_LINES:]:
                 print(f"  {one_line(line)}", file=sys.stderr)
-            raise RuntimeError(
-                f"{stage.name} failed with exit code {code}; above is the end of {log}. Mend it "
-                "and start again with the same command: what is done is not done again."
-            )
+            print(f"{stage.name} failed with exit code {code}: {log}", file=sys.stderr, flush=True)
+            self._failed.append(stage.name)
+            return
         record = json.dumps(stage.says() | {"seconds": seconds}, indent=1)
         _write(stage.record_path(self._folder), record)
         self._say(stage, f"{seconds:.0f} s")
