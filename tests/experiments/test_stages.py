@@ -51,7 +51,7 @@ def test_a_stage_that_fails_is_told_and_is_the_next_to_run(tmp_path, capsys):
     good = tmp_path / "good"
     fails = f"import os, sys; print('\\x1b[2Jwhy'); sys.exit(not os.path.exists({str(good)!r}))"
     plan = stages("pass", fails, "pass")
-    with pytest.raises(RuntimeError, match="stage_1 failed; the ends of their logs are above"):
+    with pytest.raises(RuntimeError, match=r"stage_1 failed; the ends of their logs are above"):
         run_stages(plan, tmp_path)
     shown = capsys.readouterr().err
     assert "stage_1 failed with exit code 1: " in shown
@@ -132,7 +132,7 @@ def test_other_groups_go_on_after_a_failure(tmp_path, jobs):
         Script("other", "train", ("import time; time.sleep(0.3)",), "", "b"),
         Script("last", "train", ("pass",), "", "b"),
     ]
-    with pytest.raises(RuntimeError, match="^bad failed"):
+    with pytest.raises(RuntimeError, match=r"^bad failed"):
         run_stages(plan, tmp_path, jobs=jobs)
     assert sorted(ran(tmp_path)) == ["bad", "last", "other"]
     assert seconds_of(plan[0], tmp_path) is None and seconds_of(plan[3], tmp_path) > 0
