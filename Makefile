@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 
-.PHONY: demo baselines test test-all lint clean
+.PHONY: demo harder baselines test test-all lint clean
 
 .venv/ready: setup.py
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,10 @@ RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 # Learns to search a fictional world, in about ten minutes.
 demo: .venv/ready
 	$(RUN) sr1_jax.train --config=configs/demo.py --workdir=runs/demo
+
+# Learns to search a harder one: three hops, comparisons, rumours, and what nobody wrote down.
+harder: .venv/ready
+	$(RUN) sr1_jax.train --config=configs/harder.py --workdir=runs/harder
 
 # The demo's baselines, trained and untrained, and one table of them all.
 baselines: demo

@@ -18,7 +18,11 @@ def get_config():
     # A model of this size follows examples, not instructions: two of them are in each prompt.
     config.protocol.search_template = "examples_chatml"
     config.protocol.direct_template = "direct_examples_chatml"
+    config.protocol.cot_template = "cot_examples_chatml"
     config.protocol.rag_template = "rag_examples_chatml"
+    config.protocol.ircot_template = "ircot_examples_chatml"
+    config.protocol.search_o1_template = "search_o1_examples_chatml"
+    config.protocol.reader_template = "reader_examples_chatml"
 
     config.steps = 10
     config.questions = 4

@@ -20,7 +20,12 @@ _KEY_COLUMNS = 34
 
 
 class _ConfigFlag(flags.Flag):
-    """The flag --config: the name of a file and, once that is read, the settings in it."""
+    """The flag --config: the name of a file and, once that is read, the settings in it.
+
+    Attributes:
+        file: its name, once it is read.
+        overrides: (key, text) that were applied to its settings.
+    """
 
     def __init__(self, settings: Section, unknown: Callable[[str], str]):
         super().__init__(
@@ -31,9 +36,11 @@ class _ConfigFlag(flags.Flag):
             "File of settings, e.g. configs/demo.py.",
         )
         self.settings, self.unknown = settings, unknown
+        self.file, self.overrides = "", []
 
     def read(self, overrides: Sequence[tuple[str, str | None]]) -> None:
         """Reads the file, and applies the overrides to its settings."""
+        self.file, self.overrides = self.value, list(overrides)
         config = load_config(self.value, self.unknown)
         for key, value in overrides:
             override(config, key, value, settings=self.settings, unknown=self.unknown)
@@ -91,6 +98,12 @@ def parse(
 def _config_flag_of(values: flags.FlagValues) -> _ConfigFlag | None:
     flags_here = (values[name] for name in values)
     return next((flag for flag in flags_here if isinstance(flag, _ConfigFlag)), None)
+
+
+def config_given(values: flags.FlagValues) -> tuple[str, list[tuple[str, str | None]]]:
+    """The file of a `config_flag` that was parsed, and the overrides, for who hands them on."""
+    flag = _config_flag_of(values)
+    return flag.file, flag.overrides
 
 
 def wants_help(argv: Sequence[str]) -> bool:

@@ -1,21 +1,22 @@
 """Evaluates a policy on question files.
 
     python -m sr1_jax.evaluate --config=configs/smollm2_qa.py --workdir=runs/qa \\
-        --questions=nq.jsonl,hotpotqa.jsonl --corpus=corpus.jsonl.gz --method=search [--limit=100]
+        --questions=nq.jsonl,hotpotqa.jsonl --corpus=corpus.jsonl.gz --method=search,rag
 
 Takes the policy of the newest checkpoint in the workdir, or of --step; with --base the one that
-training starts from. Each file's result goes to workdir/eval/*.json as soon as it is known, every
-trajectory beside it; with several files also their average. Prints all results so far on the same
-questions, or the scores by file.
+training starts from. The result of each method on each file goes to workdir/eval/*.json as soon as
+it is known, every trajectory and its scores beside it; with several files also their average, with
+several methods a table of them all. Prints all results so far on the same questions, the scores by
+file, or the table. Started again after a kill it asks only what has no answer yet.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 import rich
@@ -24,21 +25,22 @@ from flax import nnx
 
 from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
-from sr1_jax.data.questions import Question, read_questions
+from sr1_jax.data.sets import is_name, read_set
 from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation import methods, results
+from sr1_jax.evaluation.answer_set import QuestionFile, Subject, answer_set, join_examples
+from sr1_jax.evaluation.finished import FinishedResults
+from sr1_jax.evaluation.grid import Entry, grid_of, print_grid, write_grid
+from sr1_jax.evaluation.judgements import Judge
+from sr1_jax.evaluation.options import Options
 from sr1_jax.evaluation.progress import working
-from sr1_jax.evaluation.scores import (
-    clustered_standard_error,
-    questions_sha256,
-    score_of_those_run,
-)
-from sr1_jax.paths import local_path, local_paths
-from sr1_jax.protocol.prompts import load_template
+from sr1_jax.evaluation.scores import questions_sha256
+from sr1_jax.evaluation.weights import params_fingerprint
+from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import local_path
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.open import needs_corpus
-from sr1_jax.rewards import exact_match
-from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_mesh, check_paths
@@ -48,74 +50,39 @@ from sr1_jax.training.saved_run import SavedRun, find_run
 from sr1_jax.training.settings import RUN, unknown_setting
 
 
-class Options(NamedTuple):
-    """How an evaluation is run.
-
-    Attributes:
-        method: how questions are answered.
-        limit: first so many questions of a file; 0: all.
-        base: the policy that training starts from, whatever was trained since.
-        greedy: instead of sampling.
-        samples: episodes a question.
-        step: of the checkpoint; None: the newest.
-    """
-
-    method: str = "search"
-    limit: int = 0
-    base: bool = False
-    greedy: bool = True
-    samples: int = 1
-    step: int | None = None
-
-    def check(self) -> None:
-        """Refuses what cannot be run.
-
-        Raises:
-            ValueError: naming flag and value.
-        """
-        if self.limit < 0:
-            raise ValueError(f"--limit must not be negative, not {self.limit}; 0 stands for all.")
-        if self.samples < 1:
-            raise ValueError(f"--samples must be at least 1, not {self.samples}.")
-        if self.samples > 1 and self.greedy:
-            raise ValueError(
-                f"--samples={self.samples}: greedy decoding gives the same every time; add "
-                "--greedy=false."
-            )
-
-
-class QuestionFile(NamedTuple):
-    """The questions of a file, and what results call them."""
-
-    name: str
-    questions: list[Question]
-    sha256: str
-
-
 def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     cli.config_flag(values, RUN, unknown_setting)
     define = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
-    flags.DEFINE_string("questions", None, "JSON lines; several files with commas.", **define)
+    flags.DEFINE_string("questions", None, "Files, or sets by name (nq, hotpotqa:dev) that "
+                        "data.folder holds, with commas.", **define)  # fmt: skip
     flags.DEFINE_string("corpus", "", "Passages, JSON lines; where none is given those of the "
                         "config.", **define)  # fmt: skip
-    flags.DEFINE_enum(
-        "method", "search", list(methods.METHODS), "How questions are answered.", **define
-    )
+    flags.DEFINE_string("method", "search", "How questions are answered; several with commas, of "
+                        f"{', '.join(methods.METHODS)}.", **define)  # fmt: skip
     flags.DEFINE_integer("limit", 0, "First so many questions of a file; 0: all.", **define)
     flags.DEFINE_bool("base", False, "The policy that training starts from.", **define)
     flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
     flags.DEFINE_integer("samples", 1, "Episodes a question, with --greedy=false.", **define)
     flags.DEFINE_integer("step", None, "The checkpoint after so many steps; without it the "
                          "newest.", **define)  # fmt: skip
+    flags.DEFINE_string("judge", "", "Address of an OpenAI-compatible API whose model judges "
+                        "answers too.", **define)  # fmt: skip
+    flags.DEFINE_string("judge_model", "", "Name of that model.", **define)
+    flags.DEFINE_string("judge_key_variable", "", "Environment variable that holds the key of "
+                        "that API.", **define)  # fmt: skip
+    flags.DEFINE_string("examples", "", "Also write the correct episodes to this file, as examples "
+                        "to imitate.", **define)  # fmt: skip
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir", "questions"), usage=__doc__)
     cluster.join_by_flags(values)
+    if values.examples:
+        local_path(values.examples, "--examples")
     evaluate(
         values.config,
         local_path(values.workdir, "--workdir"),
-        local_paths(values.questions, "--questions"),
+        _specs(values.questions),
         local_path(values.corpus, "--corpus") if values.corpus else None,
         Options(**{name: values[name].value for name in Options._fields}),
     )
@@ -124,18 +91,19 @@ def main(argv: Sequence[str]) -> None:
 def evaluate(
     config: ml_collections.ConfigDict,
     workdir: Path,
-    paths: Sequence[Path],
+    questions: Sequence[str | Path],
     corpus: Path | None,
     options: Options,
 ) -> list[dict[str, Any]]:
-    """Answers question files by one method; writes and returns the result of each.
+    """Answers question files by one method or several; writes and returns the result of each method
+    on each file.
 
     Several processes share the questions, and the first writes.
 
     Args:
         config: of the run.
         workdir: of the run; only data and eval below it are written.
-        paths: question files.
+        questions: files, and names of sets that are looked for in data.folder.
         corpus: passages; None stands for those of the config.
         options: see `Options`.
 
@@ -144,56 +112,117 @@ def evaluate(
             before anything is written or loaded.
     """
     options.check()
-    _check_settings(config, options.method)
-    files = _read_files(paths, options.limit)
-    needs_passages = methods.needs_retriever(config, options.method)
+    _check_settings(config, options.methods)
+    files = _read_files(questions, config.data.folder, options.limit)
+    searching = [m for m in options.methods if methods.needs_retriever(config, m)]
     has_corpus = corpus or config.data.corpus or config.data.index
-    if needs_passages and needs_corpus(config.retrieval) and not has_corpus:
-        raise ValueError(f"--corpus is missing: {options.method} needs passages.")
+    if searching and needs_corpus(config.retrieval) and not has_corpus:
+        raise ValueError(f"--corpus is missing: {searching[0]} needs passages.")
+    judge = _make_judge(options) if options.judge else None
     run = find_run(config, workdir, base=options.base, step=options.step)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh, training=False)
     check_base(config, mesh)
     asked = {"options": options._asdict(), "questions (hashes)": [file.sha256 for file in files]}
     check_same("The evaluation", {"config": config.to_dict()} | asked)
-    retriever = _retriever(config, corpus, workdir / "data") if needs_passages else None
-    changes = _changes(config, options, run, retriever)
+    retriever = _retriever(config, corpus, workdir / "data") if searching else None
+    changes = _changes_of_all(config, options, run, retriever)
     with working("loading the policy"):
         policy, tokenizer, origin = trained_policy(
             config, workdir, mesh, base=options.base, step=run.step
         )
-    engine = methods.make_engine(
-        policy, tokenizer, retriever, config, options.method, greedy=options.greedy, mesh=mesh
-    )
-    params = nnx.state(policy)
-    settings = _settings_of(config, options) | {"searched": _searched(retriever)}
-    folder, found = workdir / "eval", []
-    for file in files:
-        result, trajectories = _answer(engine, params, file, options, config.seed + 1)
-        result |= {"policy": origin, "settings_changed": changes}
-        found.append(result)
-        if cluster.is_first():
-            name = results.result_name(result, settings)
-            results.write_result(folder, name, result, trajectories, tokenizer)
+    retrievers = {m: retriever if m in searching else None for m in options.methods}
+    settings = {m: _settings_of(config, options, m, retrievers[m]) for m in options.methods}
+    subject = _subject(config, workdir, policy, tokenizer, origin, files, options, settings, judge)
+    entries: dict[str, list[Entry]] = {}
+    for method in options.methods:
+        make_engine = functools.cache(
+            functools.partial(
+                methods.make_engine, policy, tokenizer, retrievers[method], config, method,
+                greedy=options.greedy, mesh=mesh,
+            )
+        )  # fmt: skip
+        entries[method] = [
+            answer_set(subject, make_engine, method, file, settings[method], changes[method])
+            for file in files
+        ]
     if cluster.is_first():
-        _summarise(folder, found, settings)
-    return found
+        if options.examples:
+            names = [entry.name for row in entries.values() for entry in row]
+            join_examples(Path(options.examples), subject.folder, names)
+        _summarise(subject.folder, entries, settings)
+        subject.finished.delete()
+    return [dict(entry.result) for row in entries.values() for entry in row]
 
 
-def _check_settings(config: ml_collections.ConfigDict, method: str) -> None:
+def _subject(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    policy: Decoder,
+    tokenizer: Tokenizer,
+    origin: str,
+    files: Sequence[QuestionFile],
+    options: Options,
+    settings: Mapping[str, Mapping[str, Any]],
+    judge: Judge | None,
+) -> Subject:
+    """What is evaluated, and what of it an earlier start of the same evaluation has finished."""
+    params, folder = nnx.state(policy), workdir / "eval"
+    weights = params_fingerprint(params)
+    facts = {
+        "options": options._asdict(),
+        "weights": weights,
+        "settings": settings,
+        "prompts": [methods.prompt_fingerprint(config, method) for method in options.methods],
+        "questions": [[file.name, file.sha256] for file in files],
+        "answers": [[q.golden_answers for q in file.questions] for file in files],
+    }
+    finished = FinishedResults(folder, facts)
+    return Subject(config, options, folder, params, tokenizer, origin, weights, judge, finished)
+
+
+def _check_settings(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
-    load_template(methods.templates(config)[method])
+    for method in names:
+        methods.check_templates(config, method)
 
 
-def _read_files(paths: Sequence[Path], limit: int) -> list[QuestionFile]:
-    files: dict[tuple[str, str], Path] = {}
+def _make_judge(options: Options) -> Judge:
+    """The judge that the options name.
+
+    Raises:
+        ValueError: the address is none, or the environment variable is not set.
+    """
+    from sr1_jax.rewards import judge
+
+    try:
+        return judge.Judge(
+            options.judge, options.judge_model, key_variable=options.judge_key_variable
+        )
+    except ValueError as error:
+        raise ValueError(f"--judge={options.judge}: {error}") from error
+
+
+def _specs(text: str) -> list[str | Path]:
+    """The files and the names of sets that --questions has, with commas between them."""
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise ValueError(f"--questions={text}: there is nothing before or after a comma.")
+    return [part if is_name(part) else local_path(part, "--questions") for part in parts]
+
+
+def _read_files(specs: Sequence[str | Path], folder: str, limit: int) -> list[QuestionFile]:
+    """The questions of files, and of sets that are looked for in a folder."""
+    files: dict[tuple[str, str], str | Path] = {}
     read = []
-    for path in paths:
-        questions = read_questions(path)
+    for path in specs:
+        questions = read_set(path, folder)
         questions = questions[:limit] if limit else questions
-        name = re.sub(r"(\.jsonl?)?(\.gz)?$", "", path.name)
+        name = str(path).replace(":", "_")
+        if not is_name(path):
+            name = re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", Path(path).name)
         file = QuestionFile(name, questions, questions_sha256(questions))
         if (name, file.sha256) in files:
             raise ValueError(
@@ -223,75 +252,82 @@ def _searched(retriever: Retriever | None) -> str:
     return fingerprint_of(retriever) if retriever else ""
 
 
-def _settings_of(config: ml_collections.ConfigDict, options: Options) -> dict[str, Any]:
+def _settings_of(
+    config: ml_collections.ConfigDict, options: Options, method: str, retriever: Retriever | None
+) -> dict[str, Any]:
+    """All settings that the answers of a method depend on, and what it searches."""
     plain = as_json_values(config.to_dict())
-    return results.answering_settings(plain, options.method, greedy=options.greedy)
+    found = results.answering_settings(plain, method, greedy=options.greedy)
+    return found | {"searched": _searched(retriever)}
+
+
+def _changes_of_all(
+    config: ml_collections.ConfigDict,
+    options: Options,
+    run: SavedRun,
+    retriever: Retriever | None,
+) -> dict[str, results.Changes | None]:
+    """Of each method the settings that differ from those of the run, also printed; None if there is
+    no run."""
+    found = {}
+    for method in options.methods:
+        searched = retriever if methods.needs_retriever(config, method) else None
+        found[method] = _changes(config, options, method, run, searched)
+    every = {key: change for changes in found.values() for key, change in (changes or {}).items()}
+    if every and cluster.is_first():
+        cli.notice(f"These settings are not those of the run: {results.describe(every)}.")
+    return found
 
 
 def _changes(
     config: ml_collections.ConfigDict,
     options: Options,
+    method: str,
     run: SavedRun,
     retriever: Retriever | None,
 ) -> results.Changes | None:
-    """Settings that differ from those of the run, also printed; None if there is no run."""
     if "config" not in run.facts:
         return None
     before = results.answering_settings(
-        RUN.without_free(run.facts["config"]), options.method, greedy=options.greedy
+        RUN.without_free(run.facts["config"]), method, greedy=options.greedy
     )
     # What a resumed run may change was not kept with the run.
     fixed = RUN.without_free(as_json_values(config.to_dict()))
-    now = results.answering_settings(fixed, options.method, greedy=options.greedy)
+    now = results.answering_settings(fixed, method, greedy=options.greedy)
     changes = dict(results.changed_settings(before, now))
     contents = run.facts.get("contents", {})
     here = {"data.corpus": _searched(retriever)}
-    if run.facts["config"].get("method") == options.method:
-        here["prompt"] = methods.prompt_fingerprint(config, options.method)
+    if run.facts["config"].get("method") == method:
+        here["prompt"] = methods.prompt_fingerprint(config, method)
     for key, found in here.items():
         kept = contents.get(key, "")
         if kept and found and kept != found:
             changes[key] = (kept[:8], found[:8])
-    if changes and cluster.is_first():
-        cli.notice(f"These settings are not those of the run: {results.describe(changes)}.")
     return changes
 
 
-def _answer(
-    engine: Any, params: nnx.State, file: QuestionFile, options: Options, seed: int
-) -> tuple[dict[str, Any], list]:
-    """The result of a question file, and its trajectories."""
-    began = time.perf_counter()
-    with working(f"answering {len(file.questions)} questions of {file.name}"):
-        trajectories = engine.run(file.questions, seed=seed, samples=options.samples, params=params)
-    scores = score_of_those_run(trajectories, file.questions)
-    exact = [float(exact_match(t.answer, t.golden_answers)) for t in trajectories]
-    ids = [trajectory.question_id for trajectory in trajectories]
-    result = {
-        "questions": file.name,
-        "questions_sha256": file.sha256,
-        "count": len(set(ids)),
-        **{key: getattr(options, key) for key in ("method", "greedy", "samples", "limit")},
-        "seconds": time.perf_counter() - began,
-        **scores,
-        **as_metrics(engine.stats),
-        "em_standard_error": clustered_standard_error(exact, ids),
-    }
-    return result, trajectories
-
-
 def _summarise(
-    folder: Path, found: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+    folder: Path,
+    entries: Mapping[str, Sequence[Entry]],
+    settings: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Prints the results; where there are several files, writes their average too."""
+    """Prints the results; writes averages over several files, and the table of several results."""
     console = rich.get_console()
-    if len(found) == 1:
-        sha256 = found[0]["questions_sha256"]
+    every = [entry for row in entries.values() for entry in row]
+    if len(every) == 1:
+        sha256 = every[0].result["questions_sha256"]
         results.print_results(list(results.read_results(folder, sha256)), console)
         return
-    mean = results.average(found)
-    results.write_result(folder, results.result_name(mean, settings), mean, [], None)
-    results.print_files(found, mean, console)
+    grid = grid_of(entries)
+    if len(grid.sets) > 1:
+        for method, mean in grid.means.items():
+            results.write_result(folder, results.result_name(mean, settings[method]), mean)
+    write_grid(folder, grid)
+    if len(entries) > 1:
+        print_grid(grid, console)
+    else:
+        (mean,) = grid.means.values()
+        results.print_files([entry.result for entry in every], mean, console)
 
 
 if __name__ == "__main__":

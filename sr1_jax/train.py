@@ -97,7 +97,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
             params = policy.before_training(config, mesh)
             result["before"] = development.before(params, workdir, run_facts(config, contents))
             del params  # they may be arrays that training need not hold
-    if config.warm_start.phases and config.base.workdir:
+    if config.warm_start.phases and (config.base.workdir or config.base.path):
         result["supervised"] = fine_tune(config, workdir, task, policy, mesh, development)
     result["seconds_before_rl"] = time.perf_counter() - began
 

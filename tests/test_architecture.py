@@ -19,9 +19,12 @@ FLOORS = (
     ("environment",),
     ("rollout",),
     ("rl", "evaluation"),
-    ("training",),
-    ("planning", "world"),
-    tuple("__main__ compare complete_corpus evaluate export index plan serve train".split()),
+    ("imitation", "training"),
+    ("experiments", "planning", "world"),
+    tuple(
+        "__main__ compare complete_corpus evaluate export index plan serve sweep table traces "
+        "train".split()
+    ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -87,13 +87,13 @@ def start(*arguments, config=CONFIG):
         (start("steps=3"), "unexpected argument 'steps=3'; flags are --name=value."),
         (
             start("--config.base.path=model"),
-            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm",
+            "model",
         ),
         (
             start("--config.protocol.template_path={tmp}/none.txt"),
             "protocol.template_path: {tmp}/none.txt is not a file.",
         ),
-        (start("--config.method=google"), "method must be one of search, direct, rag, not"),
+        (start("--config.method=google"), "method must be one of search, direct, cot, rag,"),
         (start("--processes=2"), "--processes and --process need --coordinator=HOST:PORT"),
         (start("--coordinator=me"), "--coordinator must be HOST:PORT, not 'me'."),
         (
@@ -395,6 +395,7 @@ def test_evaluation_by_search_equals_that_of_training(trained, evaluated):
         (result["em"] * (1 - result["em"]) / 8) ** 0.5
     )
     rows = read_rows(newest(trained.workdir / "eval", ".trajectories.jsonl"))
+    assert [row.pop("scores")["em"] for row in rows] == [row["reward"] for row in rows]
     assert rows == read_rows(trained.workdir / "dev_trajectories.jsonl")
     assert len({row["question_id"] for row in rows}) == 8
 

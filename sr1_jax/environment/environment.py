@@ -27,6 +27,8 @@ class Environment:
         template: of prompts.
         reward: of episodes.
         options: how tools are called, by tag; the defaults for those that are not in it.
+        reader: of prompts in which the policy reads what a search found; what it answers there is
+            shown instead. None: passages are shown.
     """
 
     tools: tuple[Tool, ...]
@@ -34,6 +36,7 @@ class Environment:
     template: PromptTemplate
     reward: Reward
     options: Mapping[str, CallOptions] = dataclasses.field(default_factory=dict)
+    reader: PromptTemplate | None = None
 
     @functools.cached_property
     def tags(self) -> Tags:
@@ -61,6 +64,8 @@ class Environment:
         *,
         template: str = "search",
         reward: Any = None,
+        reads_thoughts: bool = False,
+        reader: str = "",
         **options: Any,
     ) -> Environment:
         """Search alone, over a retriever.
@@ -70,20 +75,38 @@ class Environment:
             rollout: settings of rollouts.
             template: of prompts, see `load_template`.
             reward: settings of rewards; by default exact match.
+            reads_thoughts: whether each thought is a search, instead of a request of its own.
+            reader: template in which the policy reads what a search found; "": it is shown that.
             options: of calls, see `environment.settings.CALLS`.
         """
-        tool = SearchTool(retriever, rollout.passages, parallel_queries=rollout.parallel_queries)
+        tool = _search_tool(retriever, rollout, reads_thoughts)
         return cls(
             tools=(tool,),
             search=tool,
             template=load_template(template),
             reward=Reward(reward or REWARD.defaults(), rollout.max_context_tokens),
             options={SEARCH: CallOptions.of({SEARCH: vars(CallOptions(**options))}, SEARCH)},
+            reader=load_template(reader, reader=True) if reader else None,
         )
 
 
+def _search_tool(retriever: Retriever | None, rollout: Any, reads_thoughts: bool) -> SearchTool:
+    return SearchTool(
+        retriever,
+        rollout.passages,
+        parallel_queries=rollout.parallel_queries,
+        reads_thoughts=reads_thoughts,
+    )
+
+
 def make_environment(
-    config: Any, retriever: Retriever | None, template: PromptTemplate, *, rewarded: bool = True
+    config: Any,
+    retriever: Retriever | None,
+    template: PromptTemplate,
+    *,
+    rewarded: bool = True,
+    reads_thoughts: bool = False,
+    reader: PromptTemplate | None = None,
 ) -> Environment:
     """The environment of a run.
 
@@ -92,16 +115,21 @@ def make_environment(
         retriever: None where nothing is searched.
         template: of prompts.
         rewarded: whether episodes earn what the settings say, or exact match.
+        reads_thoughts: whether each thought is a search, and no other tool is called.
+        reader: see `Environment`.
 
     Raises:
         ValueError: tools or terms that cannot be made, tags that clash, options out of range.
     """
     rollout = config.rollout
-    search = SearchTool(retriever, rollout.passages, parallel_queries=rollout.parallel_queries)
-    tools = make_tools(tuple(config.environment.tools), config, {SEARCH: lambda: search})
+    search = _search_tool(retriever, rollout, reads_thoughts)
+    tools: tuple[Tool, ...] = (search,)
+    if not reads_thoughts:
+        tools = make_tools(tuple(config.environment.tools), config, {SEARCH: lambda: search})
     options = config.environment.options
     tags = {SEARCH, *(tool.tag for tool in tools)}
-    if unused := sorted(set(options) - tags):
+    # Where thoughts are searches, the other tools of the run are not made.
+    if not reads_thoughts and (unused := sorted(set(options) - tags)):
         raise ValueError(
             f"environment.options.{unused[0]}: no tool of environment.tools has the tag "
             f"{unused[0]!r}; the tags are {', '.join(sorted(tags))}."
@@ -112,4 +140,5 @@ def make_environment(
         template=template,
         reward=Reward(config.reward if rewarded else REWARD.defaults(), rollout.max_context_tokens),
         options={tool.tag: CallOptions.of(options, tool.tag) for tool in (*tools, search)},
+        reader=reader,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import time
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sr1_jax.data.questions import Question
+from sr1_jax.environment.pool import Answer
 from sr1_jax.environment.search_tool import SearchRecord
 from sr1_jax.environment.tool import Observation
 from sr1_jax.environment.trajectory import Call, Trajectory
@@ -21,11 +23,13 @@ from sr1_jax.protocol.tags import (
     ANSWER,
     SEARCH_TAGS,
     Tags,
+    ToolTags,
     close_tag,
     correction,
     open_tag,
     refusal,
 )
+from sr1_jax.retrieval.base import Passage
 
 
 class Next(enum.Enum):
@@ -63,9 +67,9 @@ class Rules:
         return self.tokenizer.encode(correction(self.tags))
 
     @functools.cached_property
-    def tool_of_stop(self) -> dict[str, str]:
-        """The tag of the tool that a closing tag hands over to."""
-        return {close_tag(tool.tag): tool.tag for tool in self.tags.tools}
+    def tool_of_stop(self) -> dict[str, ToolTags]:
+        """The tool that a closing tag hands over to."""
+        return {close_tag(tool.request_tag): tool for tool in self.tags.tools}
 
     @functools.cached_property
     def refusals(self) -> dict[str, list[int]]:
@@ -79,9 +83,30 @@ class Episode:
     A turn is one segment of the policy; there are at most `max_calls` + 1, and in the last one
     no tool is called. A segment that fills its budget without handing over is a turn without a
     valid action: the corrective text comes, and the remaining turns.
+
+    Where a tool reads thoughts, a thought for which no call is left asks nothing: the policy goes
+    on in the same segment, within its budget.
+
+    Args:
+        question: that is asked.
+        sample: number of this sample among those of the question.
+        prompt: token ids.
+        rules: of the run.
+        number: of the episodes that answer this sample of the question together; 0 is the one that
+            becomes a trajectory.
+        information: the answer of the search tool that stands in the prompt, if any does.
     """
 
-    def __init__(self, question: Question, sample: int, prompt: list[int], rules: Rules):
+    def __init__(
+        self,
+        question: Question,
+        sample: int,
+        prompt: list[int],
+        rules: Rules,
+        *,
+        number: int = 0,
+        information: Answer | None = None,
+    ):
         self.question = question
         self.sample = sample
         self.ids = list(prompt)
@@ -90,19 +115,25 @@ class Episode:
         self.prompt_length = len(prompt)
         self.tag = self.request = ""  # of the call that is waited for
         self.correction: list[int] = []
+        self.rest = ""  # written after a stop that was let pass, in the same token
         self.calls: list[Call] = []
         self.segments: list[list[int]] = [[]]
         self.overflowed_segments = 0
         self.invalid_segments: dict[int, str] = {}
         self.answer: str | None = None
         self.status: str | None = None
+        self.began = self.ended = 0.0  # by the host's clock: first prefill and last token
         self._rules = rules
+        self._number = number
         self._asked: Counter[str] = Counter()
+        self._information = information
 
     @property
     def stream(self) -> tuple[int, int]:
-        """Random stream: two numbers that depend on the question's id and the sample only."""
-        return zlib.crc32(self.question.id.encode()), self.sample
+        """Random stream: two numbers that depend on the question's id, the sample and the number
+        of the episode only."""
+        name = f"{self.question.id}\0{self._number}" if self._number else self.question.id
+        return zlib.crc32(name.encode()), self.sample
 
     @property
     def tokens_left(self) -> int:
@@ -112,8 +143,14 @@ class Episode:
             self._rules.max_context_tokens - len(self.ids),
         )
 
+    def begin(self) -> None:
+        """Starts the clock, unless it runs already."""
+        self.began = self.began or time.perf_counter()
+
     def add_sampled(self, tokens: list[int], logp: list[float]) -> None:
         """Appends tokens of the policy to the current segment."""
+        if tokens:
+            self.ended = time.perf_counter()
         self.ids += tokens
         self.mask += [1] * len(tokens)
         self.logp += logp
@@ -121,35 +158,42 @@ class Episode:
 
     def advance(self, stop: str | None) -> Next:
         """Decides what follows, given what the tag automaton found, if anything."""
-        if stop is None and self.tokens_left > 0:
-            return Next.POLICY
         rules = self._rules
         last = len(self.segments) > rules.max_calls
+        text = "" if stop is None else rules.tokenizer.decode(self.segments[-1])
+        tool = rules.tool_of_stop.get(stop)
+        if tool is not None and tool.reads_thoughts and (last or self._used_up(tool.tag)):
+            self.rest = text.rpartition(stop)[2]
+            stop = None
+        if stop is None and self.tokens_left > 0:
+            return Next.POLICY
         if stop is None:
             if len(self.ids) >= rules.max_context_tokens:
                 return self._finish("truncated")
             self.overflowed_segments += 1
             self._invalid("overflowed")
             return self._finish("truncated") if last else self._correct(rules.correction)
-        text = rules.tokenizer.decode(self.segments[-1])
         if stop == close_tag(ANSWER):
             self.answer = extract_answer(text, rules.tags)
             if self.answer is not None:
                 return self._finish("answered")
-        tag = rules.tool_of_stop.get(stop)
-        request = last_closed(text, tag, rules.tags) if tag else None
+        request = last_closed(text, tool.request_tag, rules.tags) if tool else None
         if last:
             self._invalid("refused" if request else "malformed")
             return self._finish("no_answer")
         if not request:
             self._invalid("malformed")
             return self._correct(rules.correction)
-        if self._asked[tag] >= rules.calls_of.get(tag, self._asked[tag] + 1):
+        if self._used_up(tool.tag):
             self._invalid("refused")
-            return self._correct(rules.refusals[tag])
-        self._asked[tag] += 1
-        self.tag, self.request = tag, request
+            return self._correct(rules.refusals[tool.tag])
+        self._asked[tool.tag] += 1
+        self.tag, self.request = tool.tag, request
         return Next.CALL
+
+    def _used_up(self, tag: str) -> bool:
+        """Whether a tool's own calls are used up."""
+        return self._asked[tag] >= self._rules.calls_of.get(tag, self._asked[tag] + 1)
 
     def answered(self, observation: Observation, ids: list[int]) -> Next:
         """Takes the answer to `request`: what the tool said, and the ids that show it.
@@ -215,4 +259,13 @@ class Episode:
             status=self.status,
             well_formed=not invented and is_well_formed(response_text, tags),
             golden_answers=tuple(self.question.golden_answers),
+            prompt_passages=self._prompt_passages(),
+            seconds=self.ended - self.began if self.began else 0.0,
         )
+
+    def _prompt_passages(self) -> list[Passage]:
+        """What the search for the prompt found, if there was one."""
+        record = self._information.observation.record if self._information else None
+        if not isinstance(record, SearchRecord):
+            return []
+        return [passage for hits in record.passages for passage in hits]

@@ -11,16 +11,32 @@ from sr1_jax.protocol.tags import INFORMATION, SEARCH
 from sr1_jax.retrieval.base import Passage, Retriever
 
 
+class Reading(NamedTuple):
+    """What the policy wrote when it read passages in a prompt of their own.
+
+    Attributes:
+        text: all that it wrote.
+        answer: what of it is shown instead of the passages; None if it gave none.
+        tokens: that it wrote.
+    """
+
+    text: str
+    answer: str | None
+    tokens: int
+
+
 class SearchRecord(NamedTuple):
     """What a call of the search tool found.
 
     Attributes:
         queries: one, or with parallel queries one a line of the request.
         passages: of each query, best first.
+        reading: of the passages, where the policy is shown what it wrote of them instead.
     """
 
     queries: list[str]
     passages: list[list[Passage]]
+    reading: Reading | None = None
 
 
 class SearchTool:
@@ -30,17 +46,24 @@ class SearchTool:
         retriever: may be None where no request will come.
         passages: a query.
         parallel_queries: whether each line of a request is a query; else all of it is one.
+        reads_thoughts: whether the requests are the policy's thoughts, each a query.
     """
 
     tag = SEARCH
     observation_tag = INFORMATION
 
     def __init__(
-        self, retriever: Retriever | None, passages: int, *, parallel_queries: bool = False
+        self,
+        retriever: Retriever | None,
+        passages: int,
+        *,
+        parallel_queries: bool = False,
+        reads_thoughts: bool = False,
     ):
         self.retriever = retriever
+        self.reads_thoughts = reads_thoughts
         self._passages = passages
-        self._parallel = parallel_queries
+        self._parallel = parallel_queries and not reads_thoughts
 
     def queries(self, request: str) -> list[str]:
         """The queries of a request; none in a blank one."""

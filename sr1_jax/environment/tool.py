@@ -31,7 +31,8 @@ class Tool(Protocol):
 
     A tool may also have `failed(request) -> Observation`: what is shown of a request that no
     attempt could answer, where environment.options.<tag>.failure="empty" lets the run go on. By
-    default that is an empty observation without a record.
+    default that is an empty observation without a record. With the attribute `reads_thoughts` set
+    to True its requests are the policy's thoughts, each as soon as it is closed; only one tool can.
 
     Attributes:
         tag: of a request, as in `<tag>request</tag>`.
@@ -60,7 +61,12 @@ def tags_of(tools: list[Tool] | tuple[Tool, ...]) -> Tags:
     Raises:
         ValueError: a tag is reserved, used twice, or no name.
     """
-    return Tags(tuple(ToolTags(tool.tag, tool.observation_tag) for tool in tools))
+    return Tags(
+        tuple(
+            ToolTags(tool.tag, tool.observation_tag, getattr(tool, "reads_thoughts", False))
+            for tool in tools
+        )
+    )
 
 
 def make_tools(

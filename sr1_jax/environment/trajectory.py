@@ -60,6 +60,9 @@ class Trajectory:
             last one.
         reward: their sum: what the episode trains on.
         trains: whether it trains at all.
+        prompt_passages: that stood in the prompt, best first.
+        seconds: from the first prefill of its prompt to its last token, by the host's clock; says
+            nothing of whether two trajectories are equal.
     """
 
     question_id: str
@@ -84,3 +87,5 @@ class Trajectory:
     segment_rewards: np.ndarray | None = None
     reward: float = 0.0
     trains: bool = True
+    prompt_passages: list[Passage] = dataclasses.field(default_factory=list)
+    seconds: float = dataclasses.field(default=0.0, compare=False)

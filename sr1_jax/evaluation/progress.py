@@ -47,6 +47,32 @@ def working(what: str) -> Iterator[None]:
         print(f"{what}: {duration(seconds)}", flush=True)
 
 
+@contextlib.contextmanager
+def counting(what: str, total: int, *, start: int = 0) -> Iterator[Live]:
+    """As `working`, with a count of what is done: a bar at a terminal, elsewhere a line.
+
+        with counting("answering 200 questions", 200) as live:
+            for number, question in enumerate(questions, start=1):
+                live.update(number, EM=…)
+
+    Args:
+        what: is being done, in a few words.
+        total: things to do.
+        start: things done before.
+    """
+    began = time.perf_counter()
+    live = Live(what, total, start=start)
+    if not rich.get_console().is_terminal:
+        print(f"{printable(what)} …", flush=True)
+    try:
+        yield live
+    finally:
+        live.close()
+    seconds = time.perf_counter() - began
+    if seconds > 1:
+        print(f"{printable(what)}: {duration(seconds)}", flush=True)
+
+
 def duration(seconds: float) -> str:
     """A time as people say it: 8.4 s, 75 s, 12 min, 3 h 20 min."""
     if seconds < 9.95:

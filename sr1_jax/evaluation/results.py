@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from sr1_jax.environment.trajectory import Trajectory
-from sr1_jax.evaluation.scores import SCORES
-from sr1_jax.evaluation.tables import Column, Row, print_scores, score_columns
+from sr1_jax.evaluation.intervals import LEVEL, Interval, intervals_of
+from sr1_jax.evaluation.methods import TEMPLATES, prompt_settings
+from sr1_jax.evaluation.score_table import ScoreTable, score_path, write_scores
+from sr1_jax.evaluation.tables import HALF_WIDTH, Column, Row, print_scores, score_columns
 from sr1_jax.evaluation.trajectory_log import as_row, write_rows
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.terminal import one_line
@@ -30,6 +32,9 @@ SPEED = (
 _SAMPLING = ("rollout.temperature", "rollout.top_p", "rollout.top_k")
 _LONGEST_CHANGES = 60
 
+MACRO = "macro average"
+HALF_WIDTH_MEANING = f"half the {LEVEL:.0%} interval of EM, drawn by question"
+
 # Setting -> (its value in the run, its value now).
 Changes = Mapping[str, tuple[Any, Any]]
 
@@ -43,15 +48,14 @@ def answering_settings(config: Mapping[str, Any], method: str, *, greedy: bool) 
         greedy: whether settings of sampling are left out.
     """
     unused = {*SPEED, *(_SAMPLING if greedy else ())}
-    if method != "search":
-        unused.add("protocol.template_path")
+    used = prompt_settings(method)
+    unused |= {f"protocol.{key}" for key in (*TEMPLATES, "template_path") if key not in used}
     found = {} if greedy else {"seed": config.get("seed")}
     return found | {
         key: value
         for section in (*_SECTIONS, "base", "lora")
         for key, value in _flat(config.get(section, {}), f"{section}.")
-        if key in _WEIGHTS
-        or (section in _SECTIONS and key not in unused and not _of_another_method(key, method))
+        if key in _WEIGHTS or (section in _SECTIONS and key not in unused)
     }
 
 
@@ -84,14 +88,16 @@ def result_name(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         parts.append(f"samples_{result['samples']}")
     if result["limit"]:
         parts.append(f"limit_{result['limit']}")
+    if judge := result.get("judge_model"):
+        parts.append(f"judge_{re.sub(r'[^A-Za-z0-9_-]+', '-', judge)}")
     parts.append(f"questions_{result['questions_sha256'][:8]}")
     changes = result["settings_changed"]
     if changes is None:
-        parts.append(f"settings_{_hash(settings)}")
+        parts.append(f"settings_{digest(settings)}")
     elif changes:
         text = ",".join(f"{key}={now}" for key, (_, now) in sorted(changes.items()))
         plain = re.fullmatch(r"[\w.,=+-]+", text) and len(text) <= _LONGEST_CHANGES
-        parts.append(text if plain else f"settings_{_hash(text)}")
+        parts.append(text if plain else f"settings_{digest(text)}")
     return ".".join(parts)
 
 
@@ -99,17 +105,42 @@ def write_result(
     folder: Path,
     name: str,
     result: Mapping[str, Any],
-    trajectories: Sequence[Trajectory],
-    tokenizer: Tokenizer,
+    trajectories: Sequence[Trajectory] = (),
+    tokenizer: Tokenizer | None = None,
+    table: ScoreTable | None = None,
 ) -> None:
-    """Writes the scores of an evaluation, and before them its trajectories where there are any."""
+    """Writes the result of an evaluation; before it, where there are any, its trajectories and
+    their scores."""
     folder.mkdir(parents=True, exist_ok=True)
     if trajectories:
         rows = [as_row(trajectory, tokenizer) for trajectory in trajectories]
+        for number, row in enumerate(rows):
+            row["scores"] = table.of_trajectory(number) if table else {}
         write_rows(folder / f"{name}.trajectories.jsonl", rows)
+    if table:
+        write_scores(score_path(folder / f"{name}.json"), table)
     temporary = folder / f"{name}.tmp"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.replace(folder / f"{name}.json")
+
+
+def scores_with_intervals(tables: Sequence[ScoreTable]) -> dict[str, Any]:
+    """The scores of one set, or the average in which each of several sets counts the same.
+
+    Returns:
+        Each score that every set has by its key; intervals, [low, high] of each, and
+        interval_level.
+    """
+    found = intervals_of([table.all_values() for table in tables])
+    intervals = {key: [interval.low, interval.high] for key, interval in found.items()}
+    means = {key: interval.mean for key, interval in found.items()}
+    return means | {"intervals": intervals, "interval_level": LEVEL}
+
+
+def interval_in(result: Mapping[str, Any], key: str = "em") -> Interval | None:
+    """The interval of a score of a result; None in results of earlier versions."""
+    ends = result.get("intervals", {}).get(key)
+    return Interval(result[key], *ends) if ends else None
 
 
 def read_results(folder: Path, questions_sha256: str) -> Iterator[dict[str, Any]]:
@@ -123,24 +154,31 @@ def read_results(folder: Path, questions_sha256: str) -> Iterator[dict[str, Any]
             print(one_line(f"{path} is damaged ({error}) and left out."), file=sys.stderr)
 
 
-def average(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def average(
+    results: Sequence[Mapping[str, Any]], tables: Sequence[ScoreTable], files: Sequence[str]
+) -> dict[str, Any]:
     """The result in which each of several question files counts the same: a macro average.
 
     Its standard error is that of a mean of independent means.
+
+    Args:
+        results: of the files, by one method.
+        tables: the scores of each.
+        files: names of the results, less their endings.
     """
     first, count = results[0], len(results)
-    scores = {one.key: sum(r[one.key] for r in results) / count for one in SCORES}
     errors = sum(result["em_standard_error"] ** 2 for result in results)
     names = [result["questions"] for result in results]
-    same = ("method", "policy", "greedy", "samples", "limit", "settings_changed")
+    same = ("method", "policy", "greedy", "samples", "limit", "settings_changed", "judge_model")
     return {
-        "questions": "+".join(names) if len("+".join(names)) < 60 else f"{count}_files",
-        "questions_sha256": _hash([result["questions_sha256"] for result in results], 64),
+        "questions": joined(names, "files"),
+        "questions_sha256": digest([result["questions_sha256"] for result in results], 64),
         "files": names,
+        "results": list(files),
         "count": sum(result["count"] for result in results),
-        **{key: first[key] for key in same},
+        **{key: first[key] for key in same if key in first},
         "seconds": sum(result["seconds"] for result in results),
-        **scores,
+        **scores_with_intervals(tables),
         "em_standard_error": errors**0.5 / count,
     }
 
@@ -154,10 +192,11 @@ def print_results(results: Sequence[Mapping[str, Any]], console: Console) -> Non
             notes += [] if changes in notes else [changes]
             policy += f" ({notes.index(changes) + 1})"
         how = ("greedy" if result["greedy"] else "sampled") + _times(result["samples"])
-        rows.append(Row((result["method"], policy, how, str(result["count"])), result))
+        rows.append(as_table_row((result["method"], policy, how, str(result["count"])), result))
     title = f"Results on {results[0]['questions']}"
     labels = ["method", "policy", "decode", "n"]
-    print_scores(console, title, labels, rows, _columns(results[0]))
+    print_scores(console, title, labels, rows, columns_of(rows))
+    print_meaning_of_half_width(console)
     for number, note in enumerate(notes, start=1):
         console.print(f"({number}) {note}", markup=False, highlight=False)
 
@@ -166,28 +205,36 @@ def print_files(
     results: Sequence[Mapping[str, Any]], mean: Mapping[str, Any], console: Console
 ) -> None:
     """Prints the results of one evaluation by question file, and their average."""
-    rows = [Row((result["questions"], str(result["count"])), result) for result in results]
-    rows.append(Row(("macro average", str(mean["count"])), mean))
+    every = [*zip((result["questions"] for result in results), results), (MACRO, mean)]
+    rows = [as_table_row((name, str(result["count"])), result) for name, result in every]
     how = ("greedy" if mean["greedy"] else "sampled") + _times(mean["samples"])
     title = f"{mean['method']}, {mean['policy']}, {how}"
-    print_scores(console, title, ["questions", "n"], rows, _columns(mean))
+    print_scores(console, title, ["questions", "n"], rows, columns_of(rows))
+    print_meaning_of_half_width(console)
     if mean["settings_changed"]:
         console.print(describe(mean["settings_changed"]), markup=False, highlight=False)
 
 
-def _columns(scores: Mapping[str, Any]) -> list[Column]:
-    first, *others = score_columns(scores)
-    return [first, Column("em_standard_error", "±"), *others]
+def as_table_row(labels: tuple[str, ...], result: Mapping[str, Any]) -> Row:
+    """A row of a table, with half the width of the interval of exact match."""
+    interval = interval_in(result)
+    half = {HALF_WIDTH: interval.half_width} if interval else {}
+    return Row(labels, {**result, **half})
+
+
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """Columns of all scores that any row has."""
+    first, *others = score_columns({key: None for row in rows for key in row.scores})
+    return [first, Column(HALF_WIDTH, "±"), *others]
+
+
+def print_meaning_of_half_width(console: Console) -> None:
+    """Says what ± is."""
+    console.print(f"±: {HALF_WIDTH_MEANING}.", style="dim", highlight=False)
 
 
 def _times(samples: int) -> str:
     return f" ×{samples}" if samples > 1 else ""
-
-
-def _of_another_method(key: str, method: str) -> bool:
-    section, _, name = key.partition(".")
-    is_template = section == "protocol" and name.endswith("_template")
-    return is_template and name != f"{method}_template"
 
 
 def _flat(tree: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
@@ -198,5 +245,11 @@ def _flat(tree: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
             yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def _hash(value: Any, digits: int = 8) -> str:
+def joined(names: Sequence[str], what: str) -> str:
+    """Names in a file name: all of them, or how many they are."""
+    return "+".join(names) if len("+".join(names)) < 60 else f"{len(names)}_{what}"
+
+
+def digest(value: Any, digits: int = 8) -> str:
+    """The beginning of the hash of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]

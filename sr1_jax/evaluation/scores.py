@@ -72,7 +72,8 @@ def score_of_those_run(
     """`score` where some questions were left out (rollout.long_prompts="skip").
 
     Questions of several sources add exact match by source, as em/nq, and em_macro: the mean in
-    which each source counts the same.
+    which each source counts the same. Questions whose metadata has a kind add em/kind/two_hop and
+    so on.
 
     Args:
         trajectories: one or more a question that was run.
@@ -89,8 +90,11 @@ def score_of_those_run(
     run = [by_id[trajectory.question_id] for trajectory in trajectories]
     scores = score(trajectories, hops_of(run))
     sources = [question.source for question in run]
+    kinds = [question.metadata.get("kind") for question in run]
+    exact = [float(exact_match(t.answer, t.golden_answers)) for t in trajectories]
+    if all(isinstance(kind, str) for kind in kinds):
+        scores |= _by_part(exact, kinds, "em/kind/{}".format)
     if len(set(sources)) > 1:
-        exact = [float(exact_match(t.answer, t.golden_answers)) for t in trajectories]
         by_source = _by_part(exact, sources, "em/{}".format)
         scores |= by_source | {"em_macro": float(np.mean(list(by_source.values())))}
     return scores

@@ -11,8 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sr1_jax.evaluation.score_table import JUDGE, QUESTION_SCORES
 from sr1_jax.evaluation.scores import SCORES
 from sr1_jax.terminal import one_line
+
+# Key of half the width of the interval of exact match.
+HALF_WIDTH = "em_half_width"
+# Beginnings of keys of several samples of a question, and of the headings of their columns.
+_OF_SAMPLES = {"majority@": "maj@", "pass@": "pass@"}
 
 
 class Column(NamedTuple):
@@ -39,7 +45,8 @@ class Row(NamedTuple):
 def score_columns(
     scores: Mapping[str, Any], *, prefix: str = "", above: str = "", brief: bool = False
 ) -> list[Column]:
-    """Columns of all scores that have a heading, exact match by hops behind that of all.
+    """Columns of all scores that have a heading, exact match by hops behind that of all, and those
+    of evaluations alone where there are any.
 
     Args:
         scores: a row, which says whether there are hops.
@@ -55,9 +62,32 @@ def score_columns(
             start = f"{prefix}em_"
             hops = sorted(k for k in scores if k.startswith(start) and k.endswith("_hop"))
             columns += [Column(k, k.removeprefix(start).replace("_", "-")) for k in hops]
+            columns += _columns_of_samples(scores, prefix)
+        if one.key == "substring" and not brief:
+            columns += _columns_of_evaluations(scores, prefix)
     if above:
         columns = [column._replace(heading=f"{above}\n{column.heading}") for column in columns]
     return columns
+
+
+def _columns_of_samples(scores: Mapping[str, Any], prefix: str) -> list[Column]:
+    """The vote of all samples of a question, and the best of as many."""
+    columns = []
+    for start, heading in _OF_SAMPLES.items():
+        counts = [
+            int(key.removeprefix(prefix + start))
+            for key in scores
+            if key.startswith(prefix + start)
+        ]
+        columns += [Column(f"{prefix}{start}{k}", f"{heading}{k}") for k in sorted(counts)[-1:]]
+    return columns
+
+
+def _columns_of_evaluations(scores: Mapping[str, Any], prefix: str) -> list[Column]:
+    """Scores that evaluations alone have, where a row has them."""
+    every = [Column(JUDGE, "judge")]
+    every += [Column(one.key, one.heading, one.digits) for one in QUESTION_SCORES]
+    return [c._replace(key=prefix + c.key) for c in every if prefix + c.key in scores]
 
 
 def cells_of(row: Row, columns: Sequence[Column]) -> list[str]:

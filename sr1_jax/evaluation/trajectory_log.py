@@ -160,8 +160,11 @@ def _escaped(text: str) -> str:
 
 
 def as_row(trajectory: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A trajectory as JSON-able data; `spans` lists [mask, text]."""
-    return {
+    """A trajectory as JSON-able data; `spans` lists [mask, text]. Where the policy read passages in
+    prompts of their own, `readings` lists what it wrote there, one a call."""
+    readings = [getattr(call.record, "reading", None) for call in trajectory.calls]
+    written = [reading and reading.text for reading in readings]
+    return ({"readings": written} if any(readings) else {}) | {
         "question_id": trajectory.question_id,
         "sample": trajectory.sample,
         "golden_answers": list(trajectory.golden_answers),

@@ -11,11 +11,9 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.abstract import Program
-from sr1_jax.environment import make_environment
-from sr1_jax.evaluation.methods import rollout_config, templates
+from sr1_jax.evaluation.methods import method_environment, rollout_config
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.lora import without_adapters
-from sr1_jax.protocol.prompts import load_template
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Score, Zeros
 from sr1_jax.rollout.listing import rollout_programs
@@ -65,12 +63,11 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
     check_mesh(config, mesh)
     policy, critic = abstract_models(config)
     learner = make_abstract_learner(config, mesh)
-    template = load_template(templates(config)[config.method])
     sampling = rollout_programs(
         policy if policy.config.lora is None else without_adapters(policy),
         rollout_config(config, config.method),
         mesh,
-        stop_strings=make_environment(config, None, template).tags.stop_tags,
+        stop_strings=method_environment(config, None, config.method, None).tags.stop_tags,
     )
     return Run(
         config,

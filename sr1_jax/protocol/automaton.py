@@ -22,10 +22,12 @@ class TagAutomaton:
         next_state: int32 [states, V]. State 0 is the start; the last `len(stops)` states are
             final and absorbing.
         stops: what each final state means: a stop string, or `END_OF_TEXT`.
+        by_byte: int [states, 256], the same for single bytes.
     """
 
     next_state: np.ndarray
     stops: tuple[str, ...]
+    by_byte: np.ndarray
 
     END_OF_TEXT = "<end of text>"
 
@@ -42,6 +44,13 @@ class TagAutomaton:
         """The state after `ids`, on the host."""
         for token in ids:
             state = int(self.next_state[state, token])
+        return state
+
+    def after(self, text: bytes) -> int:
+        """The state after a text, from the start: where to go on behind a stop that is let pass."""
+        state = 0
+        for byte in text:
+            state = int(self.by_byte[state, byte])
         return state
 
 
@@ -77,7 +86,7 @@ def build_automaton(
         tokens = np.nonzero(lengths_V > position)[0]
         next_state[:, tokens] = by_byte[next_state[:, tokens], padded[None, tokens, position]]
     next_state[:inner, list(eos_ids)] = finals[-1]
-    return TagAutomaton(next_state, (*stop_strings, TagAutomaton.END_OF_TEXT))
+    return TagAutomaton(next_state, (*stop_strings, TagAutomaton.END_OF_TEXT), by_byte)
 
 
 def _byte_automaton(stops: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

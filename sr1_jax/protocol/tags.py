@@ -1,9 +1,10 @@
 """The tags of the protocol: how blocks are written, and what follows from the tools there are.
 
 A response is a row of blocks, `<think>…</think>`, a request to a tool in the tool's tag, an
-observation in the tool's observation tag, and in the end `<answer>…</answer>`. Which tags there
-are, where the policy hands over, and which block may follow which all derive from the tools
-configured; `SEARCH_TAGS`, search alone, is what every function takes by default.
+observation in the tool's observation tag, and in the end `<answer>…</answer>`. One tool may take
+the thoughts themselves for its requests. Which tags there are, where the policy hands over, and
+which block may follow which all derive from the tools configured; `SEARCH_TAGS`, search alone, is
+what every function takes by default.
 """
 
 from __future__ import annotations
@@ -34,10 +35,22 @@ def close_tag(name: str) -> str:
 
 
 class ToolTags(NamedTuple):
-    """The two tags of a tool: of a request to it, and of what comes back."""
+    """The two tags of a tool: of a request to it, and of what comes back.
+
+    Attributes:
+        tag: of the tool; also of its requests, unless it reads thoughts.
+        observation_tag: around what comes back.
+        reads_thoughts: whether each closed thought is a request; there is no other.
+    """
 
     tag: str
     observation_tag: str
+    reads_thoughts: bool = False
+
+    @property
+    def request_tag(self) -> str:
+        """Of the block that a request is written in."""
+        return THINK if self.reads_thoughts else self.tag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +61,15 @@ class Tags:
         tools: of each tool; may be none.
 
     Raises:
-        ValueError: a tag is reserved, given twice, or not a lower-case name.
+        ValueError: a tag is reserved, given twice, or not a lower-case name, or two tools read
+            thoughts.
     """
 
     tools: tuple[ToolTags, ...]
 
     def __post_init__(self):
         seen = set(RESERVED)
-        for name in (name for tool in self.tools for name in tool):
+        for name in (name for tool in self.tools for name in tool[:2]):
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ValueError(
                     f"Tag {name!r} of a tool: a tag is a lower-case name of letters, digits, "
@@ -69,11 +83,19 @@ class Tags:
                     "its own."
                 )
             seen.add(name)
+        readers = [tool.tag for tool in self.tools if tool.reads_thoughts]
+        if len(readers) > 1:
+            raise ValueError(f"Only one tool can read thoughts, not {' and '.join(readers)}.")
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Of all blocks."""
-        return (THINK, *(name for tool in self.tools for name in tool), ANSWER)
+        names = (
+            THINK,
+            *(n for t in self.tools for n in (t.request_tag, t.observation_tag)),
+            ANSWER,
+        )
+        return tuple(dict.fromkeys(names))
 
     @functools.cached_property
     def observation_names(self) -> tuple[str, ...]:
@@ -83,15 +105,21 @@ class Tags:
     @functools.cached_property
     def stop_tags(self) -> tuple[str, ...]:
         """The policy hands over to the environment right after one of these."""
-        return (*(close_tag(tool.tag) for tool in self.tools), close_tag(ANSWER))
+        return (*(close_tag(tool.request_tag) for tool in self.tools), close_tag(ANSWER))
 
     @functools.cached_property
     def followers(self) -> dict[str | None, tuple[str, ...]]:
         """Which blocks may follow a block; None stands for the start of the response."""
-        requests = tuple(tool.tag for tool in self.tools)
-        found = {None: (THINK,), THINK: (*requests, ANSWER), ANSWER: ()}
-        for tool in self.tools:
+        own = tuple(tool for tool in self.tools if not tool.reads_thoughts)
+        actions = (*(tool.tag for tool in own), ANSWER)
+        found = {None: (THINK,), THINK: actions, ANSWER: ()}
+        for tool in own:
             found |= {tool.tag: (tool.observation_tag,), tool.observation_tag: (THINK,)}
+        for tool in self.tools:
+            if tool.reads_thoughts:
+                # The last thought asks nothing, and after what one brought none has to come.
+                found[THINK] = (tool.observation_tag, *actions)
+                found[tool.observation_tag] = (THINK, *actions)
         return found
 
     @functools.cached_property
@@ -126,11 +154,13 @@ def correction(tags: Tags = SEARCH_TAGS) -> str:
 
     There are no tags in it: the whole response stays parseable by eye and by `extract_answer`.
     """
-    requests = [tool.tag for tool in tags.tools]
+    requests = [tool.request_tag for tool in tags.tools]
     if not requests:
         return "\nThat was no answer. Put the final answer between answer tags.\n"
     if requests == [SEARCH]:
         action, content = "a search", "a query between search tags"
+    elif requests == [THINK]:
+        action, content = "a thought", "one thought between think tags"
     else:
         listed = " or ".join(requests)
         action, content = "a request", f"a request between {listed} tags"

@@ -27,11 +27,11 @@ def gold_segment(trajectory: Any, question: Any) -> int | None:
         trajectory: its `calls`; those with passages on their record are searches.
         question: its `golden_answers` and `metadata`.
     """
-    titles = {_title(title) for title in supporting_titles(question)}
+    titles = {plain_title(title) for title in supporting_titles(question)}
     answers = {f" {answer} " for answer in map(normalize_answer, question.golden_answers)}
     answers -= {f" {answer} " for answer in (*CLOSED_ANSWERS, "")}
     for segment, passage in found_passages(trajectory):
-        if _title(passage.title) in titles:
+        if plain_title(passage.title) in titles:
             return segment
         words = f" {normalize_answer(f'{passage.title} {passage.text}')} "
         if any(answer in words for answer in answers):
@@ -68,5 +68,7 @@ def queries_of(call: Any) -> Iterable[str] | None:
     return getattr(call.record, "queries", None)
 
 
-def _title(title: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", title).casefold().split())
+def plain_title(title: str) -> str:
+    """A title for comparison; dumps of Wikipedia write some in quotes."""
+    plain = unicodedata.normalize("NFC", title).casefold().strip().strip('"')
+    return " ".join(plain.split())

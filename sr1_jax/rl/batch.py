@@ -19,7 +19,8 @@ class Batch(NamedTuple):
 
     Attributes:
         ids_BT: int32 tokens.
-        trains_BT: float32, 1 on tokens that train.
+        trains_BT: float32, 1 on tokens that train. In one ablation they are what advantages and the
+            critic see, and the policy's loss sees `sampled_BT`.
         sampled_BT: float32, 1 on tokens that were sampled and train.
         logp_BT: float32 behaviour log-probabilities, 0 where nothing was sampled.
         rewards_BT: float32, the reward of each segment the policy wrote, on its last token; 0
@@ -50,7 +51,7 @@ def make_batch(
         trajectories: any, of at most `length` tokens.
         length: T.
         pad_id: fills `ids_BT`; never read, masks say what counts.
-        mask_observations: False trains on everything after the prompt (an ablation).
+        mask_observations: False has everything after the prompt train (ablations).
 
     Returns:
         The batch; rows are in the order of the trajectories.

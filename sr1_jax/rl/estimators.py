@@ -72,6 +72,12 @@ def _ppo(rewards_BT, values_BT, batch: Batch, config: ml_collections.ConfigDict)
     return advantages_BT, returns_BT
 
 
+def _reinforce(rewards_BT, values_BT, batch: Batch, config: ml_collections.ConfigDict):
+    """Each trajectory's own score: GRPO with groups of one (arXiv 2503.09516)."""
+    scores_B = trajectory_scores(rewards_BT, batch)
+    return scores_B[:, None] * batch.trains_BT, jnp.zeros_like(values_BT)
+
+
 def _reinforce_pp(rewards_BT, values_BT, batch: Batch, config: ml_collections.ConfigDict):
     advantages_BT = reinforce_pp(rewards_BT, batch.trains_BT, gamma=config.gamma)
     return advantages_BT, jnp.zeros_like(values_BT)
@@ -113,6 +119,9 @@ ESTIMATORS: dict[str, Estimator] = {
     ),
     "rloo": Estimator(
         _of_groups(leave_one_out), "reward less the mean of the other samples", **_COMPARING
+    ),
+    "reinforce": Estimator(
+        _reinforce, "reward as it is, as GRPO with groups of one", per_trajectory=True
     ),
     "reinforce_pp": Estimator(_reinforce_pp, "reward to go, standardised over the batch"),
 }

@@ -233,6 +233,9 @@ class Learner:
             state, on_mesh, plan_micro_batches(batch.trains_BT, everything, self._config)
         )
         prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
+        for_policy = prepared
+        if not self._config.mask_advantages:
+            for_policy = prepared._replace(trains_BT=on_mesh.sampled_BT)
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
         plans: list[MicroBatch] = []
@@ -241,7 +244,7 @@ class Learner:
             for rows in np.split(order, minibatches(self._config, self._trajectories)):
                 plan = plan_micro_batches(batch.trains_BT, rows, self._config)
                 plans += plan
-                state, logged = self._update(state, prepared, plan, rows)
+                state, logged = self._update(state, for_policy, prepared, plan, rows)
                 history.append(logged)
         history, metrics, coefficient = jax.device_get((history, metrics, state.kl_coefficient))
         means = {key: float(np.mean([h[key] for h in history])) for key in history[0]}
@@ -255,17 +258,29 @@ class Learner:
         return StepResult(state, means, prepared)
 
     def _update(
-        self, state: LearnerState, prepared: Prepared, plan: Sequence[MicroBatch], rows: np.ndarray
+        self,
+        state: LearnerState,
+        for_policy: Prepared,
+        for_critic: Prepared,
+        plan: Sequence[MicroBatch],
+        rows: np.ndarray,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """An optimizer step of each model over a mini-batch."""
-        minibatch = (prepared, plan, self._totals(prepared, rows))
         policy, logged = self._update_policy(
-            state.policy, *minibatch, state.kl_coefficient, self._policy.frozen
+            state.policy,
+            for_policy,
+            plan,
+            self._totals(for_policy, rows),
+            state.kl_coefficient,
+            self._policy.frozen,
         )
         metrics = {f"policy/{key}": value for key, value in logged.items()}
         critic = state.critic
         if critic is not None:
-            critic, logged = self._update_critic(critic, *minibatch, self._critic.frozen)
+            totals = self._totals(for_critic, rows)
+            critic, logged = self._update_critic(
+                critic, for_critic, plan, totals, self._critic.frozen
+            )
             metrics |= {f"critic/{key}": value for key, value in logged.items()}
         return LearnerState(policy, critic, state.kl_coefficient), metrics
 

@@ -31,7 +31,7 @@ class Scores(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A batch with everything the updates need; all [B, T]."""
+    """A batch with everything the updates of a model need; all [B, T]."""
 
     ids_BT: jax.Array
     trains_BT: jax.Array
@@ -60,14 +60,15 @@ def prepare(
     from_trainer = config.old_logp == "trainer"
     old_logp_BT = scores.logp_BT if from_trainer else batch.logp_BT
     kl_BT = jnp.zeros_like(trains_BT)
+    policy_BT = trains_BT if config.mask_advantages else batch.sampled_BT
     if config.kl_in != "none":
-        kl_BT = kl_estimate(old_logp_BT, scores.ref_logp_BT, config.kl_kind, mask_BT=trains_BT)
+        kl_BT = kl_estimate(old_logp_BT, scores.ref_logp_BT, config.kl_kind, mask_BT=policy_BT)
     rewards_BT = batch.rewards_BT
     if config.kl_in == "reward":
         rewards_BT = rewards_BT - kl_coefficient * kl_BT
     estimator = ESTIMATORS[config.algorithm]
     advantages_BT, returns_BT = estimator.estimate(rewards_BT, values_BT, batch, config)
-    metrics = {"kl": masked_mean(kl_BT, trains_BT), "trained_tokens": trains_BT.sum()}
+    metrics = {"kl": masked_mean(kl_BT, policy_BT), "trained_tokens": policy_BT.sum()}
     if estimator.needs_critic:
         metrics |= _critic_metrics(values_BT, returns_BT, trains_BT)
     if from_trainer:

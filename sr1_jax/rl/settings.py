@@ -119,6 +119,11 @@ LEARNER = Section(
         "mask_observations": Setting(
             True, "False: the ablation that trains on retrieved tokens too"
         ),
+        "mask_advantages": Setting(
+            True,
+            "False: the ablation in which the policy's loss alone leaves retrieved tokens out, as "
+            "in the original; GAE, whitening and the critic's loss run over them",
+        ),
         "length_buckets": Setting(
             tuple(range(256, 4097, 256)),
             "lengths of rows; each is a program",
@@ -142,6 +147,11 @@ def default_config() -> ml_collections.ConfigDict:
 def needs_critic(config: ml_collections.ConfigDict) -> bool:
     """Whether the algorithm learns a value model."""
     return ESTIMATORS[config.algorithm].needs_critic
+
+
+def masks_observations(config: ml_collections.ConfigDict) -> bool:
+    """Whether retrieved tokens are left out of everything, as they are but for ablations."""
+    return config.mask_observations and config.mask_advantages
 
 
 def minibatches(config: ml_collections.ConfigDict, trajectories: int) -> int:
@@ -216,6 +226,12 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "learner.mask_observations=False needs learner.old_logp='trainer': retrieved tokens "
             "were not sampled, so they have no stored log-probability."
+        )
+    if not config.mask_advantages and (config.algorithm != "ppo" or not config.mask_observations):
+        raise ValueError(
+            "learner.mask_advantages=False is about GAE and the critic, and masks the policy's "
+            "loss alone: it needs learner.algorithm='ppo' and learner.mask_observations=True, not "
+            f"{config.algorithm!r} and {config.mask_observations}."
         )
     if config.ratio == "sequence" and not ESTIMATORS[config.algorithm].per_trajectory:
         good = [name for name, known in ESTIMATORS.items() if known.per_trajectory]

@@ -11,8 +11,9 @@ what an id means.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ from jax.sharding import Mesh
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment import Environment, Observation, Trajectory
 from sr1_jax.environment.episode import Episode, Rules
-from sr1_jax.environment.pool import ToolPool
+from sr1_jax.environment.pool import Answer, ToolPool
+from sr1_jax.environment.reader import Reader
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
@@ -39,6 +41,9 @@ from sr1_jax.rollout.episode_loop import EpisodeLoop
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.settings import check_config
 from sr1_jax.sharding import make_mesh, named, place
+
+# Told of a finished trajectory, with its question.
+Finished = Callable[[Trajectory, Question], None]
 
 
 class Engine:
@@ -105,6 +110,11 @@ class Engine:
                 if options.max_calls is not None
             },
         )
+        self._reader = None
+        if environment.reader is not None:
+            rules = dataclasses.replace(self._rules, max_calls=0)
+            self._reader = Reader(environment.reader, rules, self._render)
+            self._reader.check(config.max_observation_tokens)
         for tool in environment.called:
             # Refuses a budget that cannot hold the tags before anything is run.
             self._render(tool.tag, Observation(""))
@@ -133,6 +143,8 @@ class Engine:
         *,
         step: int = 0,
         params: nnx.State | None = None,
+        finished: Finished | None = None,
+        skip: Collection[tuple[str, int]] = (),
     ) -> list[Trajectory]:
         """Runs `samples` episodes a question and returns them question by question.
 
@@ -147,13 +159,20 @@ class Engine:
             samples: episodes a question.
             step: of training, from 1 on; 0 for any other run.
             params: the policy's parameters, instead of those of the constructor.
+            finished: called with each trajectory as soon as it is over, and its question; on the
+                host, between two calls of the device, in any order. It is not yet rewarded: terms
+                of the reward see all trajectories together.
+            skip: (question id, sample) of episodes that are not run: others have their random
+                streams all the same.
 
         Raises:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
                 room for an answer (unless rollout.long_prompts="skip"); names the question.
             RuntimeError: a tool failed as often as its options allow.
         """
-        return self._rewarded(*self._roll_out(questions, seed, samples, step, params))
+        return self._rewarded(
+            *self._roll_out(questions, seed, samples, step, params, finished, skip)
+        )
 
     def _rewarded(
         self, trajectories: Sequence[Trajectory], questions: Sequence[Question]
@@ -172,6 +191,8 @@ class Engine:
         samples: int,
         step: int,
         params: nnx.State | None,
+        finished: Finished | None = None,
+        skip: Collection[tuple[str, int]] = (),
     ) -> tuple[list[Trajectory], list[Question]]:
         """The trajectories of `run`, not yet rewarded, and the question of each."""
         self.stats = stats = collections.defaultdict(float)
@@ -184,19 +205,24 @@ class Engine:
         done: dict[Episode, Trajectory] = {}
 
         def finish(episode: Episode) -> None:
-            done[episode] = episode.trajectory()
+            done[episode] = trajectory = episode.trajectory()
+            if finished is not None:
+                finished(trajectory, episode.question)
 
         try:
-            episodes = self._episodes([as_question(q) for q in questions], samples, pool)
+            episodes = self._episodes(
+                [as_question(q) for q in questions], samples, pool, frozenset(skip)
+            )
             EpisodeLoop(
                 self._slots(self._params if params is None else params, seed, step),
                 self._layout,
                 pool,
                 episodes,
                 finish,
-                stop_of=self._automaton.stop,
+                automaton=self._automaton,
                 config=self._config,
                 stats=stats,
+                reader=self._reader,
             ).play()
         finally:
             # Whatever happened, Ctrl-C too: no tool is called any more.
@@ -255,7 +281,11 @@ class Engine:
         )
 
     def _episodes(
-        self, questions: Sequence[Question], samples: int, pool: ToolPool
+        self,
+        questions: Sequence[Question],
+        samples: int,
+        pool: ToolPool,
+        skip: Collection[tuple[str, int]],
     ) -> list[Episode]:
         # One of several processes may have none, and still plays its part in the others' run.
         if not questions and jax.process_count() == 1:
@@ -267,25 +297,28 @@ class Engine:
         episodes = []
         first_sample: collections.Counter[str] = collections.Counter()
         for number, question in enumerate(questions):
-            prompt = self._prompt(question, information.get(number))
+            found = information.get(number)
+            prompt = self._prompt(question, found.ids if found else None)
             start = first_sample[question.id]
             first_sample[question.id] += samples
             if prompt is None:
                 self.stats["skipped_prompts"] += samples
                 continue
             episodes += [
-                Episode(question, start + index, prompt, self._rules) for index in range(samples)
+                Episode(question, sample, prompt, self._rules, information=found)
+                for sample in range(start, start + samples)
+                if (question.id, sample) not in skip
             ]
         return episodes
 
-    def _information(self, questions: Sequence[Question], pool: ToolPool) -> dict[int, list[int]]:
-        """Ids of the passages for each prompt, where the template has a place for them."""
-        information: dict[int, list[int]] = {}
+    def _information(self, questions: Sequence[Question], pool: ToolPool) -> dict[int, Answer]:
+        """The passages for each prompt, where the template has a place for them."""
+        information: dict[int, Answer] = {}
         if self._environment.template.wants_information:
             for number, question in enumerate(questions):
                 pool.submit(number, SEARCH, question.question)
             while pool.pending:
-                information |= {answer.key: answer.ids for answer in pool.poll(wait=1.0)}
+                information |= {answer.key: answer for answer in pool.poll(wait=1.0)}
         return information
 
     def _prompt(self, question: Question, information: list[int] | None) -> list[int] | None:
@@ -345,6 +378,10 @@ def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
     has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
     of rollouts), extend and fork (dispatch alone, unless rollout.profile).
+
+    Where the policy reads passages in prompts of their own: reader_episodes, reader_tokens (of
+    those decoded), reader_no_answer, reader_skipped (no room for a word after the prompt),
+    evictions (episodes whose slot their reader needed).
     """
     seconds = max(stats["seconds"], 1e-9)
     metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {

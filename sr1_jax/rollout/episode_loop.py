@@ -18,10 +18,13 @@ import numpy as np
 
 from sr1_jax.environment.episode import Episode, Next
 from sr1_jax.environment.pool import Answer, ToolPool
+from sr1_jax.environment.reader import Reader
+from sr1_jax.protocol.automaton import TagAutomaton
 from sr1_jax.rollout import programs
 from sr1_jax.rollout.device_slots import DeviceSlots
 from sr1_jax.rollout.lockstep import SlotLayout
 from sr1_jax.rollout.prefixes import Share, plan_shares
+from sr1_jax.rollout.readers import Readers, Reading
 
 # Tools may keep the next decode call waiting for this share of the last one's time: then their
 # slots take part in it.
@@ -39,9 +42,10 @@ class EpisodeLoop:
         pool: of the tools; a slot's number is the key of its request.
         episodes: all of this process.
         finish: called with each finished episode, while the device is busy.
-        stop_of: the stop string that a state of the tag automaton has found, if any.
+        automaton: of the tags.
         config: see `rollout.default_config`.
         stats: counted up.
+        reader: where passages are read by the policy itself; None: they are shown as they are.
     """
 
     def __init__(
@@ -52,17 +56,21 @@ class EpisodeLoop:
         episodes: Sequence[Episode],
         finish: Callable[[Episode], None],
         *,
-        stop_of: Callable[[int], str | None],
+        automaton: TagAutomaton,
         config: ml_collections.ConfigDict,
         stats: dict[str, float],
+        reader: Reader | None = None,
     ):
         self._slots, self._layout, self._pool = slots, layout, pool
         self._waiting = collections.deque(episodes)
         self._finish = finish
-        self._stop_of = stop_of
+        self._automaton = automaton
+        self._reader = reader
+        self._readers = Readers(layout.slots)
+        self._returning: list[tuple[int, Episode]] = []  # whose slot a reader had
         self._config, self._stats = config, stats
         self._episode_in: list[Episode | None] = [None] * layout.slots
-        self._asking: set[int] = set()  # slots that wait for a tool
+        self._asking: set[int] = set()  # slots that wait for a tool, or for a reader
         # With rollout.deterministic: decode calls so far, the one after which each request came,
         # and answers that are there before their time.
         self._decoded = 0
@@ -141,10 +149,34 @@ class EpisodeLoop:
         self._early = [answer for answer in self._early if answer.key not in due]
 
     def _take(self, answer: Answer) -> None:
-        """Shows the answer of a tool to the episode that asked."""
+        """Shows the answer of a tool to the episode that asked, or has it read first."""
+        episode = self._episode_in[answer.key]
+        if self._reader is not None and self._reader.reads(answer):
+            reader = self._reader.episode(episode, answer)
+            if reader is not None:
+                self._readers.add(Reading(reader, episode, answer))
+                return
+            self._stats["reader_skipped"] += 1
+            answer = self._reader.answer(answer, None)
         self._asking.discard(answer.key)
-        follows = self._episode_in[answer.key].answered(answer.observation, answer.ids)
-        self._shown(answer.key, answer.ids, follows)
+        self._shown(answer.key, answer.ids, episode.answered(answer.observation, answer.ids))
+
+    def _has_read(self, slot: int, reading: Reading) -> None:
+        """Shows what the reader in a slot wrote, its last word, to the episode that asked."""
+        answer = self._reader.answer(reading.answer, reading.episode)
+        self._stats["reader_episodes"] += 1
+        self._stats["reader_tokens"] += answer.observation.record.reading.tokens
+        self._stats["reader_no_answer"] += answer.observation.record.reading.answer is None
+        follows = reading.asking.answered(answer.observation, answer.ids)
+        if slot != answer.key:
+            self._asking.discard(answer.key)
+            self._shown(answer.key, answer.ids, follows)
+            return
+        self._episode_in[slot] = reading.asking
+        if follows is Next.NOTHING:
+            self._leave(slot)
+        else:
+            self._returning.append((slot, reading.asking))
 
     def _shown(self, slot: int, ids: list[int], follows: Next) -> None:
         """Feeds what an episode was shown, unless that ended it."""
@@ -154,8 +186,13 @@ class EpisodeLoop:
             self._fed[slot] = self._slots.observe(slot, ids)
 
     def _leave(self, slot: int) -> None:
-        self._finished.append(self._episode_in[slot])
-        self._episode_in[slot] = None
+        """Takes an episode that is over out of its slot."""
+        episode, self._episode_in[slot] = self._episode_in[slot], None
+        reading = self._readers.leave(slot)
+        if reading is None:
+            self._finished.append(episode)
+        else:
+            self._has_read(slot, reading)
 
     def _finish_all(self) -> None:
         for episode in self._finished:
@@ -164,8 +201,7 @@ class EpisodeLoop:
 
     def _prefill(self) -> None:
         """Puts waiting episodes into free slots; feeds prompts and observations."""
-        free = [slot for slot, episode in enumerate(self._episode_in) if episode is None]
-        newcomers = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
+        newcomers = self._newcomers()
         shares = self._shares(newcomers)
         waves = 1 + max((share.wave for share in shares), default=0)
         (waves,) = self._layout.most([waves])
@@ -182,12 +218,31 @@ class EpisodeLoop:
             )
             for slot, episode, share in arriving:
                 self._episode_in[slot] = episode
+                episode.begin()
                 self._slots.restart(slot, episode.stream, episode.ids, share.length)
                 self._fed[slot] = episode.ids[share.length : -1]
                 if share.source is None:
                     self._stats["forked_tokens"] += share.length
             self._slots.extend(self._fed)
             self._fed = {}
+
+    def _newcomers(self) -> list[tuple[int, Episode]]:
+        """Episodes to be prefilled whole, each with its slot: those whose slot a reader had,
+        readers, and new questions."""
+        taken = [slot for slot, episode in enumerate(self._episode_in) if episode is not None]
+        free = [slot for slot, episode in enumerate(self._episode_in) if episode is None]
+        room = len(free)
+        if self._reader is not None:
+            room = max(0, self._readers.most_asking - (len(taken) - self._readers.seated))
+        newcomers, self._returning = self._returning, []
+        running = any(slot not in self._asking for slot in taken)
+        for slot, reading in self._readers.seat(free, running=running):
+            if slot == reading.answer.key:
+                self._asking.discard(slot)
+                self._stats["evictions"] += 1
+            newcomers.append((slot, reading.episode))
+        room = min(room, len(free), len(self._waiting))
+        return newcomers + [(slot, self._waiting.popleft()) for slot in free[:room]]
 
     def _shares(self, newcomers: Sequence[tuple[int, Episode]]) -> list[Share]:
         if not self._config.share_prefixes:
@@ -215,15 +270,22 @@ class EpisodeLoop:
         for prefix in ("", "busy_") if self._waiting else ("",):
             stats[f"{prefix}decoded_tokens"] += count
             stats[f"{prefix}slot_steps"] += slot_steps
-        for slot, episode in enumerate(self._episode_in):
-            if episode is None or slot in self._asking:
-                continue
+        sampling = [
+            (slot, episode)
+            for slot, episode in enumerate(self._episode_in)
+            if episode is not None and slot not in self._asking
+        ]
+        for slot, episode in sampling:
             size = decoded.count_S[slot]
             episode.add_sampled(
                 decoded.tokens_SN[slot, :size].tolist(), decoded.logp_SN[slot, :size].tolist()
             )
-            follows = episode.advance(self._stop_of(int(decoded.state_S[slot])))
-            if follows is Next.CALL:
+            stop = self._automaton.stop(int(decoded.state_S[slot]))
+            follows = episode.advance(stop)
+            if follows is Next.POLICY and stop is not None:
+                # It was let pass; what follows it in its token may begin the next.
+                self._slots.state_S[slot] = self._automaton.after(episode.rest.encode())
+            elif follows is Next.CALL:
                 self._asking.add(slot)
                 self._asked_after[slot] = self._decoded
                 self._pool.submit(slot, episode.tag, episode.request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from sr1_jax.agreement import from_first, gather
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.rewards.reward import EARNED
-from sr1_jax.rollout.engine import Engine, sum_stats
+from sr1_jax.rollout.engine import Engine, Finished, sum_stats
 
 # Counted by every process for all.
 _COMMON = ("decode_calls", "compilations", "cache_gib")
@@ -41,14 +41,18 @@ class SplitEngine(Engine):
         *,
         step: int = 0,
         params: nnx.State | None = None,
+        finished: Finished | None = None,
+        skip: Collection[tuple[str, int]] = (),
     ) -> list[Trajectory]:
-        """See `Engine.run`."""
+        """See `Engine.run`; `finished` is called in the process that ran the question."""
         questions = [as_question(question) for question in questions]
         processes = jax.process_count()
         if processes == 1 or not questions:
-            return super().run(questions, seed, samples, step=step, params=params)
+            return super().run(
+                questions, seed, samples, step=step, params=params, finished=finished, skip=skip
+            )
         mine = share_of(questions, jax.process_index(), processes)
-        trajectories, _ = self._roll_out(mine, seed, samples, step, params)
+        trajectories, _ = self._roll_out(mine, seed, samples, step, params, finished, skip)
         parts = gather((trajectories, dict(self.stats)))
         self.stats = total_stats([stats for _, stats in parts])
         trajectories = in_order([t for part, _ in parts for t in part], questions, samples)

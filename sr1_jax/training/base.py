@@ -19,6 +19,7 @@ from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.models.lora import merged_model
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.development import Development
+from sr1_jax.training.examples import examples_sha256
 from sr1_jax.training.policies import (
     SUPERVISED,
     fine_tuned_policy,
@@ -26,10 +27,13 @@ from sr1_jax.training.policies import (
     with_adapters,
 )
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
+from sr1_jax.training.settings import RUN
 from sr1_jax.training.task import Task
 from sr1_jax.training.warm_start import scratch_model, train_supervised
 
 _FACTS = "warm_start.json"
+# Below the workdir, while supervised training is under way.
+_PROGRESS = "supervised_checkpoints"
 
 
 @dataclasses.dataclass
@@ -94,8 +98,9 @@ def base_policy(config: ml_collections.ConfigDict, task: Task, source: Path, mes
     model = scratch_model(config, tokenizer)
     development = Development(config, task, model, tokenizer, mesh, method="search")
     params, scores = train_supervised(
-        config, task.supervised, model, tokenizer, mesh, development.while_training
-    )
+        config, task, model, tokenizer, mesh, development.while_training,
+        folder=folder.with_name(_PROGRESS), facts=_settings_of(config),
+    )  # fmt: skip
     origin = {"warm_start": scores, "scripted_ceiling": task.supervised.ceiling()}
     policy = Policy(without_arrays(model), params, tokenizer, origin)
     _save(folder, origin, config, policy)
@@ -110,7 +115,7 @@ def fine_tune(
     mesh: Mesh,
     development: Development,
 ) -> list[dict[str, Any]]:
-    """Supervised fine-tuning of another run's base policy: the SFT baseline.
+    """Supervised fine-tuning of a policy that is there: of another run's, or a pretrained one.
 
     `policy` has the new parameters then; where they are found below `workdir`, they are read back.
 
@@ -118,24 +123,21 @@ def fine_tune(
         The scores along the way.
 
     Raises:
-        ValueError: the task has no examples, or what is found was made with other settings.
+        ValueError: what is found was made with other settings; or as `train_supervised`.
     """
-    if task.supervised is None:
-        raise ValueError(
-            "warm_start.phases fine-tune on examples of the fictional world (data.world_people), "
-            "and other tasks have none: set warm_start.phases=()."
-        )
     folder = workdir / SUPERVISED
     if found := fine_tuned_policy(config, workdir, mesh):
         policy.params = nnx.state(found[0])
         return _read_facts(folder, _settings_of(config))["supervised"]
     policy.params, scores = train_supervised(
         config,
-        task.supervised,
+        task,
         policy.hand_over(),
         policy.tokenizer,
         mesh,
-        development.final_scores,
+        development.final_scores if development.count else None,
+        folder=workdir / _PROGRESS,
+        facts=_settings_of(config),
     )
     _save(folder, {"supervised": scores}, config, policy)
     return scores
@@ -154,8 +156,11 @@ def _save(
 
 def _settings_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a supervised policy follows from, but for the data."""
-    plain = as_json_values(config.to_dict())
-    return {key: plain[key] for key in ("seed", "model", "warm_start")}
+    plain = RUN.without_free(as_json_values(config.to_dict()))
+    settings = {key: plain[key] for key in ("seed", "model", "warm_start")}
+    if found := examples_sha256(config):
+        settings["warm_start"] |= {"files of examples": found}
+    return settings
 
 
 def _read_facts(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

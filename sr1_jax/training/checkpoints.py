@@ -173,12 +173,16 @@ def read_base_config(folder: Path) -> DecoderConfig:
     return DecoderConfig(**shape)
 
 
-def load_base(folder: Path, mesh: Mesh, **numerics: Any) -> tuple[Decoder, Tokenizer]:
+def load_base(
+    folder: Path, mesh: Mesh, tokenizer: Tokenizer | None = None, **numerics: Any
+) -> tuple[Decoder, Tokenizer]:
     """Loads what `save_base` wrote, straight into the mesh.
 
     Args:
         folder: that was written.
         mesh: of `sharding.make_mesh`.
+        tokenizer: of a pretrained model, which knows more than the file that was written; None: a
+            small one, of that file.
         numerics: `dtype`, `param_dtype` and `remat` of the decoder, where they are not to be those
             it was saved with.
 
@@ -195,4 +199,5 @@ def load_base(folder: Path, mesh: Mesh, **numerics: Any) -> tuple[Decoder, Token
     )
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(folder.resolve() / "params", like)
-    return nnx.merge(graph, params), load_small_tokenizer(str(folder / "tokenizer.json"))
+    model = nnx.merge(graph, params)
+    return model, tokenizer or load_small_tokenizer(str(folder / "tokenizer.json"))

@@ -9,16 +9,21 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
-from sr1_jax.evaluation.methods import needs_retriever, rollout_config, templates
+from sr1_jax.evaluation.methods import (
+    check_templates,
+    check_trains,
+    needs_retriever,
+    rollout_config,
+)
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
-from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
+from sr1_jax.training.examples import check_examples
 from sr1_jax.training.phases import phases_of
 from sr1_jax.training.settings import RUN, has_adapters
 from sr1_jax.training.training_questions import limits_of, mixture_of
@@ -44,7 +49,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     check_paths(config)
     environment_settings.check_config(config.environment)
     check_terms(config.reward)
-    _check_templates(config)
+    check_templates(config)
     _check_data(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)
@@ -55,17 +60,6 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     _check_deterministic(config)
     if inputs:
         _check_inputs(config)
-
-
-def _check_templates(config: ml_collections.ConfigDict) -> None:
-    """Refuses a prompt that is not there or asks nothing."""
-    for method, template in templates(config).items():
-        own = method == "search" and config.protocol.template_path
-        key = "protocol.template_path" if own else f"protocol.{method}_template"
-        try:
-            load_template(template)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
 
 
 def _check_data(config: ml_collections.ConfigDict) -> None:
@@ -110,6 +104,7 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
         )
     if not config.steps:
         return
+    check_trains(config.method)
     calls = rollout_config(config, config.method).max_searches
     if not calls and (key := reads_searches(config.reward)):
         raise ValueError(
@@ -139,11 +134,6 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
 def _check_models(config: ml_collections.ConfigDict) -> None:
     if config.base.path and config.base.workdir:
         raise ValueError("base.path and base.workdir exclude each other; clear one.")
-    if config.base.path and config.warm_start.phases:
-        raise ValueError(
-            "base.path and warm_start.phases exclude each other: a pretrained policy gets no warm "
-            "start. Clear one (--config.warm_start.phases='()')."
-        )
     if config.critic.path and not learner_settings.needs_critic(config.learner):
         raise ValueError(
             f"critic.path is set, but learner.algorithm={config.learner.algorithm!r} has no "
@@ -172,11 +162,14 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     _check_tools(config.environment.tools)
     if config.steps:
         check_key(config.reward)
-    if config.warm_start.phases and not world:
+    phases = phases_of(config.warm_start.phases)
+    if (own := [phase for phase in phases if not phase.examples]) and not world:
         raise ValueError(
-            "warm_start.phases learn from examples, which only the fictional world "
-            "(data.world_people) has: clear them (--config.warm_start.phases='()')."
+            f"warm_start.phases, {own[0].name!r}: traces to imitate are those of the fictional "
+            "world (data.world_people): name a file of examples, or clear the phases "
+            "(--config.warm_start.phases='()')."
         )
+    check_examples(config)
     if world and any((data.questions, data.dev, data.corpus, data.index)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
     if config.model.preset and not config.base.path:
@@ -243,7 +236,8 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, *, training: bool 
     if training and config.steps:
         sizes["learner.micro_batch"] = config.learner.micro_batch
     if training and config.warm_start.phases:
-        sizes["warm_start.batch"] = config.warm_start.batch
+        key = "micro_batch" if config.warm_start.micro_batch else "batch"
+        sizes[f"warm_start.{key}"] = config.warm_start[key]
     for key, size in sizes.items():
         if size % devices:
             raise ValueError(

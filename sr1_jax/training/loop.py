@@ -13,6 +13,7 @@ from sr1_jax.evaluation.methods import make_engine
 from sr1_jax.evaluation.trajectory_log import sampled_rows
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
+from sr1_jax.rl.settings import masks_observations
 from sr1_jax.training.base import Policy
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.development import Development
@@ -77,7 +78,7 @@ def reinforce(
                             sampled.trained,
                             length=config.learner.length_buckets[-1],
                             pad_id=tokenizer.pad_id,
-                            mask_observations=config.learner.mask_observations,
+                            mask_observations=masks_observations(config.learner),
                         )
                     with watch("update"):  # advantages first
                         result = learner.step(state, batch, seed=config.seed, step=step)

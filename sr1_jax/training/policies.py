@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.agreement import check_same
-from sr1_jax.evaluation.methods import templates
+from sr1_jax.evaluation.methods import check_chat
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.models.export import family_name
 from sr1_jax.models.lora import LoraConfig, add_adapters, merged_model
@@ -21,7 +21,6 @@ from sr1_jax.models.peft_folder import load_adapters, read_lora_config
 from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import ModelFiles, build
-from sr1_jax.protocol.prompts import template_for
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
@@ -30,7 +29,7 @@ from sr1_jax.training.checkpoints import (
     read_base_config,
 )
 
-# Below the workdir: the base policy of another run after supervised fine-tuning in this one.
+# Below the workdir: what supervised fine-tuning made of the policy that the run started from.
 SUPERVISED = "supervised"
 
 
@@ -94,11 +93,10 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     if config.critic.path:
         _check_shardings(critic_files(config, found.tokenizer).config, mesh)
     lora_config(config)  # refuses a lora.path that is none
-    for template in templates(config).values():
-        try:
-            template_for(template, found.tokenizer, config.protocol.chat)
-        except ValueError as error:
-            raise ValueError(f"{found.path}: chat_template: {error}") from error
+    try:
+        check_chat(config, found.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{found.path}: chat_template: {error}") from error
 
 
 def critic_files(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> ModelFiles:
@@ -212,11 +210,15 @@ def starting_policy(
 def fine_tuned_policy(
     config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
 ) -> tuple[Decoder, Tokenizer] | None:
-    """Another run's base policy after supervised fine-tuning in this one, if there was any."""
+    """The policy after supervised fine-tuning of another run's, or of a pretrained one, in this
+    run; None if there was none."""
     folder = workdir / SUPERVISED
     there = (folder / "model.json").is_file()
     check_same(str(folder), {"holds a policy": there})
-    return load_base(folder, mesh, **_numerics(config)) if there else None
+    if not there:
+        return None
+    tokenizer = base_files(config).tokenizer if config.base.path else None
+    return load_base(folder, mesh, tokenizer, **_numerics(config))
 
 
 def trained_policy(

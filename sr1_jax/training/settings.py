@@ -31,6 +31,8 @@ from sr1_jax.settings import (
     some_of,
 )
 
+# Of supervised training, see training/supervised.py.
+OPTIMIZERS = ("muon", "adam")
 DTYPES = ("float32", "bfloat16")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
@@ -169,6 +171,12 @@ RUN = Section(
                 "index": Setting(
                     "", "an index built before; none: below the workdir", free_on_resume=True
                 ),
+                "world": Setting(
+                    "demo",
+                    "kind of the fictional world: demo, or harder (three hops, comparisons, "
+                    "rumours, questions without an answer)",
+                    one_of("demo", "harder"),
+                ),
                 "world_people": Setting(
                     0, "above 0: the fictional world instead of files", _world_size
                 ),
@@ -184,7 +192,21 @@ RUN = Section(
                 "worlds": Setting(
                     1, "fictional worlds that traces come from; 1: the run's own", at_least(1)
                 ),
-                "batch": Setting(48, "traces an optimizer step", at_least(1)),
+                "batch": Setting(48, "examples an optimizer step", at_least(1)),
+                "micro_batch": Setting(
+                    0, "examples that pass the model at a time; 0: all of a batch", at_least(0)
+                ),
+                "optimizer": Setting(
+                    "muon",
+                    "muon, for a policy from scratch, or adam, for pretrained weights",
+                    one_of(*OPTIMIZERS),
+                ),
+                "checkpoint_every": Setting(
+                    0,
+                    "steps between checkpoints of supervised training; 0: none",
+                    at_least(0),
+                    free_on_resume=True,
+                ),
                 "length_buckets": Setting(
                     (96, 144, 192), "lengths that batches are padded to", increasing_lengths()
                 ),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from sr1_jax.sharding import compute_on, named, place
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
 _MUON_RATE = 7.0
+_ADAM_B2 = 0.98
 
 
 class Example(NamedTuple):
@@ -42,19 +42,19 @@ def supervised_batches(
     """Endless shuffled batches (ids_BT, mask_BT), each of examples that fit one length bucket.
 
     Raises:
-        ValueError: an example is longer than the last bucket, or no bucket fills a batch.
+        ValueError: an example is longer than the last bucket, or all do not fill a batch.
     """
     longest = max(len(example.ids) for example in examples)
     if longest > buckets[-1]:
         raise ValueError(
-            f"A trace of {longest} tokens is longer than the last of "
+            f"An example of {longest} tokens is longer than the last of "
             f"warm_start.length_buckets={tuple(buckets)}."
         )
-    by_bucket: dict[int, list[Example]] = {size: [] for size in buckets}
-    for example in examples:
-        by_bucket[next(size for size in buckets if size >= len(example.ids))].append(example)
-    if max(map(len, by_bucket.values())) < batch:
-        raise ValueError(f"{len(examples)} traces do not fill one batch of {batch}.")
+    if len(examples) < batch:
+        raise ValueError(
+            f"{len(examples)} examples do not fill one batch of warm_start.batch={batch}."
+        )
+    by_bucket = _in_buckets(examples, buckets, batch)
     rng = np.random.default_rng(seed)
     while True:
         batches = []
@@ -72,6 +72,27 @@ def supervised_batches(
             yield ids_BT, mask_BT
 
 
+def _in_buckets(
+    examples: Sequence[Example], buckets: Sequence[int], batch: int
+) -> dict[int, list[Example]]:
+    """The examples of each length. What does not fill a batch goes with longer ones, or at the end
+    takes those of the length before with it: none is left out for good."""
+    by_bucket: dict[int, list[Example]] = {size: [] for size in buckets}
+    for example in examples:
+        by_bucket[next(size for size in buckets if size >= len(example.ids))].append(example)
+    filled: dict[int, list[Example]] = {}
+    waiting: list[Example] = []
+    for size, members in by_bucket.items():
+        waiting = waiting + members
+        if len(waiting) >= batch:
+            filled[size], waiting = waiting, []
+    if waiting:
+        longest = next(size for size in reversed(buckets) if by_bucket[size])
+        _, before = filled.popitem()
+        filled[longest] = before + waiting
+    return filled
+
+
 def muon_dimensions(params):
     """How Muon sees each parameter: matrices of the layers, and None for what Adam keeps."""
 
@@ -86,18 +107,38 @@ def muon_dimensions(params):
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        lambda step: _MUON_RATE * schedule(step),
+        adam_b2=_ADAM_B2,
+        adam_learning_rate=schedule,
+        muon_weight_dimension_numbers=muon_dimensions,
+    )
+
+
+def _adam(schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adam(schedule, b2=_ADAM_B2)
+
+
+OPTIMIZERS = {"muon": _muon, "adam": _adam}
+
+
 class SupervisedTrainer:
-    """Maximum likelihood of the policy's tokens in traces, on a mesh.
+    """Maximum likelihood of the policy's tokens in examples, on a mesh.
 
     Args:
         model: trained from its current parameters; the model itself is left as it is.
         mesh: of `sharding.make_mesh`.
-        schedule: learning rate of Adam by optimizer step. Matrices of the layers are trained by
-            Muon (Jordan et al. 2024) at seven times that: a policy from scratch learns to copy in
-            about two thirds of the steps.
+        schedule: learning rate of Adam by optimizer step.
+        optimizer: "muon" trains the matrices of the layers by Muon (Jordan et al. 2024) at seven
+            times the rate, and all else by Adam: a policy from scratch learns to copy in about two
+            thirds of the steps. "adam" trains everything by Adam, as pretrained weights are used
+            to.
         gradient_clip: global norm.
         context_weight: weight of the loss on tokens the policy did not write. 0 everywhere but
             in language-model pretraining of a policy from scratch.
+        micro_batch: rows whose activations are held at a time; 0: all of a batch. The gradient is
+            that of the whole batch.
     """
 
     def __init__(
@@ -106,55 +147,90 @@ class SupervisedTrainer:
         mesh: Mesh,
         *,
         schedule: optax.Schedule,
+        optimizer: str = "muon",
         gradient_clip: float = 1.0,
         context_weight: float = 0.0,
+        micro_batch: int = 0,
     ):
         self._mesh = mesh
         self._context_weight = context_weight
+        self._micro_batch = micro_batch
         self._graph, params = nnx.split(model)
         self._optimizer = optax.chain(
-            optax.clip_by_global_norm(gradient_clip),
-            optax.contrib.muon(
-                lambda step: _MUON_RATE * schedule(step),
-                adam_b2=0.98,
-                adam_learning_rate=schedule,
-                muon_weight_dimension_numbers=muon_dimensions,
-            ),
+            optax.clip_by_global_norm(gradient_clip), OPTIMIZERS[optimizer](schedule)
         )
         self.state = place_model(params, self._optimizer, mesh)
+        where = jax.tree.map(lambda x: x.sharding, self.state)
         self._update = jax.jit(
-            functools.partial(self._update_fn, context_weight=context_weight),
+            self._update_fn,
             donate_argnums=0,
             static_argnames="max_wanted",
-            out_shardings=(jax.tree.map(lambda x: x.sharding, self.state), None),
+            out_shardings=(where, None),
         )
+        self._zeros = jax.jit(
+            lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=where.params
+        )
+        self._accumulate = jax.jit(
+            self._accumulate_fn,
+            donate_argnums=0,
+            static_argnames="max_wanted",
+            out_shardings=(where.params, None),
+        )
+        self._apply = jax.jit(self._apply_fn, donate_argnums=0, out_shardings=where)
 
-    def _update_fn(
-        self, state: ModelState, ids_BT, mask_BT, *, context_weight: float, max_wanted: int
-    ):
-        def loss_fn(params):
-            model = nnx.merge(self._graph, params)
-            with compute_on(self._mesh):
-                logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=max_wanted)
-            return -(logp_BT * weight_BT).sum() / mask_BT.sum()
+    def step(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> jax.Array:
+        """One optimizer step.
 
-        weight_BT = mask_BT
-        if context_weight:
-            position_1T = jnp.arange(ids_BT.shape[1])[None]
-            last_B1 = jnp.max(position_1T * mask_BT, axis=1, keepdims=True)
-            inside_BT = position_1T <= last_B1
-            weight_BT = jnp.where(mask_BT > 0, 1.0, context_weight * inside_BT)
+        Args:
+            ids_BT: int32, right-padded.
+            mask_BT: float32, 1 on the tokens that are learned.
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-        return ModelState(optax.apply_updates(state.params, updates), opt_state), loss
-
-    def step(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> float:
-        """One optimizer step; returns the loss in nats a token."""
+        Returns:
+            The loss in nats a token, before the step.
+        """
         # At most two programs a length: half of the tokens pass the head, or all.
         length = ids_BT.shape[1]
         few = mask_BT.sum(axis=1).max() <= length // 2 and not self._context_weight
         max_wanted = length // 2 if few else length
-        ids_BT, mask_BT = place((ids_BT, mask_BT), named(self._mesh, "batch"))
-        self.state, loss = self._update(self.state, ids_BT, mask_BT, max_wanted=max_wanted)
-        return loss
+        tokens, size = float(mask_BT.sum()), self._micro_batch or len(ids_BT)
+        if size >= len(ids_BT):
+            batch = place((ids_BT, mask_BT), named(self._mesh, "batch"))
+            self.state, loss = self._update(self.state, *batch, tokens, max_wanted=max_wanted)
+            return loss
+        grads, total = self._zeros(self.state.params), 0.0
+        for first in range(0, len(ids_BT), size):
+            rows = slice(first, first + size)
+            part = place((ids_BT[rows], mask_BT[rows]), named(self._mesh, "batch"))
+            grads, loss = self._accumulate(
+                grads, self.state.params, *part, tokens, max_wanted=max_wanted
+            )
+            total += loss
+        self.state = self._apply(self.state, grads)
+        return total
+
+    def _loss(self, params: Any, ids_BT, mask_BT, tokens, max_wanted: int) -> jax.Array:
+        """Minus the weighted log-probs over `tokens`, the number of learned ones in the batch."""
+        weight_BT = mask_BT
+        if self._context_weight:
+            position_1T = jnp.arange(ids_BT.shape[1])[None]
+            last_B1 = jnp.max(position_1T * mask_BT, axis=1, keepdims=True)
+            inside_BT = position_1T <= last_B1
+            weight_BT = jnp.where(mask_BT > 0, 1.0, self._context_weight * inside_BT)
+        model = nnx.merge(self._graph, params)
+        with compute_on(self._mesh):
+            logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=max_wanted)
+        return -(logp_BT * weight_BT).sum() / tokens
+
+    def _update_fn(self, state: ModelState, ids_BT, mask_BT, tokens, *, max_wanted: int):
+        loss, grads = jax.value_and_grad(self._loss)(
+            state.params, ids_BT, mask_BT, tokens, max_wanted
+        )
+        return self._apply_fn(state, grads), loss
+
+    def _accumulate_fn(self, grads, params, ids_BT, mask_BT, tokens, *, max_wanted: int):
+        loss, more = jax.value_and_grad(self._loss)(params, ids_BT, mask_BT, tokens, max_wanted)
+        return jax.tree.map(jnp.add, grads, more), loss
+
+    def _apply_fn(self, state: ModelState, grads) -> ModelState:
+        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+        return ModelState(optax.apply_updates(state.params, updates), opt_state)

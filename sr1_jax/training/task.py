@@ -153,10 +153,14 @@ def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
 def open_index(config: ml_collections.ConfigDict, corpus: Path | None, folder: Path) -> Retriever:
     """The retriever over a corpus; an index it needs is built in `folder` on first use, and again
     when the corpus has changed."""
+    return open_retriever(config.retrieval, corpus, folder / index_name(config, corpus))
+
+
+def index_name(config: ml_collections.ConfigDict, corpus: Path | None) -> str:
+    """What the folder of an index over a corpus is called below a run's data."""
     settings = sorted(index_settings(config.retrieval.to_dict()).items())
     told = (settings, str(corpus and corpus.resolve()))
-    name = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
-    return open_retriever(config.retrieval, corpus, folder / f"index-{name}")
+    return f"index-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
 
 
 def _bare_name(file: QuestionFile) -> str:

@@ -1,9 +1,13 @@
-"""The supervised start: the phases of warm_start.phases one after the other, each with scores."""
+"""Supervised training: the phases of warm_start.phases one after the other, each with scores."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -11,66 +15,146 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from sr1_jax.cluster import is_first
 from sr1_jax.evaluation.progress import Live
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.training.checkpoints import RunCheckpoints
+from sr1_jax.training.examples import phase_examples
 from sr1_jax.training.phases import Phase, phases_of
 from sr1_jax.training.policies import scratch_config
+from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.supervised import SupervisedTrainer, supervised_batches
-from sr1_jax.training.task import Supervised
+from sr1_jax.training.task import Task
 
 # Steps over which the learning rate of a phase rises, or a quarter of the phase where that is less.
 _WARMUP_STEPS = 30
+# Checkpoints are numbered over all phases: a phase has fewer steps than this.
+_PHASE_STRIDE = 10_000_000
 
 
 def train_supervised(
     config: ml_collections.ConfigDict,
-    supervised: Supervised,
+    task: Task,
     model: Decoder,
     tokenizer: Tokenizer,
     mesh: Mesh,
     evaluate: Callable[[nnx.State], dict[str, float]] | None,
+    *,
+    folder: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[nnx.State, list[dict[str, Any]]]:
     """Trains on all phases.
 
     Args:
         config: of the run.
-        supervised: has the examples.
+        task: has the examples.
         model: where to start; it is left as it is.
         tokenizer: of the model.
         mesh: that it is trained on.
         evaluate: parameters -> scores; None: without.
+        folder: for checkpoints every config.warm_start.checkpoint_every steps; it is removed at
+            the end. None: without.
+        facts: JSON-able, that what is taken up again has to have been made with.
 
     Returns:
         The parameters at the end, and the scores along the way, each with its phase and step.
+
+    Raises:
+        ValueError: as `phase_examples` and `supervised_batches`.
     """
+    phases = phases_of(config.warm_start.phases)
     graph, params = nnx.split(model)
     del model
-    scores: list[dict[str, Any]] = []
-    for number, phase in enumerate(phases_of(config.warm_start.phases)):
-        trainer = SupervisedTrainer(
-            nnx.merge(graph, params),
-            mesh,
-            schedule=learning_rate(phase),
-            context_weight=phase.context_weight,
-        )
-        batches = supervised_batches(
-            supervised.examples(phase, tokenizer, config.seed * 100 + number),
-            batch=config.warm_start.batch,
-            buckets=phase.length_buckets or config.warm_start.length_buckets,
-            pad_id=tokenizer.pad_id,
-            seed=config.seed,
-        )
-        with contextlib.closing(Live(f"warm start: {phase.name}", phase.steps)) as live:
-            for step in range(1, phase.steps + 1):
-                loss = trainer.step(*next(batches))
+    with contextlib.ExitStack() as stack:
+        saved = Saved(None, None)
+        if folder is not None and config.warm_start.checkpoint_every:
+            saved = Saved(stack.enter_context(RunCheckpoints(folder, keep=1)), facts)
+        scores: list[dict[str, Any]] = saved.scores
+        for number, phase in enumerate(phases):
+            if number < saved.phase:
+                continue
+            examples = phase_examples(config, task, phase, tokenizer, config.seed * 100 + number)
+            steps = phase.steps_for(len(examples), config.warm_start.batch)
+            phase = dataclasses.replace(phase, steps=steps)
+            trainer = SupervisedTrainer(
+                nnx.merge(graph, params),
+                mesh,
+                schedule=learning_rate(phase),
+                optimizer=config.warm_start.optimizer,
+                context_weight=phase.context_weight,
+                micro_batch=config.warm_start.micro_batch,
+            )
+            batches = supervised_batches(
+                examples,
+                batch=config.warm_start.batch,
+                buckets=phase.length_buckets or config.warm_start.length_buckets,
+                pad_id=tokenizer.pad_id,
+                seed=config.seed,
+            )
+            done = saved.take_up(trainer, number)
+            live = stack.enter_context(
+                contextlib.closing(Live(f"supervised: {phase.name}", phase.steps, start=done))
+            )
+            for step, batch in enumerate(itertools.islice(batches, phase.steps), start=1):
+                if step <= done:
+                    continue  # drawn again, so that what follows is what would have followed
+                loss = trainer.step(*batch)
                 if step % 10 == 0 or step == phase.steps:
                     live.update(step, loss=float(loss))
                 if evaluate and (step in phase.evaluate_at or step == phase.steps):
                     found = evaluate(trainer.state.params)
                     scores.append({"phase": phase.name, "step": step} | found)
-        params = trainer.state.params
+                every = config.warm_start.checkpoint_every
+                if every and (step % every == 0 or step == phase.steps):
+                    saved.save(trainer, number, step, scores)
+            params = trainer.state.params
+    if folder is not None and is_first():
+        shutil.rmtree(folder, ignore_errors=True)
     return params, scores
+
+
+class Saved:
+    """The checkpoints of supervised training.
+
+    Args:
+        checkpoints: where they are; None: nothing is saved.
+        facts: that what is taken up again has to have been made with.
+
+    Raises:
+        ValueError: what is there was made with other ones.
+
+    Attributes:
+        phase: number of the phase that the newest checkpoint is of; 0 without one.
+        scores: until then.
+    """
+
+    def __init__(self, checkpoints: RunCheckpoints | None, facts: Mapping[str, Any] | None):
+        self._checkpoints, self._facts = checkpoints, as_json_values(dict(facts or {}))
+        self._newest = None if checkpoints is None else checkpoints.latest_step
+        found = {} if self._newest is None else checkpoints.facts(self._newest)
+        if found:
+            check_same_settings(found["facts"], self._facts, what="supervised training")
+        self.phase: int = found.get("phase", 0)
+        self._step: int = found.get("step", 0)
+        self.scores: list[dict[str, Any]] = found.get("scores", [])
+
+    def take_up(self, trainer: SupervisedTrainer, phase: int) -> int:
+        """Puts the saved state into the trainer of its phase; returns the steps done in it."""
+        if self._newest is None or phase != self.phase:
+            return 0
+        trainer.state = self._checkpoints.restore(self._newest, trainer.state)
+        print(f"Supervised training is taken up after step {self._step}.", flush=True)
+        return self._step
+
+    def save(
+        self, trainer: SupervisedTrainer, phase: int, step: int, scores: list[dict[str, Any]]
+    ) -> None:
+        """Saves the state after `step` steps of a phase."""
+        if self._checkpoints is None:
+            return
+        facts = {"facts": self._facts, "phase": phase, "step": step, "scores": scores}
+        self._checkpoints.save(_PHASE_STRIDE * phase + step, trainer.state, facts)
 
 
 def learning_rate(phase: Phase) -> optax.Schedule:

@@ -16,8 +16,9 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from sr1_jax.data.questions import Question
 from sr1_jax.world import word_lists
@@ -166,6 +167,10 @@ class World:
         index = {(fact.subject, fact.relation): fact for fact in self.facts}
         object.__setattr__(self, "_index", index)
 
+    def titled_passages(self) -> list[tuple[str, str]]:
+        """Title and text of each passage, in corpus order."""
+        return [(fact.subject, fact.passage) for fact in self.facts]
+
     def fact(self, subject: str, relation: str) -> Fact:
         """The one fact of a subject and a relation."""
         return self._index[subject, relation]
@@ -190,18 +195,15 @@ def build_world(
     Raises:
         ValueError: `people` is not a multiple of 16 from 64 to 960.
     """
-    if not 64 <= people <= 960 or people % 16:
-        raise ValueError(
-            f"data.world_people must be a multiple of 16 from 64 to 960, not {people}."
-        )
-    entities = _entities(seed, seed if names_seed is None else names_seed, people)
+    check_people(people)
+    entities = draw_entities(seed, seed if names_seed is None else names_seed, people)
     rng = random.Random(f"facts {seed if facts_seed is None else facts_seed}")
     facts = []
     for split in SPLITS:
         pools = entities[split]
         for relation in RELATIONS.values():
             subjects = pools[relation.subject]
-            for subject, answer in zip(subjects, _objects(relation, subjects, pools, rng)):
+            for subject, answer in zip(subjects, draw_objects(relation, subjects, pools, rng)):
                 passage = rng.choice(relation.passages).format(s=subject, o=answer)
                 facts.append(Fact(subject, relation.name, answer, split, passage))
     # Shuffled by a draw of its own, so that neighbours in the corpus tell nothing.
@@ -209,7 +211,32 @@ def build_world(
     return World(tuple(facts))
 
 
-def _objects(relation: Relation, subjects, pools, rng: random.Random) -> list[str]:
+def check_people(people: int) -> None:
+    """Refuses a number of people that names do not suffice for, or that does not split evenly.
+
+    Raises:
+        ValueError: it is not a multiple of 16 from 64 to 960.
+    """
+    if not 64 <= people <= 960 or people % 16:
+        raise ValueError(
+            f"data.world_people must be a multiple of 16 from 64 to 960, not {people}."
+        )
+
+
+def draw_objects(
+    relation: Relation,
+    subjects: Sequence[str],
+    pools: Mapping[str, Sequence[str]],
+    rng: random.Random,
+) -> list[str]:
+    """An object for each subject; marriages are mutual.
+
+    Args:
+        relation: what to draw.
+        subjects: all entities of its kind, of a split.
+        pools: entities of the split by kind.
+        rng: decides.
+    """
     if relation.name == "spouse":
         order = rng.sample(subjects, len(subjects))
         partner = dict(zip(order[::2], order[1::2]))
@@ -219,7 +246,7 @@ def _objects(relation: Relation, subjects, pools, rng: random.Random) -> list[st
     return [rng.choice(candidates) for _ in subjects]
 
 
-def _entities(seed: int, names_seed: int, people: int) -> dict[str, dict[str, list[str]]]:
+def draw_entities(seed: int, names_seed: int, people: int) -> dict[str, dict[str, list[str]]]:
     """Names by split and kind, each of two words that many other names share.
 
     Every word is seen in training, no held-out name is: the two words of a name say nothing of
@@ -303,11 +330,19 @@ def sample_questions(world: World, split: str, *, each: int, seed: int) -> list[
     return chosen
 
 
-def write_corpus(world: World, path: Path) -> None:
+class HasPassages(Protocol):
+    """A world of any kind."""
+
+    def titled_passages(self) -> list[tuple[str, str]]:
+        """Title and text of each passage, in corpus order."""
+        ...
+
+
+def write_corpus(world: HasPassages, path: Path) -> None:
     """Writes the passages as corpus JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
-        for index, fact in enumerate(world.facts):
-            row = {"id": str(index), "contents": f'"{fact.subject}"\n{fact.passage}'}
+        for index, (title, text) in enumerate(world.titled_passages()):
+            row = {"id": str(index), "contents": f'"{title}"\n{text}'}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,24 +14,19 @@ from sr1_jax.data.builder import open_questions, prepare_questions
 from sr1_jax.data.questions import Question
 from sr1_jax.retrieval import fingerprint_of, for_other_corpus
 from sr1_jax.training.task import Task, open_index, prepared_task
-from sr1_jax.world.facts import (
-    World,
-    build_world,
-    one_hop_questions,
-    sample_questions,
-    two_hop_questions,
-    write_corpus,
-    write_questions,
-)
+from sr1_jax.world.facts import HasPassages, write_corpus, write_questions
+from sr1_jax.world.kinds import WORLDS
 from sr1_jax.world.warm_start import WorldExamples
 
-# One-hop, and as many two-hop, questions of the world; fewer if it is small.
-_TRAIN_EACH, _DEV_EACH = 2048, 200
+# Questions; fewer if the world is small.
+_TRAIN, _DEV_COUNT = 4096, 400
 _DEV = "heldout"
 
 
 def world_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
-    """The task of the world of config.seed; writes what is missing below `workdir`/data.
+    """The task of a fictional world; writes what is missing below `workdir`/data.
+
+    data.world, data.world_people and config.seed decide which.
 
     Its other world, "facts_changed", has the same people, towns, companies and books, but all
     that is true of them is drawn anew: who learned facts by heart fails there.
@@ -45,13 +39,14 @@ def world_task(config: ml_collections.ConfigDict, workdir: Path) -> Task:
 
 def _draw(config: ml_collections.ConfigDict, folder: Path) -> Task:
     seed, people = config.seed, config.data.world_people
-    world = build_world(seed, people=people)
-    changed = build_world(seed, facts_seed=seed + 1_000_003, people=people)
+    kind = WORLDS[config.data.world]
+    world = kind.build(seed, people=people)
+    changed = kind.build(seed, facts_seed=seed + 1_000_003, people=people)
     _check_same_world(folder / "world.json", _drawn_by(config))
-    dev = _sample(world, _DEV, _DEV_EACH, seed)
-    changed_dev = _sample(changed, _DEV, _DEV_EACH, seed)
+    dev = kind.sample(world, _DEV, at_most=_DEV_COUNT, seed=seed)
+    changed_dev = kind.sample(changed, _DEV, at_most=_DEV_COUNT, seed=seed)
     if not (folder / "changed_corpus.jsonl").is_file():
-        train = _sample(world, "train", _TRAIN_EACH, seed)
+        train = kind.sample(world, "train", at_most=_TRAIN, seed=seed)
         _write(
             folder,
             drawn_by=_drawn_by(config),
@@ -73,15 +68,19 @@ def _draw(config: ml_collections.ConfigDict, folder: Path) -> Task:
     )
 
 
-def _drawn_by(config: ml_collections.ConfigDict) -> dict[str, int]:
-    return {"seed": config.seed, "data.world_people": config.data.world_people}
+def _drawn_by(config: ml_collections.ConfigDict) -> dict[str, int | str]:
+    return {
+        "seed": config.seed,
+        "data.world": config.data.world,
+        "data.world_people": config.data.world_people,
+    }
 
 
 def _write(
     folder: Path,
     *,
-    drawn_by: Mapping[str, int],
-    corpora: Mapping[str, World],
+    drawn_by: Mapping[str, int | str],
+    corpora: Mapping[str, HasPassages],
     questions: Mapping[str, Sequence[Question]],
 ) -> None:
     """Writes all files of a world in a new folder, which then takes its name: half a world is
@@ -97,19 +96,12 @@ def _write(
     temporary.replace(folder)
 
 
-def _check_same_world(record: Path, drawn_by: Mapping[str, int]) -> None:
+def _check_same_world(record: Path, drawn_by: Mapping[str, int | str]) -> None:
     there = json.loads(record.read_text()) if record.is_file() else drawn_by
+    there = {"data.world": "demo"} | there  # once there was no other
     for key, value in drawn_by.items():
         if there[key] != value:
             raise ValueError(
                 f"{record.parent} holds the world of {key}={there[key]}, now it is {value}: use "
                 "the old setting or another workdir."
             )
-
-
-def _sample(world: World, split: str, at_most: int, seed: int) -> list[Question]:
-    there = min(
-        sum(1 for _ in questions(world, split, random.Random(0)))
-        for questions in (one_hop_questions, two_hop_questions)
-    )
-    return sample_questions(world, split, each=min(at_most, there), seed=seed)

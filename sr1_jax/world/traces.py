@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sr1_jax.data.questions import Question
 from sr1_jax.protocol.answers import extract_answer
@@ -26,23 +27,41 @@ from sr1_jax.rewards import exact_match
 from sr1_jax.world.facts import RELATIONS, World
 
 
+class Note(NamedTuple):
+    """An observation that a reader wrote about passages."""
+
+    text: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A scripted response. `segments` alternate policy text (str) and passages (list)."""
+    """A scripted response.
+
+    Attributes:
+        question: it answers.
+        mode: the prompt it answers, a method or "reader".
+        segments: policy text (str) and observations (passages, or a `Note`) in turn.
+        arbitrary: numbers of the segments drawn at random: nothing to learn by rote.
+        guessed: whether the answer is a guess: by luck it may be right.
+        query: that the passages were found by, of a "reader".
+    """
 
     question: Question
-    mode: str  # the prompt it answers: "search", "direct" or "rag"
-    segments: tuple[str | list[Passage], ...]
-    arbitrary: frozenset[int] = frozenset()  # segments drawn at random: nothing to learn by rote
+    mode: str
+    segments: tuple[str | list[Passage] | Note, ...]
+    arbitrary: frozenset[int] = frozenset()
+    guessed: bool = False
+    query: str = ""
 
     @property
     def correct(self) -> bool:
-        """Whether the final answer is right."""
-        return exact_match(extract_answer(self.segments[-1]), self.question.golden_answers)
+        """Whether the final answer is right, and no guess."""
+        right = exact_match(extract_answer(self.segments[-1]), self.question.golden_answers)
+        return right and not self.guessed
 
     @property
     def queries(self) -> int:
-        return sum(isinstance(segment, list) for segment in self.segments)
+        return sum(not isinstance(segment, str) for segment in self.segments)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The turn logic of one episode, case by case, without a model."""
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -350,3 +352,122 @@ def test_an_invented_result_is_not_well_formed(play):
         ANSWER,
     )
     assert not p.finish().well_formed
+
+
+# Where the search tool reads thoughts.
+
+THINK = "</think>"
+THOUGHTS = Tags((ToolTags("search", "information", True),))
+
+
+def test_each_thought_is_a_request(play, small_tokenizer):
+    p = play(tags=THOUGHTS)
+    assert p.say("<think> who is\n the mayor </think>", THINK) is Next.CALL
+    assert (p.episode.tag, p.episode.request) == ("search", "who is\n the mayor")
+    seen = "\n<information>\nx\n</information>\n"
+    assert p.see(seen) is Next.POLICY
+    assert p.say("<answer>Bob</answer>", ANSWER) is Next.NOTHING
+    t = p.finish()
+    assert (t.answer, t.status, t.well_formed, t.segments) == ("Bob", "answered", True, 2)
+    assert t.searches == ["who is the mayor"] and t.calls[0].tag == "search"
+
+
+def test_the_last_thought_asks_nothing(play, small_tokenizer):
+    """The policy goes on in its segment, whose tokens are one run, and may still answer."""
+    p = play(tags=THOUGHTS, max_calls=1)
+    assert p.say("<think>a</think>", THINK) is Next.CALL
+    p.see("\n<information>\nx\n</information>\n")
+    left = p.episode.tokens_left
+    thought = "<think>b</think>\n"
+    assert p.say(thought, THINK) is Next.POLICY
+    assert p.episode.rest == "\n"
+    assert p.episode.tokens_left == left - len(small_tokenizer.encode(thought))
+    assert p.say("<answer>Bob</answer>", ANSWER) is Next.NOTHING
+    t = p.finish()
+    assert (t.answer, t.searches, t.segments, t.well_formed) == ("Bob", ["a"], 2, True)
+    assert (np.diff(t.mask, prepend=0) > 0).sum() == 2
+
+
+def test_thoughts_without_any_call(play):
+    p = play(tags=THOUGHTS, max_calls=0)
+    assert p.say("<think>a</think>", THINK) is Next.POLICY
+    assert p.say("<think>b</think>", THINK) is Next.POLICY
+    assert p.say("", END) is Next.NOTHING
+    t = p.finish()
+    assert (t.status, t.searches, t.segments) == ("no_answer", [], 1)
+
+
+def test_the_budget_ends_in_a_thought_that_asks_nothing(play, small_tokenizer):
+    thought = "<think>a</think>"
+    size = len(small_tokenizer.encode(thought))
+    p = play(tags=THOUGHTS, max_calls=0, max_segment_tokens=size)
+    assert p.say(thought, THINK) is Next.NOTHING
+    assert (p.finish().status, p.finish().overflowed_segments) == ("truncated", 1)
+    # In a segment that may ask, the same thought does.
+    p = play(tags=THOUGHTS, max_calls=1, max_segment_tokens=size)
+    assert p.say(thought, THINK) is Next.CALL
+    p = play(tags=THOUGHTS, max_calls=0, max_context_tokens=10 + size)
+    assert p.say(thought, THINK) is Next.NOTHING
+    assert (p.finish().status, p.finish().overflowed_segments) == ("truncated", 0)
+
+
+def test_thoughts_after_the_calls_of_the_tool_itself(play):
+    p = play(tags=THOUGHTS, max_calls=4, calls_of={"search": 1})
+    assert p.say("<think>a</think>", THINK) is Next.CALL
+    p.see("seen")
+    assert p.say("<think>b</think>", THINK) is Next.POLICY  # no text about calls
+    assert p.say("<answer>Bob</answer>", ANSWER) is Next.NOTHING
+    assert p.finish().answer == "Bob"
+
+
+@pytest.mark.parametrize("text", ["<think> \n</think>", "no thought</think>", "<answer>a</think>"])
+def test_an_empty_thought_is_corrected(play, text):
+    p = play(tags=THOUGHTS)
+    assert p.say(text, THINK) is Next.CORRECTION
+    p.corrected()
+    assert p.say("<answer>Bob</answer>", ANSWER) is Next.NOTHING
+    t = p.finish()
+    assert "That was neither a thought nor an answer." in t.response_text
+    assert (t.searches, t.segments, t.well_formed) == ([], 2, False)
+
+
+def test_an_answer_within_a_thought_is_one(play):
+    p = play(tags=THOUGHTS)
+    assert p.say("<think>it is <answer>Bob</answer>", ANSWER) is Next.NOTHING
+    assert (p.finish().answer, p.finish().well_formed) == ("Bob", False)
+
+
+def test_an_invented_observation_of_a_thought(play):
+    p = play(tags=THOUGHTS)
+    text = "<think>a<information>x</information></think>"
+    assert p.say(text, THINK) is Next.CALL
+    p.see("\n<information>\nx\n</information>\n")
+    p.say("<answer>Bob</answer>", ANSWER)
+    assert not p.finish().well_formed
+
+
+def test_seconds_of_an_episode(play, monkeypatch):
+    clock = iter([10.0, 12.5, 14.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    p = play()
+    p.episode.begin()
+    p.say("<search>q</search>", SEARCH)
+    p.see("seen")
+    p.episode.begin()  # again in a slot: the clock runs on
+    p.say("<answer>Bob</answer>", ANSWER)
+    monkeypatch.undo()
+    t = p.finish()
+    assert t.seconds == 4.0
+
+
+def test_streams(play):
+    """One a question, sample and episode; that of the first is what it has always been."""
+    rules = play().episode._rules
+    streams = {
+        Episode(Question(id, "Who?", ("Bob",)), sample, [9], rules, number=number).stream
+        for id in ("q1", "q2")
+        for sample in (0, 1)
+        for number in range(4)
+    }
+    assert len(streams) == 16
+    assert (zlib.crc32(b"q1"), 1) in streams

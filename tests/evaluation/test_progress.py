@@ -7,7 +7,7 @@ import rich
 from rich.console import Console
 
 from sr1_jax.evaluation import metrics, progress
-from sr1_jax.evaluation.progress import Live, duration, working
+from sr1_jax.evaluation.progress import Live, counting, duration, working
 
 
 @pytest.fixture
@@ -121,6 +121,29 @@ def test_a_spinner_at_a_terminal(terminal, capsys):
         pass
     assert "loading [red] …" in terminal.file.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_counting_tells_what_is_done(capsys, clock):
+    clock(0.0, 10.0, 20.0, 30.0)
+    with counting("asking \x1b[2Jnq", 20, start=10) as live:
+        assert capsys.readouterr().out == "asking [2Jnq …\n"
+        live.update(15, EM=0.25)
+        live.update(20, EM=0.3)
+    assert capsys.readouterr().out.splitlines() == [
+        "asking [2Jnq 15/20  EM 0.25",
+        "asking [2Jnq 20/20  EM 0.3  0.0 s left",
+        "asking [2Jnq: 30 s",
+    ]
+
+
+def test_counting_at_a_terminal_ends_its_bar(terminal, capsys):
+    with pytest.raises(KeyboardInterrupt), counting("asking [red]", 4) as live:
+        live.update(2, EM=0.5)
+        raise KeyboardInterrupt
+    text = terminal.file.getvalue()
+    assert "asking [red]" in text and "2/4" in text and "EM 0.5" in text
+    assert capsys.readouterr().out == ""
+    Live("another", 2).close()  # a bar that was not ended would refuse it
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,21 @@ def test_scores_by_source(make_trajectory):
     assert not any("/" in key or "macro" in key for key in score_of_those_run(run[:2], questions))
 
 
+def test_scores_by_kind(make_trajectory):
+    given = [("a", "one_hop", "Paris"), ("b", "comparison", "Rome"), ("c", "one_hop", "Oslo")]
+    questions = [Question(i, "?", ("Paris",), {"kind": kind}) for i, kind, _ in given]
+    trajectories = [
+        make_trajectory(question_id=i, answer=answer, golden_answers=("Paris",))
+        for i, _, answer in given
+    ]
+    scores = score_of_those_run(trajectories, questions)
+    by_kind = {key: value for key, value in scores.items() if key.startswith("em/kind/")}
+    assert by_kind == {"em/kind/one_hop": 0.5, "em/kind/comparison": 0.0}
+    # Not where it is known of some only.
+    questions[2] = Question("c", "?", ("Paris",))
+    assert not any("kind" in key for key in score_of_those_run(trajectories, questions))
+
+
 def test_standard_error_of_questions_asked_several_times():
     # Means of the questions: 1, 1/2 and 0; their deviation is sqrt(1/6), over sqrt(3).
     values = [1, 1, 1, 0, 0, 0]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sr1_jax.environment import Call, SearchRecord
+from sr1_jax.environment.search_tool import Reading
 from sr1_jax.evaluation.trajectory_log import (
     as_row,
     print_trajectories,
@@ -181,6 +183,16 @@ def test_bfloat16_keeps_its_values(spoken, small_tokenizer, tmp_path):
 def test_a_step_of_which_nothing_is_kept(spoken, small_tokenizer, tmp_path):
     path = write_trajectories(tmp_path, 1, [spoken()], small_tokenizer, rows=[], arrays={})
     assert read_trajectories(path) == []
+
+
+def test_what_a_reader_wrote_is_in_the_row(spoken, small_tokenizer):
+    read = SearchRecord(["é"], [[]], Reading("<answer>x</answer>", "x", 3))
+    calls = [Call("search", "é", read, 0), Call("search", "é", SearchRecord(["é"], [[]]), 1),
+             Call("sum", "1", {"total": 1}, 2)]  # fmt: skip
+    row = as_row(spoken(calls=calls), small_tokenizer)
+    assert row["readings"] == ["<answer>x</answer>", None, None]
+    assert json.loads(json.dumps(row)) == row
+    assert "readings" not in as_row(spoken(calls=calls[1:]), small_tokenizer)
 
 
 def test_arrays_of_other_rows_are_refused(spoken, small_tokenizer, tmp_path):

@@ -201,7 +201,23 @@ def test_decoding_stops_at_the_tags_of_the_tools_configured(run):
     assert both == len(beginnings("</search>", "</answer>", "</calculate>")) + finals
 
 
+def test_decoding_stops_at_the_tags_of_the_method():
+    """Where thoughts are searches, </think> and no other request."""
+    config = tiny_config()
+    config.method = "ircot"
+    run = make_run(config, jax.devices()[:1])
+    decode = next(p for p in run.programs if isinstance(p.key, Decode))
+    stops = ("</think>", "</answer>")
+    beginnings = {stop[:end] for stop in stops for end in range(len(stop) + 1)}
+    assert decode.settings["first_final"] == len(beginnings)
+    assert decode.arguments[5].shape[0] == len(beginnings) + 3
+
+
 def test_what_training_refuses_has_no_plan():
+    config = tiny_config()
+    config.method = "search_o1"
+    with pytest.raises(ValueError, match="method='search_o1' cannot be trained with"):
+        make_run(config, jax.devices()[:1])
     config = tiny_config()
     config.rollout.max_context_tokens = 400
     with pytest.raises(ValueError, match=r"max_context_tokens=400 exceeds the last of"):

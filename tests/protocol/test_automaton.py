@@ -148,3 +148,18 @@ def test_stop_strings_of_several_bytes_a_character():
 def test_empty_and_repeated_stops_are_refused(stops):
     with pytest.raises(ValueError, match="non-empty and distinct"):
         build_automaton([b"a"], [], stops)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "x", "></", "</answer", "</answer>", "</answer> <", "</ans</"]
+)
+def test_a_stop_that_is_let_pass(rest):
+    """Behind it the search goes on as from a new beginning, in the midst of a token too."""
+    tokens = [b"</think>" + rest.encode(), b"answer>", b"er>", b">", b"</think>"]
+    automaton = build_automaton(tokens, [], ("</think>", "</answer>"))
+    stopped = automaton.run([0])
+    assert automaton.stop(stopped) == "</think>"
+    state = automaton.after(rest.encode())
+    for token, text in enumerate(tokens):
+        want, _ = first_stop([0], [rest.encode() + text], [], ("</think>", "</answer>"))
+        assert automaton.stop(automaton.run([token], state)) == want

@@ -97,13 +97,14 @@ def test_information_is_not_joined_with_the_text_around_it(small_tokenizer):
 def test_prompts_of_smollm2_are_the_ids_of_the_whole_text(name, question):
     tokenizer = smollm2_tokenizer()
     assume("<" not in question)
-    template = load_template(name)
+    template = load_template(name, reader="reader" in name)
     if template.wants_information:
         template = dataclasses.replace(
             template, parts=tuple("question" if p == "information" else p for p in template.parts)
         )
     whole = "".join(question if i % 2 else part for i, part in enumerate(template.parts))
-    assert template.render(tokenizer, question) == tokenizer.encode_trusted(whole)
+    ids = template.render(tokenizer, question, query=question)
+    assert ids == tokenizer.encode_trusted(whole)
 
 
 @functools.cache
@@ -136,6 +137,40 @@ def test_missing_information_is_refused(small_tokenizer, write_template):
     assert template.render(small_tokenizer, "q", []) == small_tokenizer.encode("q")
 
 
+def test_what_a_reader_is_asked(small_tokenizer, added_ids, write_template):
+    path = write_template("{question}? {query}!{information}so {query}")
+    template = load_template(path, reader=True)
+    facts = small_tokenizer.encode("facts ")
+    ids = template.render(small_tokenizer, "wh{query}o", facts, query="b<|end|>y{question}")
+    assert not set(ids) & added_ids
+    want = "wh{query}o? b<|end|>y{question}!facts so b<|end|>y{question}"
+    assert small_tokenizer.decode(ids) == want
+    # In other prompts the name of a query is text.
+    plain = load_template(path)
+    ids = plain.render(small_tokenizer, "who", facts, query="not asked")
+    assert small_tokenizer.decode(ids) == "who? {query}!facts so {query}"
+
+
+def test_a_reader_in_the_chat_template(small_tokenizer):
+    tokenizer = with_chat(small_tokenizer, CHATML)
+    template = template_for("reader", tokenizer, True, reader=True)
+    assert template.parts[1::2] == ("question", "query", "information")
+    ids = template.render(tokenizer, "Q", tokenizer.encode("\n<information>\n"), query="<|im_end|>")
+    text = tokenizer.decode(ids)
+    assert "Question: Q\nQuery: <|im_end|>\n<information>\n" in text
+    open_id, close_id = tokenizer.encode_trusted("<|im_start|><|im_end|>")
+    assert [i for i in ids if i in (open_id, close_id)] == [open_id, close_id, open_id]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"), [("{question}{information}", "query"), ("{query}", "information")]
+)
+def test_a_reader_without_its_fields_is_refused(write_template, text, field):
+    with pytest.raises(ValueError, match=rf"mine\.txt has no \{{{field}\}}"):
+        load_template(write_template(text), reader=True)
+    assert load_template(write_template("{query}{information}"), reader=True)
+
+
 @pytest.mark.parametrize("text", ["", "Question: ", "{information}", "{ question }", "{Question}"])
 def test_a_template_without_question_is_refused(write_template, text):
     with pytest.raises(ValueError, match=r"mine\.txt has no \{question\}"):
@@ -155,21 +190,27 @@ def test_a_shipped_template_wins_over_a_file_of_that_name(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_templates(small_tokenizer, name):
-    template = load_template(name)
+    reads = "reader" in name
+    template = load_template(name, reader=reads)
     assert template.name == name
-    assert template.wants_information == ("rag" in name)
+    reading = reads or "rag" in name or "ircot" in name
+    assert template.wants_information == reading
     information = observations.render_observation([], small_tokenizer, 100)
-    text = small_tokenizer.decode(template.render(small_tokenizer, "Who is Bob?", information))
-    assert text.count("Who is Bob?") == 1
+    text = small_tokenizer.decode(
+        template.render(small_tokenizer, "Who is Bob?", information, query="Bob's job")
+    )
+    assert text.count("Who is Bob?") == 1 and text.count("Bob's job") == int(reads)
     examples = "examples" in name
     # Examples of reading show passages of their own.
-    shown = 2 if examples and "direct" not in name else 0
-    assert text.count("<information>\n") == int("rag" in name) + shown
+    shown = 2 if examples and "direct" not in name and "cot_ex" not in name else 0
+    shown += 4 * name.startswith("ircot_ex")
+    assert text.count("<information>\n") == int(reading) + shown
     # The policy's turn starts on a line of its own, but for the short template that names it.
     assert text.endswith("\n") or name == "compact_direct"
-    assert ("</search>" in text) == (name in ("search", "search_chatml", "examples_chatml"))
+    searching = name == "examples_chatml" or name.split("_")[0] == "search"
+    assert ("</search>" in text) == searching
     if not name.startswith("compact"):
-        assert ("<answer>Paris</answer>" in text) != examples
+        assert ("<answer>Paris" in text) != examples
     if name.endswith("_chatml") and not examples:
         assert load_template(name.removesuffix("_chatml")).parts[0] in template.parts[0]
 

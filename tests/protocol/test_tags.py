@@ -11,6 +11,7 @@ from sr1_jax.protocol.tags import SEARCH_TAGS, Tags, ToolTags, correction, refus
 
 TWO = Tags((ToolTags("search", "information"), ToolTags("calculate", "result")))
 NONE = Tags(())
+THOUGHTS = Tags((ToolTags("search", "information", True),))
 
 
 def test_search_alone_is_the_default():
@@ -41,6 +42,8 @@ def test_two_tools():
         ([("a>", "x")], "'a>' of a tool: a tag is a lower-case name"),
         ([("", "x")], "'' of a tool: a tag is"),
         ([(None, "x")], "None of a tool: a tag is"),
+        ([("a", "b", True), ("c", "d", True)], "Only one tool can read thoughts, not a and c"),
+        ([("think", "x", True)], "'think' of a tool is reserved"),
     ],
 )
 def test_tags_that_clash_are_refused(tools, message):
@@ -69,6 +72,62 @@ def test_well_formed_with_two_tools(names, want):
     assert is_well_formed(response, TWO) is want
     if "calculate" in names:
         assert not is_well_formed(response)  # search alone does not know these tags
+
+
+def test_a_tool_that_reads_thoughts():
+    assert THOUGHTS.names == ("think", "information", "answer")
+    assert THOUGHTS.stop_tags == ("</think>", "</answer>")
+    assert THOUGHTS.observation_names == ("information",)
+    assert correction(THOUGHTS) == (
+        "\nThat was neither a thought nor an answer. Put one thought between think tags, "
+        "or the final answer between answer tags.\n"
+    )
+    both = Tags((*THOUGHTS.tools, ToolTags("calculate", "result")))
+    assert both.stop_tags == ("</think>", "</calculate>", "</answer>")
+    assert "between think or calculate tags" in correction(both)
+
+
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [
+        ("think information answer", True),
+        ("think information think information answer", True),
+        # The last thought asks nothing.
+        ("think information think answer", True),
+        ("think answer", True),
+        ("answer", False),
+        ("information answer", False),
+        ("think think answer", False),
+        ("think information information answer", False),
+        ("think information", False),
+        ("think answer think information", False),
+    ],
+)
+def test_well_formed_where_thoughts_are_read(names, want):
+    response = "\n".join(map(block, names.split()))
+    assert is_well_formed(response, THOUGHTS) is want
+    if "information" in names:
+        assert not is_well_formed(response)  # a request has to stand before what comes back
+
+
+def test_thoughts_and_other_requests():
+    both = Tags((*THOUGHTS.tools, ToolTags("calculate", "result")))
+    for names, want in [
+        ("think information calculate result think information answer", True),
+        ("think calculate result think answer", True),
+        ("calculate result think answer", False),
+        ("think information result think answer", False),
+    ]:
+        assert is_well_formed("".join(map(block, names.split())), both) is want
+
+
+def test_a_thought_of_nothing_is_ill_formed():
+    assert not is_well_formed("<think> </think><information>x</information><answer>a</answer>",
+                              THOUGHTS)  # fmt: skip
+    assert is_well_formed("<think>t</think><information></information><answer>a</answer>", THOUGHTS)
+    # Where thoughts are read, search tags are text.
+    assert is_well_formed("<think><search>q</search></think><answer>a</answer>", THOUGHTS)
+    assert last_closed("<think>a<think> b </think>", "think", THOUGHTS) == "b"
 
 
 def test_tags_of_other_runs_are_text():

@@ -269,6 +269,27 @@ def test_unmasked_observations_train(learner_run, rl_policy, full_logp, trajecto
     assert changed(first_gradient(masked.policy), first_gradient(after.policy))
 
 
+def test_advantages_over_observations_mask_the_loss_of_the_policy_alone(learner_run, trajectories):
+    """Before the first update every ratio is 1 and every value the old one, so losses are means: of
+    the policy over what it wrote, of the critic over all that follows the prompt."""
+    changes = dict(entropy_coefficient=0.0, kl_in="none", whiten=False, lam=0.5)
+    run = learner_run(**changes, old_logp="trainer", mask_advantages=False)
+    batch = batch_of(trajectories, mask_observations=False)
+    result = run.result(batch)
+    prepared = [np.asarray(x) for x in result.prepared[-3:]]
+    old_values_BT, advantages_BT, returns_BT = prepared
+    sampled_BT, response_BT = batch.sampled_BT, batch.trains_BT
+    assert response_BT.sum() > sampled_BT.sum()
+    of_policy = -(advantages_BT * sampled_BT).sum() / sampled_BT.sum()
+    of_critic = 0.5 * ((old_values_BT - returns_BT) ** 2 * response_BT).sum() / response_BT.sum()
+    assert result.metrics["policy/loss"] == pytest.approx(of_policy, rel=1e-4)
+    assert result.metrics["critic/loss"] == pytest.approx(of_critic, rel=1e-4)
+    assert result.metrics["trained_tokens"] == sampled_BT.sum()
+    # Masked throughout, both are something else.
+    masked = learner_run(**changes, old_logp="trainer").result(batch_of(trajectories)).metrics
+    assert masked["critic/loss"] != pytest.approx(of_critic, rel=1e-3)
+
+
 def test_rows_of_a_batch_as_the_updates_had_them(
     learner_run, rl_policy, rl_critic, full_logp, stale
 ):

@@ -25,7 +25,7 @@ def settings(**changes):
 
 
 def test_what_is_known_of_algorithms():
-    assert ALGORITHMS == ("ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp")
+    assert ALGORITHMS == ("ppo", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp")
     assert GROUP_ALGORITHMS == ("grpo", "dr_grpo", "rloo")
     assert [name for name in ALGORITHMS if needs_critic(settings(algorithm=name))] == ["ppo"]
 
@@ -47,7 +47,10 @@ def test_minibatches_are_of_a_size_or_all_of_a_step(size, trajectories, epochs, 
         (dict(micro_batch=3), r"mini-batch of 16 .* micro-batches of learner.micro_batch=3"),
         (dict(packing=True, micro_batch=32), r"learner.micro_batch=32 packed rows are more"),
         (dict(decay_share=0.2, warmup_share=0.2), r"learner.decay_share=0.2 must exceed .* 0.2"),
-        (dict(ratio="sequence"), r"of learner.algorithm=grpo, dr_grpo, rloo; ppo has one a token"),
+        (
+            dict(ratio="sequence"),
+            r"of learner.algorithm=grpo, dr_grpo, rloo, reinforce; ppo has one a token",
+        ),
         (dict(algorithm="a2c"), r"learner.algorithm must be one of ppo, grpo, .*, not 'a2c'"),
         (dict(kl_in="loss"), r"learner.kl_in='loss' with learner.kl_kind='k1' regularises nothing"),
         (dict(importance_cap=2.0), r"learner.importance_cap needs learner.old_logp='trainer'"),

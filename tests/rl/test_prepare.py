@@ -79,6 +79,28 @@ def test_rewards_of_segments_through_gae(searchers, kl_in):
         np.testing.assert_array_equal(got.advantages_BT[row, others], 0)
 
 
+@pytest.mark.parametrize("kl_in", ["none", "reward"])
+def test_advantages_over_observations_the_way_of_the_original(searchers, kl_in):
+    """GAE steps over every token after the prompt; the KL is that of sampled tokens alone."""
+    config = settings(kl_in=kl_in, whiten=False, gamma=0.9, lam=0.8, mask_advantages=False)
+    scores = random_scores()
+    got, metrics = prepared(searchers, config, scores, mask_observations=False)
+    for row, t in enumerate(searchers):
+        response = np.arange(t.prompt_length, len(t.ids))
+        rewards, segment = [], 0
+        for index in response:
+            last = t.mask[index] and (index + 1 == len(t.mask) or not t.mask[index + 1])
+            rewards.append(t.segment_rewards[segment] if last else 0.0)
+            segment += last
+            if kl_in == "reward" and t.mask[index]:
+                rewards[-1] -= 0.1 * (t.logp[index] - scores.ref_logp_BT[row, index])
+        values = scores.values_BT[row, response]
+        want = textbook_gae(np.array(rewards), values, 0.9, 0.8)
+        np.testing.assert_allclose(got.advantages_BT[row, response], want, atol=1e-5)
+        np.testing.assert_allclose(got.returns_BT[row, response], want + values, atol=1e-5)
+    assert metrics["trained_tokens"] == sum(t.mask.sum() for t in searchers)
+
+
 def test_with_one_reward_at_the_end_returns_are_the_outcome(searchers):
     config = settings(kl_in="none", whiten=False)
     ended = [
@@ -154,6 +176,22 @@ def gap_of(trajectories, logp_BT):
             for row, t in enumerate(trajectories)
         ]
     ).mean()
+
+
+@pytest.mark.parametrize("kl_in", ["none", "reward"])
+def test_groups_of_one_keep_their_score(searchers, kl_in):
+    """`reinforce` is GRPO's formula with every trajectory a group of its own."""
+    config = settings(algorithm="reinforce", kl_in=kl_in)
+    scores = random_scores()
+    got, _ = prepared(searchers, config, scores)
+    for row, t in enumerate(searchers):
+        own = np.flatnonzero(t.mask)
+        score = t.reward
+        if kl_in == "reward":
+            score -= 0.1 * (t.logp[own] - scores.ref_logp_BT[row, own]).sum()
+        alone = group_relative_loop([score], [0], 1e-6)
+        np.testing.assert_allclose(got.advantages_BT[row, own], alone[0], atol=1e-5)
+        np.testing.assert_array_equal(np.delete(got.advantages_BT[row], own), 0)
 
 
 @pytest.mark.parametrize("mask_observations", [True, False])

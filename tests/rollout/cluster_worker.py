@@ -53,7 +53,10 @@ def main(folder, coordinator, index):
         config,
         # Slower in one process than in the other.
         environment=Environment.of_search(
-            SlowRetriever(0.01 * index), config, template="compact_search"
+            SlowRetriever(0.01 * index),
+            config,
+            template="compact_search",
+            reader=settings.get("reader", ""),
         ),
         mesh=make_mesh(-1, 1, settings["tensor"]),
     )

@@ -41,16 +41,17 @@ def make_config():
 def make_engine(tiny_decoder, small_tokenizer, fake_retriever, make_config):
     """`make_engine(retriever, **changes of the settings)`; by default a retriever that works.
 
-    Changes may also be the template, the reward's settings, and options of the search tool.
+    Changes may also be the template, the reward's settings, a reader's template, and options of the
+    search tool.
     """
 
-    def make(retriever="fake", *, template=TEMPLATE, reward=None, mesh=None, **changes):
+    def make(retriever="fake", *, template=TEMPLATE, reward=None, mesh=None, reader="", **changes):
         if retriever == "fake":
             retriever = fake_retriever()
         options = OPTIONS | {key: changes.pop(key) for key in CALLS.parts if key in changes}
         config = make_config(**changes)
         environment = Environment.of_search(
-            retriever, config, template=template, reward=reward, **options
+            retriever, config, template=template, reward=reward, reader=reader, **options
         )
         return Engine(
             tiny_decoder, small_tokenizer, retriever, config, environment=environment, mesh=mesh
@@ -74,6 +75,7 @@ def as_values(trajectory):
     return {
         name: value.tolist() if hasattr(value, "tolist") else value
         for name, value in vars(trajectory).items()
+        if name != "seconds"
     }
 
 

@@ -32,6 +32,8 @@ GOOD = {
     ("data.curriculum.target", 0.0): ZERO_IS_A_RATE,
     ("data.curriculum.new", 0.0): ZERO_IS_A_RATE,
     ("data.world_people", 0): ZERO_IS_OFF,
+    ("warm_start.micro_batch", 0): "all of a batch",
+    ("warm_start.checkpoint_every", 0): ZERO_IS_OFF,
     ("lora.rank", 0): ZERO_IS_OFF,
     ("lora.targets", ()): "without adapters no kernel has one",
     ("mesh.data", -1): "all devices that the other axes leave",

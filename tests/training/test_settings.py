@@ -129,7 +129,7 @@ def test_the_search_for_dead_settings_can_fail():
 # Single ranges are walked through in test_setting_ranges.py.
 BAD = [
     # of the run
-    ("method", "google", "method must be one of search, direct, rag, not 'google'"),
+    ("method", "google", "method must be one of search, direct, cot, .*, not 'google'"),
     ("questions", 0, "questions must be at least 1, not 0"),
     ("steps", -5, "steps must not be negative, not -5"),
     ("rollout.temperature", 0.0, "rollout.temperature above 0"),
@@ -256,10 +256,6 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
             "base.path is not set",
         ),
         (
-            {"base.path": "a", "warm_start.phases": (PHASE,)},
-            "base.path and warm_start.phases exclude each other",
-        ),
-        (
             {
                 "data.world_people": 0,
                 "data.questions": "q",
@@ -267,7 +263,7 @@ def test_packed_rows_need_not_divide_a_mini_batch_but_be_filled():
                 "base.workdir": "b",
                 "warm_start.phases": (PHASE,),
             },
-            "warm_start.phases learn from examples, which only the fictional world",
+            "traces to imitate are those of the fictional world",
         ),
         (
             {"model.preset": "qwen2.5-7b"},
@@ -330,6 +326,17 @@ def test_a_prompt_of_ones_own(tmp_path):
         check_config(config)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_train(method):
+    config = good_config()
+    config.method = method
+    if method in ("search_o1", "rejection"):
+        with pytest.raises(ValueError, match=f"method='{method}' cannot be trained with: "):
+            check_config(config)
+        config.steps = 0  # a run that only evaluates
+    check_config(config)
+
+
 def test_rollout_config_of_a_method():
     config = default_config()
     search = rollout_config(config, "search")
@@ -347,9 +354,10 @@ def test_rollout_config_of_a_method():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": None}, r"warm_start\.phases\[0\] has no 'steps'"),
+        ({"steps": None}, r"warm_start\.phases\[0\] needs steps or epochs"),
+        ({"learning_rate": None}, r"warm_start\.phases\[0\] has no 'learning_rate'"),
         ({"evalute_at": (3,)}, r"warm_start\.phases\[0\]: unknown key 'evalute_at'; the keys are"),
-        ({"steps": 0}, r"warm_start\.phases\[0\]\.steps must be at least 1, not 0"),
+        ({"steps": 0}, r"warm_start\.phases\[0\] needs steps or epochs"),
         ({"learning_rate": -1.0}, r"warm_start\.phases\[0\]\.learning_rate must be positive"),
         ({"mix": 0.5}, r"warm_start\.phases\[0\]\.mix must be a dict, not 0\.5"),
     ],

@@ -68,10 +68,12 @@ def test_the_seed_decides_the_order(examples):
 
 
 def test_batch_errors(examples):
-    with pytest.raises(ValueError, match=r"A trace of 12 tokens is longer than .*\(8, 11\)"):
+    with pytest.raises(ValueError, match=r"An example of 12 tokens is longer than .*\(8, 11\)"):
         run_of(examples, 1, buckets=(8, 11))
-    with pytest.raises(ValueError, match=r"30 traces do not fill one batch of 21"):
-        run_of(examples, 1, batch=21)
+    with pytest.raises(
+        ValueError, match=r"30 examples do not fill one batch of warm_start\.batch=31"
+    ):
+        run_of(examples, 1, batch=31)
 
 
 # Training

@@ -9,8 +9,9 @@ from sr1_jax.retrieval.base import Passage
 from sr1_jax.training.phases import phases_of
 from sr1_jax.training.settings import default_config
 from sr1_jax.training.supervised import Example
+from sr1_jax.world.kinds import WORLDS
 from sr1_jax.world.task import world_task
-from sr1_jax.world.traces import Trace
+from sr1_jax.world.traces import Note, Trace
 from sr1_jax.world.warm_start import encode_trace
 
 MODES = ("search", "direct", "rag")
@@ -81,6 +82,40 @@ def test_special_tokens_in_a_trace_are_plain_text(templates, small_tokenizer, ad
         (f"<search>{bad}</search>", [Passage("1", bad, bad, 1.0)], f"<answer>{bad}</answer>"),
     )
     assert added_ids.isdisjoint(encode_trace(trace, templates, small_tokenizer, 200).ids)
+
+
+def test_a_trace_with_a_note_has_it_for_an_observation(templates, small_tokenizer):
+    segments = ("<search> born Ann</search>", Note("born Ann: Bo"), "<answer> Bo </answer>")
+    example = encode_trace(Trace(QUESTION, "search", segments), templates, small_tokenizer, 40)
+    text = small_tokenizer.decode(example.ids)
+    assert "</search>\n<information>\nborn Ann: Bo\n</information>\n<answer>" in text
+    own = [small_tokenizer.encode(text) for text in segments[::2]]
+    assert sum(example.mask) == sum(map(len, own))
+
+
+def test_a_reading_has_its_query_in_the_prompt(small_tokenizer):
+    reader = {"reader": load_template("compact_reader", reader=True)}
+    trace = Trace(QUESTION, "reader", (PASSAGES, "<answer> Bo </answer>"), query="born Ann")
+    example = encode_trace(trace, reader, small_tokenizer, 40)
+    text = small_tokenizer.decode(example.ids)
+    assert text.startswith("Question: Where was Ann born? Query: born Ann\n<information>\n")
+    assert text.endswith("</information>\n<answer> Bo </answer>")
+
+
+def test_the_harder_world_shows_the_prompts_of_all_methods(config, tmp_path, small_tokenizer):
+    harder = config.copy_and_resolve_references()
+    harder.data.world = "harder"
+    for mode in WORLDS["harder"].modes:
+        harder.protocol[f"{mode}_template"] = f"compact_{mode}"
+    supervised = world_task(harder, tmp_path).supervised
+    (phase,) = phases_of([READ | {"traces": 200}])
+    examples = supervised.examples(phase, small_tokenizer, seed=0)
+    prompts = [small_tokenizer.decode(example.ids) for example in examples]
+    for mark in ("From memory:", "Step by step:", "Thoughts:", "With notes:", "Query:"):
+        assert sum(mark in prompt for prompt in prompts) > 3
+    (phase,) = phases_of([READ | {"mix": {"vary": 0.0, "wonder": 1}}])
+    with pytest.raises(ValueError, match=r"its mix has no 'wonder'; the keys are direct, cot, rag"):
+        supervised.examples(phase, small_tokenizer, seed=0)
 
 
 # Phases

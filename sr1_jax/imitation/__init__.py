@@ -1,0 +1,1 @@
+"""Traces to imitate, written from questions, their answers and a search engine; no model."""

@@ -1,0 +1,1 @@
+"""The harder fictional world: rumours, corrections, and facts that nobody wrote down."""
