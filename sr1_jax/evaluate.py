@@ -13,6 +13,7 @@ file, or the table. Started again after a kill it asks only what has no answer y
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,19 +73,23 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("judge_model", "", "Name of that model.", **define)
     flags.DEFINE_string("judge_key_variable", "", "Environment variable that holds the key of "
                         "that API.", **define)  # fmt: skip
+    flags.DEFINE_string("results", "", "Also list the files of results in this one, as JSON, for "
+                        "programs that read them.", **define)  # fmt: skip
     flags.DEFINE_string("examples", "", "Also write the correct episodes to this file, as examples "
                         "to imitate.", **define)  # fmt: skip
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir", "questions"), usage=__doc__)
     cluster.join_by_flags(values)
-    if values.examples:
-        local_path(values.examples, "--examples")
+    for name in ("examples", "results"):
+        if values[name].value:
+            local_path(values[name].value, f"--{name}")
     evaluate(
         values.config,
         local_path(values.workdir, "--workdir"),
         _specs(values.questions),
         local_path(values.corpus, "--corpus") if values.corpus else None,
         Options(**{name: values[name].value for name in Options._fields}),
+        listed=Path(values.results) if values.results else None,
     )
 
 
@@ -94,6 +99,8 @@ def evaluate(
     questions: Sequence[str | Path],
     corpus: Path | None,
     options: Options,
+    *,
+    listed: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Answers question files by one method or several; writes and returns the result of each method
     on each file.
@@ -106,6 +113,7 @@ def evaluate(
         questions: files, and names of sets that are looked for in data.folder.
         corpus: passages; None stands for those of the config.
         options: see `Options`.
+        listed: a file to list those of the results in, as JSON.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, or there is no such policy; found
@@ -151,6 +159,9 @@ def evaluate(
             names = [entry.name for row in entries.values() for entry in row]
             join_examples(Path(options.examples), subject.folder, names)
         _summarise(subject.folder, entries, settings)
+        if listed is not None:
+            names = [f"{entry.name}.json" for row in entries.values() for entry in row]
+            listed.write_text(json.dumps([str(subject.folder / name) for name in names]) + "\n")
         subject.finished.delete()
     return [dict(entry.result) for row in entries.values() for entry in row]
 
@@ -301,7 +312,8 @@ def _changes(
         here["prompt"] = methods.prompt_fingerprint(config, method)
     for key, found in here.items():
         kept = contents.get(key, "")
-        if kept and found and kept != found:
+        # A run that searched nothing kept nothing, and no corpus is that of the run then.
+        if found and kept != found and (kept or key == "data.corpus"):
             changes[key] = (kept[:8], found[:8])
     return changes
 

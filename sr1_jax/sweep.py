@@ -21,7 +21,7 @@ from absl import flags
 from sr1_jax import cli, cluster
 from sr1_jax.config_files import split_overrides
 from sr1_jax.experiments.curves import draw_sweep
-from sr1_jax.experiments.plan import Plan, world_files
+from sr1_jax.experiments.plan import Plan, check_overrides, check_questions, world_files
 from sr1_jax.experiments.report import print_table, write_table
 from sr1_jax.experiments.stages import (
     cluster_flags,
@@ -78,6 +78,7 @@ def _plan(values: flags.FlagValues, overrides: Sequence, folder) -> Plan:
     if values.limit < 0:
         raise ValueError(f"--limit must not be negative, not {values.limit}; 0 stands for all.")
     seeds = seeds_of(values.seeds)
+    check_overrides([*overrides, *(pair for entry in entries for pair in entry.overrides)])
     configs = checked_configs(entries, overrides)
     first = configs[entries[0].name]
     files = [part for part in (values.questions or first.data.dev).split(",") if part]
@@ -88,6 +89,8 @@ def _plan(values: flags.FlagValues, overrides: Sequence, folder) -> Plan:
         asked = {seed: [path] for seed, path in world_files(folder, seeds, "heldout").items()}
     elif not files:
         raise ValueError("There are no questions to answer: give --questions, or data.dev.")
+    if not first.data.world_people or values.questions:
+        check_questions(files, first.data.folder)
     return sweep_plan(
         entries,
         configs,

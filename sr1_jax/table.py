@@ -19,6 +19,7 @@ import rich
 from absl import flags
 
 from sr1_jax import cli, cluster
+from sr1_jax.data.sets import is_name, read_set
 from sr1_jax.experiments.baselines import (
     BASELINES,
     TableOptions,
@@ -26,7 +27,7 @@ from sr1_jax.experiments.baselines import (
     table_plan,
 )
 from sr1_jax.experiments.derived import derived_config
-from sr1_jax.experiments.plan import Plan, world_files
+from sr1_jax.experiments.plan import Plan, check_overrides, check_questions, world_files
 from sr1_jax.experiments.report import print_table, write_table
 from sr1_jax.experiments.stages import cluster_flags, print_commands, run_stages, seeds_of
 from sr1_jax.lock import lock_workdir
@@ -88,6 +89,7 @@ def make_plan(config: ml_collections.ConfigDict, options: TableOptions, folder: 
         ValueError: settings that cannot work, of any of the runs.
     """
     check_rows(options.rows)
+    check_overrides(options.overrides, ("seed", "method"))
     check_config(config)
     if "grpo" in options.rows and options.grpo:
         check_config(derived_config(options.grpo, options.overrides, {}))
@@ -111,11 +113,40 @@ def make_plan(config: ml_collections.ConfigDict, options: TableOptions, folder: 
         )
     if options.questions:
         asked = dict.fromkeys(options.seeds, options.questions)
+    if not data.world_people or options.questions:
+        check_questions(asked[options.seeds[0]], data.folder)
+    if "rejection" in options.rows and not data.world_people:
+        trained = dict.fromkeys(options.seeds, _to_sample(config, asked[options.seeds[0]]))
     corpus = Path(data.corpus) if data.corpus and not data.index else None
     index = index_name(config, corpus) if corpus and config.base.path else ""
     return table_plan(
         config, options, folder, trained=trained, asked=asked, index=index, corpora=corpora
     )
+
+
+def _to_sample(config: ml_collections.ConfigDict, asked: Sequence[str]) -> tuple[str, ...]:
+    """The training questions that rejection sampling samples.
+
+    Raises:
+        ValueError: they are chosen by settings that evaluations do not know, or some are asked.
+    """
+    data = config.data
+    for key in ("filter", "limit", "weights"):
+        if data[key]:
+            raise ValueError(
+                f"data.{key} chooses among training questions, and rejection sampling samples "
+                "whole files: leave its row out, or write the chosen questions to a file."
+            )
+    parts = [part for part in data.questions.split(",") if part]
+    specs = tuple(f"{part}:train" if is_name(part) and ":" not in part else part for part in parts)
+    trained = {q.id for spec in specs for q in read_set(spec, data.folder, training=True)}
+    both = [q.id for spec in asked for q in read_set(spec, data.folder) if q.id in trained]
+    if both:
+        raise ValueError(
+            f"Question {both[0]} is asked, and rejection sampling would learn from it: "
+            "data.questions and the questions that are asked have to differ."
+        )
+    return specs
 
 
 def _options(values: flags.FlagValues) -> TableOptions:

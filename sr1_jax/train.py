@@ -108,7 +108,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
         )
         if is_first():
             draw_curves(workdir)
-    elif config.lora.path:
+    elif config.lora.path and "supervised" not in result:
         policy.params = policy.before_training(config, mesh)
     result["seconds_rl"] = time.perf_counter() - began - result["seconds_before_rl"]
 

@@ -188,6 +188,8 @@ def check_rows(rows: Sequence[str]) -> None:
     Raises:
         ValueError: naming the row and those there are.
     """
+    if not rows:
+        raise ValueError(f"--rows names no row; the rows are {', '.join(BASELINES)}.")
     for row in rows:
         if row not in BASELINES:
             raise ValueError(f"--rows has {row!r}; the rows are {', '.join(BASELINES)}.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from sr1_jax.data.sets import question_files
 from sr1_jax.experiments.derived import Overrides, derived_file
 from sr1_jax.experiments.stages import Stage
 
@@ -29,6 +30,34 @@ class Row(NamedTuple):
     method: str
     run: str
     of_base: bool = False
+
+
+def check_overrides(overrides: Overrides, keys: Sequence[str] = ("seed",)) -> None:
+    """Refuses changes of settings that an experiment decides itself.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for key, value in overrides:
+        if key in keys:
+            other = "--seeds" if key == "seed" else "--rows"
+            raise ValueError(f"{key}={value}: an experiment sets {key} itself; see {other}.")
+
+
+def check_questions(specs: Iterable[str], folder: str) -> None:
+    """Refuses question files and sets that are not there, before anything is trained.
+
+    Args:
+        specs: see `read_set`.
+        folder: data.folder.
+
+    Raises:
+        ValueError, FileNotFoundError: as `question_files`.
+    """
+    for spec in dict.fromkeys(specs):
+        for file in question_files(spec, folder):
+            if not Path(file.path).is_file():
+                raise FileNotFoundError(f"{file.path}: no such file of questions.")
 
 
 class Plan:
@@ -102,11 +131,16 @@ class Plan:
         """Adds the evaluation of a run's policy by some methods."""
         self.add(
             seed, f"{name}_evaluate", "evaluate", run, config, overrides, values, *flags,
+            f"--results={self.results_list(seed, run)}",
             f"--method={','.join(methods)}",
             f"--questions={','.join(self.questions[seed])}",
             f"--limit={self.limit}",
             *self.corpus_flag(seed),
         )  # fmt: skip
+
+    def results_list(self, seed: int, run: str) -> Path:
+        """The file in which an evaluation of a run lists its results."""
+        return self.workdir(seed, run) / "results_of_experiment.json"
 
     def corpus_flag(self, seed: int) -> list[str]:
         """The flag that names what is searched; none where the settings do."""

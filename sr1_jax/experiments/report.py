@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from sr1_jax.evaluation.intervals import (
     Interval,
-    Values,
     bootstrap_macro,
     paired_macro_difference,
 )
@@ -28,6 +28,10 @@ _PARTS = ("em_", "em/")
 _NO_PARTS = ("em_standard_error", "em_macro")
 
 
+# Seed, name of the set, hash of its questions.
+Key = tuple[int, str, str]
+
+
 class Found(NamedTuple):
     """The result of a row on a set of questions, with one seed.
 
@@ -37,7 +41,17 @@ class Found(NamedTuple):
     """
 
     result: Mapping[str, Any]
-    values: Values
+    values: Mapping[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """Of the set."""
+        return self.result["questions"]
+
+    @property
+    def sha256(self) -> str:
+        """Of the questions."""
+        return self.result["questions_sha256"]
 
 
 def write_table(plan: Plan, name: str) -> dict[str, Any]:
@@ -52,7 +66,8 @@ def write_table(plan: Plan, name: str) -> dict[str, Any]:
     table = table_of(plan)
     _write(plan.folder / f"{name}.json", json.dumps(table, indent=1) + "\n")
     rows, columns = _layout(table)
-    text = f"{_title(table)}\n\n{markdown(['row'], rows, columns)}\n{gains(table)}\n"
+    lines = "".join(f"- {line}\n" for line in gains(table).splitlines())
+    text = f"{_title(table)}\n\n{markdown(['row'], rows, columns)}\n{lines}"
     _write(plan.folder / f"{name}.md", text)
     return table
 
@@ -71,26 +86,43 @@ def table_of(plan: Plan) -> dict[str, Any]:
         ValueError: as `write_table`.
     """
     found = {
-        key: {(seed, name): one for seed in plan.seeds for name, one in _found(plan, seed, key)}
+        key: {
+            (seed, one.name, one.sha256): one
+            for seed in plan.seeds
+            for one in _found(plan, seed, key)
+        }
         for key in plan.rows
     }
     reference = found[plan.reference]
-    sets = list(dict.fromkeys(name for _, name in reference))
+    sets = list(dict.fromkeys(one.name for one in reference.values()))
+    theirs = _pooled(reference)
     rows = {}
     for key, row in plan.rows.items():
         rows[key] = {"label": row.label, "method": row.method} | _figures(found[key], plan, sets)
         if key != plan.reference:
-            values, theirs = (
-                {f"{seed} {name}": one.values for (seed, name), one in some.items()}
-                for some in (found[key], reference)
-            )
-            rows[key]["difference"] = list(paired_macro_difference(values, theirs))
+            ours = _pooled(found[key])
+            rows[key]["difference"] = list(paired_macro_difference(ours, theirs))
     return {
         "seeds": list(plan.seeds),
         "sets": sets,
-        "count": sum(one.result["count"] for one in reference.values()),
+        "count": sum(map(len, theirs.values())),
         "reference": plan.reference,
         "rows": rows,
+    }
+
+
+def _pooled(found: Mapping[Key, Found]) -> dict[str, dict[str, np.ndarray]]:
+    """Values by question of each set of questions, those of all seeds together: a question is drawn
+    with all its values. Sets of one name are apart where their questions differ, as those of the
+    fictional worlds of several seeds do."""
+    pooled: dict[str, dict[str, list[np.ndarray]]] = {}
+    for (_, name, sha256), one in found.items():
+        questions = pooled.setdefault(f"{name} {sha256}", {})
+        for question, values in one.values.items():
+            questions.setdefault(question, []).append(np.atleast_1d(values))
+    return {
+        name: {question: np.concatenate(parts) for question, parts in questions.items()}
+        for name, questions in pooled.items()
     }
 
 
@@ -98,7 +130,8 @@ def print_table(table: Mapping[str, Any], console: Console) -> None:
     """Prints the table of `table_of`."""
     rows, columns = _layout(table)
     print_scores(console, _title(table), ["row"], rows, columns)
-    console.print(gains(table), markup=False, highlight=False)
+    if lines := gains(table):
+        console.print(lines, markup=False, highlight=False)
 
 
 def gains(table: Mapping[str, Any]) -> str:
@@ -111,7 +144,7 @@ def gains(table: Mapping[str, Any]) -> str:
         if key == name:
             continue
         # The other way round: how much the reference is above the row.
-        mean, low, high = (-row["difference"][i] for i in (0, 2, 1))
+        mean, low, high = (0.0 - row["difference"][i] for i in (0, 2, 1))
         score = row["em"][0]
         relative = f"{reference['em'][0] / score - 1:+.0%}" if score else "no finite gain"
         resolved = "" if Interval(mean, low, high).resolved else ", not resolved"
@@ -122,58 +155,50 @@ def gains(table: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figures(found: Mapping[tuple[int, str], Found], plan: Plan, sets: list[str]) -> dict[str, Any]:
-    def mean(key: str, pairs: list[tuple[int, str]]) -> float | None:
-        known = [found[pair].result.get(key) for pair in pairs]
-        known = [value for value in known if value is not None]
+def _figures(found: Mapping[Key, Found], plan: Plan, sets: list[str]) -> dict[str, Any]:
+    def mean(key: str, some: Iterable[Found]) -> float | None:
+        known = [one.result[key] for one in some if one.result.get(key) is not None]
         return sum(known) / len(known) if known else None
 
-    every = list(found)
-    keys = dict.fromkeys(key for one in found.values() for key in one.result)
+    every = list(found.values())
+    keys = dict.fromkeys(key for one in every for key in one.result)
     parts = [key for key in keys if key.startswith(_PARTS) and key not in _NO_PARTS]
-    parts = [key for key in parts if not isinstance(found[every[0]].result.get(key), (list, str))]
-    values = {f"{seed} {name}": one.values for (seed, name), one in found.items()}
     return {
-        "em": list(bootstrap_macro(values)),
-        "by_set": {name: mean(_SCORE, [p for p in every if p[1] == name]) for name in sets},
+        "em": list(bootstrap_macro(_pooled(found))),
+        "by_set": {name: mean(_SCORE, [o for o in every if o.name == name]) for name in sets},
         "by_seed": {
-            str(seed): mean(_SCORE, [p for p in every if p[0] == seed]) for seed in plan.seeds
+            str(seed): mean(_SCORE, [one for key, one in found.items() if key[0] == seed])
+            for seed in plan.seeds
         },
         "parts": {key: mean(key, every) for key in parts},
         "others": {key: mean(key, every) for key in _OTHERS if key in keys},
     }
 
 
-def _found(plan: Plan, seed: int, key: str) -> Iterator[tuple[str, Found]]:
-    """The results of a row with a seed, by name of the set."""
+def _found(plan: Plan, seed: int, key: str) -> list[Found]:
+    """The results of a row with a seed: those that its evaluation listed, and no others that may
+    lie beside them."""
     row = plan.rows[key]
-    folder = plan.workdir(seed, row.run) / "eval"
-    newest: dict[str, tuple[float, Path, Mapping[str, Any]]] = {}
-    for path in folder.glob("*.json"):
-        result = _read(path)
-        fits = (
-            result.get("method") == row.method
-            and "files" not in result  # an average
-            and result.get("greedy", False)
-            and result.get("limit") == plan.limit
-            and (result.get("policy") == "base") == row.of_base
-        )
-        if fits:
-            name, entry = result["questions"], (path.stat().st_mtime, path, result)
-            newest[name] = max(newest.get(name, entry), entry, key=lambda one: one[0])
-    if not newest:
+    listed = plan.results_list(seed, row.run)
+    if not listed.is_file():
         raise ValueError(
-            f"{folder} has no result of {row.method}: remove {plan.folder}/stages/seed_{seed}_"
-            f"*_evaluate.json to evaluate again."
+            f"{listed} is missing: evaluate again, by removing the record of that stage."
         )
-    for name in sorted(newest):
-        _, path, result = newest[name]
-        yield name, Found(result, read_scores(score_path(path)).values(_SCORE))
+    found = []
+    for path in map(Path, _read(listed)):
+        result = _read(path)
+        if result["method"] == row.method:
+            found.append(Found(result, read_scores(score_path(path)).values(_SCORE)))
+    if not found:
+        raise ValueError(f"{listed} has no result of {row.method}.")
+    return found
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; evaluate again.") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); evaluate again.") from error
 
@@ -199,13 +224,13 @@ def _layout(table: Mapping[str, Any]) -> tuple[list[TableRow], list[Column]]:
         columns += [Column(f"set {name}", _short(name)) for name in table["sets"]]
     if len(table["seeds"]) > 1:
         columns += [Column("least", "seeds\nleast"), Column("greatest", "\nmost")]
-    parts = dict.fromkeys(key for row in table["rows"].values() for key in row["parts"])
-    columns += [Column(key, _short(key.removeprefix("em_").removeprefix("em/"))) for key in parts]
     headings = {"searches": ("search", 2), "response_tokens": ("tokens", 1)}
     others = dict.fromkeys(key for row in table["rows"].values() for key in row["others"])
     for key in others:
         heading, digits = headings.get(key, (key.replace("_", "\n", 1), 3))
         columns.append(Column(key, heading, digits))
+    parts = dict.fromkeys(key for row in table["rows"].values() for key in row["parts"])
+    columns += [Column(key, _short(key.removeprefix("em_").removeprefix("em/"))) for key in parts]
     return rows, columns
 
 

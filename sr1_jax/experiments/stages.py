@@ -96,7 +96,6 @@ def run_stages(
     pending: dict[str, collections.deque[Stage]] = {}
     for stage in stages:
         if not _is_done(stage, folder):
-            _write(stage.config_path(folder), stage.config)
             pending.setdefault(stage.group, collections.deque()).append(stage)
     left = sum(map(len, pending.values()))
     print(f"{len(stages) - left} of {len(stages)} stages are done.", flush=True)
@@ -159,6 +158,8 @@ class _Runner:
         """Starts the next stage of a group."""
         stage = group.popleft()
         self._say(stage, "…")
+        # Only now: whoever reads it reads what the stage is run with.
+        _write(stage.config_path(self._folder), stage.config)
         log = stage.log_path(self._folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file:
@@ -166,6 +167,7 @@ class _Runner:
             child = subprocess.Popen(
                 [*stage.command(self._folder), *self._flags],
                 stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # a terminal's Ctrl-C reaches it once, by way of us
             )  # fmt: skip
         if self._shares[job] is not None:
             os.sched_setaffinity(child.pid, self._shares[job])
@@ -232,11 +234,17 @@ def _shares_of_cores(jobs: int) -> list[set[int] | None]:
 
 
 def print_commands(stages: Sequence[Stage], folder: Path) -> None:
-    """Prints the commands of all stages, those that are done marked, and writes their settings."""
-    for stage in stages:
-        _write(stage.config_path(folder), stage.config)
-        done = "# done: " if _is_done(stage, folder) else ""
-        print(done + shlex.join(["python", *stage.command(folder)[1:]]))
+    """Prints the commands of all stages, those that are done marked.
+
+    Their settings are written to a folder of their own, `folder`/dry_run: those of an experiment
+    that is under way stay as they are.
+    """
+    done = [_is_done(stage, folder) for stage in stages]
+    for stage, is_done in zip(stages, done):
+        path = folder / "dry_run" / f"{stage.name}.py"
+        _write(path, stage.config)
+        command = ["python", "-m", f"sr1_jax.{stage.module}", f"--config={path}", *stage.flags]
+        print(("# done: " if is_done else "") + shlex.join(command))
 
 
 def seconds_of(stage: Stage, folder: Path) -> float | None:

@@ -17,17 +17,19 @@ from sr1_jax.agreement import check_same, lead_on_file_system
 from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.models.lora import merged_model
+from sr1_jax.models.peft_folder import save_adapters
 from sr1_jax.training.checkpoints import save_base
 from sr1_jax.training.development import Development
 from sr1_jax.training.examples import examples_sha256
 from sr1_jax.training.policies import (
+    ADAPTER,
     SUPERVISED,
     fine_tuned_policy,
     starting_policy,
     with_adapters,
 )
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
-from sr1_jax.training.settings import RUN
+from sr1_jax.training.settings import RUN, has_adapters
 from sr1_jax.training.task import Task
 from sr1_jax.training.warm_start import scratch_model, train_supervised
 
@@ -97,12 +99,12 @@ def base_policy(config: ml_collections.ConfigDict, task: Task, source: Path, mes
     tokenizer = task.supervised.tokenizer()
     model = scratch_model(config, tokenizer)
     development = Development(config, task, model, tokenizer, mesh, method="search")
-    params, scores = train_supervised(
+    trained, scores = train_supervised(
         config, task, model, tokenizer, mesh, development.while_training,
         folder=folder.with_name(_PROGRESS), facts=_settings_of(config),
     )  # fmt: skip
     origin = {"warm_start": scores, "scripted_ceiling": task.supervised.ceiling()}
-    policy = Policy(without_arrays(model), params, tokenizer, origin)
+    policy = Policy.of(trained, tokenizer, origin)
     _save(folder, origin, config, policy)
     return policy
 
@@ -118,46 +120,62 @@ def fine_tune(
     """Supervised fine-tuning of a policy that is there: of another run's, or a pretrained one.
 
     `policy` has the new parameters then; where they are found below `workdir`, they are read back.
+    With lora.rank or lora.path only adapters train, and are written as a folder of peft, which
+    lora.path of another run takes.
 
     Returns:
         The scores along the way.
 
     Raises:
-        ValueError: what is found was made with other settings; or as `train_supervised`.
+        ValueError: what is found was made with other settings, or several processes would train
+            adapters; or as `train_supervised`.
     """
     folder = workdir / SUPERVISED
+    if has_adapters(config) and jax.process_count() > 1:
+        raise ValueError("Supervised training of adapters runs in one process; set lora.rank=0.")
     if found := fine_tuned_policy(config, workdir, mesh):
         policy.params = nnx.state(found[0])
         return _read_facts(folder, _settings_of(config))["supervised"]
-    policy.params, scores = train_supervised(
+    trained, scores = train_supervised(
         config,
         task,
-        policy.hand_over(),
+        with_adapters(config, policy.hand_over(), mesh),
         policy.tokenizer,
         mesh,
         development.final_scores if development.count else None,
         folder=workdir / _PROGRESS,
         facts=_settings_of(config),
     )
-    _save(folder, {"supervised": scores}, config, policy)
+    adapted = trained if has_adapters(config) else None
+    policy.params = nnx.state(trained if adapted is None else merged_model(trained))
+    _save(folder, {"supervised": scores}, config, policy, adapted)
     return scores
 
 
 def _save(
-    folder: Path, facts: dict[str, Any], config: ml_collections.ConfigDict, policy: Policy
+    folder: Path,
+    facts: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    policy: Policy,
+    adapted: Decoder | None = None,
 ) -> None:
-    """Writes a policy, and how it came about; the policy last."""
+    """Writes a policy, or of one with adapters these alone, and how it came about; the policy
+    last."""
     folder.mkdir(parents=True, exist_ok=True)
     if lead_on_file_system(folder) == jax.process_index():
         written = json.dumps(facts | {"settings": _settings_of(config)}, indent=1)
         (folder / _FACTS).write_text(written + "\n")
-    save_base(folder, policy.shape.config, policy.params, policy.tokenizer)
+    if adapted is not None:
+        save_adapters(adapted, folder / ADAPTER, base=config.base.path)
+    else:
+        save_base(folder, policy.shape.config, policy.params, policy.tokenizer)
 
 
 def _settings_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a supervised policy follows from, but for the data."""
     plain = RUN.without_free(as_json_values(config.to_dict()))
-    settings = {key: plain[key] for key in ("seed", "model", "warm_start")}
+    keys = ("seed", "model", "warm_start", *(("lora",) if has_adapters(config) else ()))
+    settings = {key: plain[key] for key in keys}
     if found := examples_sha256(config):
         settings["warm_start"] |= {"files of examples": found}
     return settings

@@ -169,6 +169,17 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
             "world (data.world_people): name a file of examples, or clear the phases "
             "(--config.warm_start.phases='()')."
         )
+    if (
+        phases
+        and has_adapters(config)
+        and config.steps
+        and (config.base.path or config.base.workdir)
+    ):
+        raise ValueError(
+            "warm_start.phases train adapters here, and so would reinforcement learning, which "
+            "starts from the base: run it twice, with steps=0 first, and then with "
+            "warm_start.phases=() and lora.path=WORKDIR/supervised/adapter."
+        )
     check_examples(config)
     if world and any((data.questions, data.dev, data.corpus, data.index)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")

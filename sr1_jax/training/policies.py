@@ -31,6 +31,8 @@ from sr1_jax.training.checkpoints import (
 
 # Below the workdir: what supervised fine-tuning made of the policy that the run started from.
 SUPERVISED = "supervised"
+# Below that, where only adapters were trained.
+ADAPTER = "adapter"
 
 
 def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
@@ -207,16 +209,35 @@ def starting_policy(
     return load_base(source / "base", mesh, **_numerics(config))
 
 
+def was_fine_tuned(workdir: Path) -> bool:
+    """Whether a workdir holds a policy after supervised fine-tuning, or adapters of one."""
+    folder = workdir / SUPERVISED
+    return (folder / "model.json").is_file() or (folder / ADAPTER).is_dir()
+
+
 def fine_tuned_policy(
-    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh
+    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, *, merge: bool = True
 ) -> tuple[Decoder, Tokenizer] | None:
     """The policy after supervised fine-tuning of another run's, or of a pretrained one, in this
-    run; None if there was none."""
+    run; None if there was none.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        mesh: the device mesh.
+        merge: whether adapters that were trained are added to the kernels.
+    """
     folder = workdir / SUPERVISED
-    there = (folder / "model.json").is_file()
+    there = was_fine_tuned(workdir)
     check_same(str(folder), {"holds a policy": there})
     if not there:
         return None
+    if (folder / ADAPTER).is_dir():
+        policy, tokenizer = starting_policy(config, workdir, mesh)
+        lora = read_lora_config(folder / ADAPTER, family_name(policy.config))
+        policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
+        load_adapters(policy, folder / ADAPTER)
+        return _merged_if(merge, policy), tokenizer
     tokenizer = base_files(config).tokenizer if config.base.path else None
     return load_base(folder, mesh, tokenizer, **_numerics(config))
 
@@ -243,7 +264,7 @@ def trained_policy(
     Returns:
         The policy, its tokenizer, and what it is: "base", "supervised" or "step N".
     """
-    tuned = None if base else fine_tuned_policy(config, workdir, mesh)
+    tuned = None if base else fine_tuned_policy(config, workdir, mesh, merge=merge)
     policy, tokenizer = tuned or starting_policy(config, workdir, mesh)
     folder = checkpoint_folder(config, workdir)
     there = not base and folder.is_dir()
@@ -253,7 +274,7 @@ def trained_policy(
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
-        if config.lora.path:
+        if config.lora.path and not tuned:
             policy = with_adapters(config, policy, mesh)
         what = "supervised" if tuned else "base"
         return _merged_if(merge, policy), tokenizer, what

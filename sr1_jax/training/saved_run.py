@@ -10,7 +10,7 @@ import ml_collections
 
 from sr1_jax.agreement import check_same
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
-from sr1_jax.training.policies import SUPERVISED
+from sr1_jax.training.policies import was_fine_tuned
 
 
 class SavedRun(NamedTuple):
@@ -47,7 +47,7 @@ def find_run(
         "the workdir": workdir.is_dir(),
         "checkpoints": folder.is_dir(),
         "a base policy": (workdir / "base" / "model.json").is_file(),
-        "a fine-tuned policy": (workdir / SUPERVISED / "model.json").is_file(),
+        "a fine-tuned policy": was_fine_tuned(workdir),
         "metrics": (workdir / "metrics.jsonl").is_file(),
         "a result": (workdir / "result.json").is_file(),
     }

@@ -14,9 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.lora import merged_model
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import ModelState, place_model
-from sr1_jax.sharding import compute_on, named, place
+from sr1_jax.sharding import compute_on, named, place, tree_shardings
 
 # Muon's updates have a spectral norm of one, Adam's entries of about one: the same step for a
 # layer's matrix needs a larger rate.
@@ -127,7 +128,8 @@ class SupervisedTrainer:
     """Maximum likelihood of the policy's tokens in examples, on a mesh.
 
     Args:
-        model: trained from its current parameters; the model itself is left as it is.
+        model: trained from its current parameters; the model itself is left as it is. With
+            adapters only these train.
         mesh: of `sharding.make_mesh`.
         schedule: learning rate of Adam by optimizer step.
         optimizer: "muon" trains the matrices of the layers by Muon (Jordan et al. 2024) at seven
@@ -155,7 +157,9 @@ class SupervisedTrainer:
         self._mesh = mesh
         self._context_weight = context_weight
         self._micro_batch = micro_batch
-        self._graph, params = nnx.split(model)
+        self._graph, params, frozen = nnx.split(model, model.trainable, ...)
+        self._frozen = jax.device_put(frozen, tree_shardings(frozen, mesh))
+        self._lora = model.config.lora
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(gradient_clip), OPTIMIZERS[optimizer](schedule)
         )
@@ -178,6 +182,15 @@ class SupervisedTrainer:
         )
         self._apply = jax.jit(self._apply_fn, donate_argnums=0, out_shardings=where)
 
+    @property
+    def model(self) -> Decoder:
+        """The model as it is now; its parameters are gone with the next step."""
+        return nnx.merge(self._graph, self.state.params, self._frozen)
+
+    def policy_params(self) -> nnx.State:
+        """All parameters as a plain decoder has them; adapters are added to a copy of the base."""
+        return self.state.params if self._lora is None else nnx.state(merged_model(self.model))
+
     def step(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> jax.Array:
         """One optimizer step.
 
@@ -195,20 +208,22 @@ class SupervisedTrainer:
         tokens, size = float(mask_BT.sum()), self._micro_batch or len(ids_BT)
         if size >= len(ids_BT):
             batch = place((ids_BT, mask_BT), named(self._mesh, "batch"))
-            self.state, loss = self._update(self.state, *batch, tokens, max_wanted=max_wanted)
+            self.state, loss = self._update(
+                self.state, self._frozen, *batch, tokens, max_wanted=max_wanted
+            )
             return loss
         grads, total = self._zeros(self.state.params), 0.0
         for first in range(0, len(ids_BT), size):
             rows = slice(first, first + size)
             part = place((ids_BT[rows], mask_BT[rows]), named(self._mesh, "batch"))
             grads, loss = self._accumulate(
-                grads, self.state.params, *part, tokens, max_wanted=max_wanted
+                grads, self.state.params, self._frozen, *part, tokens, max_wanted=max_wanted
             )
             total += loss
         self.state = self._apply(self.state, grads)
         return total
 
-    def _loss(self, params: Any, ids_BT, mask_BT, tokens, max_wanted: int) -> jax.Array:
+    def _loss(self, params: Any, frozen: Any, ids_BT, mask_BT, tokens, max_wanted: int):
         """Minus the weighted log-probs over `tokens`, the number of learned ones in the batch."""
         weight_BT = mask_BT
         if self._context_weight:
@@ -216,19 +231,21 @@ class SupervisedTrainer:
             last_B1 = jnp.max(position_1T * mask_BT, axis=1, keepdims=True)
             inside_BT = position_1T <= last_B1
             weight_BT = jnp.where(mask_BT > 0, 1.0, self._context_weight * inside_BT)
-        model = nnx.merge(self._graph, params)
+        model = nnx.merge(self._graph, params, frozen)
         with compute_on(self._mesh):
             logp_BT, _ = token_logp(model, ids_BT, weight_BT, max_wanted=max_wanted)
         return -(logp_BT * weight_BT).sum() / tokens
 
-    def _update_fn(self, state: ModelState, ids_BT, mask_BT, tokens, *, max_wanted: int):
+    def _update_fn(self, state: ModelState, frozen, ids_BT, mask_BT, tokens, *, max_wanted: int):
         loss, grads = jax.value_and_grad(self._loss)(
-            state.params, ids_BT, mask_BT, tokens, max_wanted
+            state.params, frozen, ids_BT, mask_BT, tokens, max_wanted
         )
         return self._apply_fn(state, grads), loss
 
-    def _accumulate_fn(self, grads, params, ids_BT, mask_BT, tokens, *, max_wanted: int):
-        loss, more = jax.value_and_grad(self._loss)(params, ids_BT, mask_BT, tokens, max_wanted)
+    def _accumulate_fn(self, grads, params, frozen, ids_BT, mask_BT, tokens, *, max_wanted: int):
+        loss, more = jax.value_and_grad(self._loss)(
+            params, frozen, ids_BT, mask_BT, tokens, max_wanted
+        )
         return jax.tree.map(jnp.add, grads, more), loss
 
     def _apply_fn(self, state: ModelState, grads) -> ModelState:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sr1_jax.training.examples import phase_examples
 from sr1_jax.training.phases import Phase, phases_of
 from sr1_jax.training.policies import scratch_config
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
-from sr1_jax.training.supervised import SupervisedTrainer, supervised_batches
+from sr1_jax.training.supervised import Example, SupervisedTrainer, supervised_batches
 from sr1_jax.training.task import Task
 
 # Steps over which the learning rate of a phase rises, or a quarter of the phase where that is less.
@@ -43,75 +43,88 @@ def train_supervised(
     *,
     folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
-) -> tuple[nnx.State, list[dict[str, Any]]]:
+) -> tuple[Decoder, list[dict[str, Any]]]:
     """Trains on all phases.
 
     Args:
         config: of the run.
         task: has the examples.
-        model: where to start; it is left as it is.
+        model: where to start; it is left as it is. With adapters only these train.
         tokenizer: of the model.
         mesh: that it is trained on.
-        evaluate: parameters -> scores; None: without.
+        evaluate: parameters of a plain model -> scores; None: without.
         folder: for checkpoints every config.warm_start.checkpoint_every steps; it is removed at
             the end. None: without.
         facts: JSON-able, that what is taken up again has to have been made with.
 
     Returns:
-        The parameters at the end, and the scores along the way, each with its phase and step.
+        The model at the end, and the scores along the way, each with its phase and step.
 
     Raises:
         ValueError: as `phase_examples` and `supervised_batches`.
     """
-    phases = phases_of(config.warm_start.phases)
-    graph, params = nnx.split(model)
-    del model
     with contextlib.ExitStack() as stack:
         saved = Saved(None, None)
         if folder is not None and config.warm_start.checkpoint_every:
             saved = Saved(stack.enter_context(RunCheckpoints(folder, keep=1)), facts)
-        scores: list[dict[str, Any]] = saved.scores
-        for number, phase in enumerate(phases):
-            if number < saved.phase:
-                continue
-            examples = phase_examples(config, task, phase, tokenizer, config.seed * 100 + number)
-            steps = phase.steps_for(len(examples), config.warm_start.batch)
-            phase = dataclasses.replace(phase, steps=steps)
-            trainer = SupervisedTrainer(
-                nnx.merge(graph, params),
-                mesh,
-                schedule=learning_rate(phase),
-                optimizer=config.warm_start.optimizer,
-                context_weight=phase.context_weight,
-                micro_batch=config.warm_start.micro_batch,
-            )
-            batches = supervised_batches(
-                examples,
-                batch=config.warm_start.batch,
-                buckets=phase.length_buckets or config.warm_start.length_buckets,
-                pad_id=tokenizer.pad_id,
-                seed=config.seed,
-            )
-            done = saved.take_up(trainer, number)
-            live = stack.enter_context(
-                contextlib.closing(Live(f"supervised: {phase.name}", phase.steps, start=done))
-            )
-            for step, batch in enumerate(itertools.islice(batches, phase.steps), start=1):
-                if step <= done:
-                    continue  # drawn again, so that what follows is what would have followed
-                loss = trainer.step(*batch)
-                if step % 10 == 0 or step == phase.steps:
-                    live.update(step, loss=float(loss))
-                if evaluate and (step in phase.evaluate_at or step == phase.steps):
-                    found = evaluate(trainer.state.params)
-                    scores.append({"phase": phase.name, "step": step} | found)
-                every = config.warm_start.checkpoint_every
-                if every and (step % every == 0 or step == phase.steps):
-                    saved.save(trainer, number, step, scores)
-            params = trainer.state.params
+        for number, phase in enumerate(phases_of(config.warm_start.phases)):
+            if number >= saved.phase:
+                examples = phase_examples(
+                    config, task, phase, tokenizer, config.seed * 100 + number
+                )
+                model = _train_phase(
+                    config, number, phase, examples, model, tokenizer.pad_id, mesh, evaluate, saved
+                )
     if folder is not None and is_first():
         shutil.rmtree(folder, ignore_errors=True)
-    return params, scores
+    return model, saved.scores
+
+
+def _train_phase(
+    config: ml_collections.ConfigDict,
+    number: int,
+    phase: Phase,
+    examples: Sequence[Example],
+    model: Decoder,
+    pad_id: int,
+    mesh: Mesh,
+    evaluate: Callable[[nnx.State], dict[str, float]] | None,
+    saved: Saved,
+) -> Decoder:
+    """The model after a phase, whose scores go to `saved`."""
+    warm_start = config.warm_start
+    steps = phase.steps_for(len(examples), warm_start.batch)
+    phase = dataclasses.replace(phase, steps=steps)
+    trainer = SupervisedTrainer(
+        model,
+        mesh,
+        schedule=learning_rate(phase),
+        optimizer=warm_start.optimizer,
+        context_weight=phase.context_weight,
+        micro_batch=warm_start.micro_batch,
+    )
+    del model  # the trainer has a copy of what it changes
+    batches = supervised_batches(
+        examples,
+        batch=warm_start.batch,
+        buckets=phase.length_buckets or warm_start.length_buckets,
+        pad_id=pad_id,
+        seed=config.seed,
+    )
+    done, every = saved.take_up(trainer, number), warm_start.checkpoint_every
+    with contextlib.closing(Live(f"supervised: {phase.name}", steps, start=done)) as live:
+        for step, batch in enumerate(itertools.islice(batches, steps), start=1):
+            if step <= done:
+                continue  # drawn again, so that what follows is what would have followed
+            loss = trainer.step(*batch)
+            if step % 10 == 0 or step == steps:
+                live.update(step, loss=float(loss))
+            if evaluate and (step in phase.evaluate_at or step == steps):
+                found = evaluate(trainer.policy_params())
+                saved.scores.append({"phase": phase.name, "step": step} | found)
+            if every and (step % every == 0 or step == steps):
+                saved.save(trainer, number, step)
+    return trainer.model
 
 
 class Saved:
@@ -126,7 +139,7 @@ class Saved:
 
     Attributes:
         phase: number of the phase that the newest checkpoint is of; 0 without one.
-        scores: until then.
+        scores: until then, and those that are found after it.
     """
 
     def __init__(self, checkpoints: RunCheckpoints | None, facts: Mapping[str, Any] | None):
@@ -147,13 +160,11 @@ class Saved:
         print(f"Supervised training is taken up after step {self._step}.", flush=True)
         return self._step
 
-    def save(
-        self, trainer: SupervisedTrainer, phase: int, step: int, scores: list[dict[str, Any]]
-    ) -> None:
-        """Saves the state after `step` steps of a phase."""
+    def save(self, trainer: SupervisedTrainer, phase: int, step: int) -> None:
+        """Saves the state after `step` steps of a phase, and the scores until then."""
         if self._checkpoints is None:
             return
-        facts = {"facts": self._facts, "phase": phase, "step": step, "scores": scores}
+        facts = {"facts": self._facts, "phase": phase, "step": step, "scores": self.scores}
         self._checkpoints.save(_PHASE_STRIDE * phase + step, trainer.state, facts)
 
 

@@ -1,7 +1,10 @@
 """The rows of the table as stages: all from one base policy, on the same questions."""
 
+import json
+
 import pytest
 
+from sr1_jax import table
 from sr1_jax.config_files import load_config
 from sr1_jax.experiments.baselines import BASELINES, TableOptions, check_rows, table_plan
 from sr1_jax.training.checks import check_config
@@ -79,6 +82,59 @@ def test_reinforcement_learning_keeps_the_settings_given(plan):
 
 
 def test_unknown_rows_are_refused():
-    for rows, message in ((["ppoo"], "--rows has 'ppoo'; the rows are"), (["rag", "rag"], "twice")):
+    for rows, message in (
+        (["ppoo"], "--rows has 'ppoo'; the rows are"),
+        (["rag", "rag"], "twice"),
+        ([], "--rows names no row"),
+    ):
         with pytest.raises(ValueError, match=message):
             check_rows(rows)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Training questions and others, and a corpus."""
+    for name, start in (("train", 0), ("dev", 100), ("mixed", 1)):
+        rows = [
+            {"id": f"nq:{name}:{i}" if name != "mixed" else f"nq:train:{i}", "question": "Who?",
+             "golden_answers": ["x"]}
+            for i in range(start, start + 3)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "corpus.jsonl").write_text('{"id": "0", "contents": "\\"A\\"\\nx"}\n')
+    return tmp_path
+
+
+def plan_of(files, *, asked="dev", **changes):
+    config = load_config("configs/smollm2_qa.py", unknown_setting)
+    config.data.questions = str(files / "train.jsonl")
+    config.data.corpus = str(files / "corpus.jsonl")
+    for key, value in changes.items():
+        config.data[key] = value
+    options = TableOptions(
+        "configs/smollm2_qa.py", rows=("ppo", "rejection"), questions=(f"{files}/{asked}.jsonl",)
+    )
+    return table.make_plan(config, options, files / "table")
+
+
+def test_rejection_sampling_never_learns_from_what_is_asked(files):
+    plan = plan_of(files)
+    samples = next(stage for stage in plan.stages if stage.name.endswith("rejection_samples"))
+    assert f"--questions={files}/train.jsonl" in samples.flags
+    with pytest.raises(ValueError, match=r"Question nq:train:1 is asked, and rejection sampling"):
+        plan_of(files, asked="mixed")
+    with pytest.raises(ValueError, match=r"data\.limit chooses among training questions"):
+        plan_of(files, limit=(("nq", 2),))
+
+
+def test_questions_that_are_not_there_are_found_before_anything_is_trained(files):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        plan_of(files, asked="none")
+
+
+def test_what_an_experiment_sets_itself_is_refused(files):
+    config = load_config("configs/demo.py", unknown_setting)
+    for key in ("seed", "method"):
+        options = TableOptions("configs/demo.py", overrides=((key, "7"),))
+        with pytest.raises(ValueError, match=f"an experiment sets {key} itself"):
+            table.make_plan(config, options, files)

@@ -2,11 +2,13 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from sr1_jax.evaluation.intervals import bootstrap_macro
 from sr1_jax.evaluation.score_table import ScoreTable, score_path, write_scores
 from sr1_jax.experiments.plan import Plan, Row
 from sr1_jax.experiments.report import gains, print_table, table_of, write_table
@@ -26,10 +28,12 @@ def values_of(row, seed, name):
     return (hard < skill).astype(float)
 
 
-def write_result(folder, row, name, values, **changes):
+def write_result(folder, row, name, values, *, same=False, **changes):
     folder.mkdir(parents=True, exist_ok=True)
+    seed = folder.parent.parent.name
     result = {
         "questions": name,
+        "questions_sha256": f"{name} {'' if same else seed}",
         "method": ROWS[row].method,
         "policy": "base" if ROWS[row].of_base else "step 5",
         "greedy": True,
@@ -46,23 +50,32 @@ def write_result(folder, row, name, values, **changes):
     ids = tuple(f"{name}:{i}" for i in range(COUNT))
     table = ScoreTable(ids, (0,) * COUNT, {"em": np.asarray(values)})
     write_scores(score_path(path), table)
+    return path
+
+
+def make_plan(folder, *, same=False):
+    """A plan whose evaluations are over; `same`: the seeds answered the same questions."""
+    plan = Plan(folder, SEEDS, {}, reference="ppo")
+    plan.rows = dict(ROWS)
+    for seed in SEEDS:
+        listed = {}
+        for row in ROWS:
+            run = ROWS[row].run
+            results = plan.workdir(seed, run) / "eval"
+            for name in SETS:
+                values = values_of(row, seed, name)
+                path = write_result(results, row, name, values, same=same)
+                listed.setdefault(run, []).append(str(path))
+        # What lies beside them is not part of the table.
+        write_result(plan.workdir(seed, "ppo") / "eval", "ppo", "dev_nq", np.zeros(COUNT), limit=3)
+        for run, paths in listed.items():
+            plan.results_list(seed, run).write_text(json.dumps(paths))
+    return plan
 
 
 @pytest.fixture
 def plan(tmp_path):
-    plan = Plan(tmp_path, SEEDS, {}, reference="ppo")
-    plan.rows = dict(ROWS)
-    for seed in SEEDS:
-        for row in ROWS:
-            folder = plan.workdir(seed, ROWS[row].run) / "eval"
-            for name in SETS:
-                write_result(folder, row, name, values_of(row, seed, name))
-        # What is not part of the table: another limit, an average, what was sampled.
-        folder = plan.workdir(seed, "ppo") / "eval"
-        write_result(folder, "ppo", "dev_nq", np.zeros(COUNT), limit=3)
-        (folder / "average.json").write_text(json.dumps({"files": [], "method": "search"}))
-        write_result(folder, "ppo", "dev_musique", np.zeros(COUNT), greedy=False)
-    return plan
+    return make_plan(tmp_path)
 
 
 def mean(row, seeds=SEEDS, sets=SETS):
@@ -71,7 +84,7 @@ def mean(row, seeds=SEEDS, sets=SETS):
 
 def test_means_are_those_by_hand(plan):
     table = table_of(plan)
-    assert table["sets"] == sorted(SETS) and table["count"] == 160
+    assert table["sets"] == list(SETS) and table["count"] == 160
     for key in ROWS:
         row = table["rows"][key]
         assert row["em"][0] == pytest.approx(mean(key))
@@ -108,17 +121,46 @@ def test_the_table_is_written_and_fits_80_columns(plan):
     table = write_table(plan, "table")
     assert json.loads((plan.folder / "table.json").read_text()) == table
     text = (plan.folder / "table.md").read_text()
-    assert "| Search-R1, PPO |" in text and "Search-R1, PPO over RAG" in text
+    assert "| Search-R1, PPO |" in text and "\n- Search-R1, PPO over RAG" in text
     out = io.StringIO()
     print_table(table, Console(file=out, width=80))
     assert max(map(len, out.getvalue().splitlines())) <= 80
     assert "Search-R1, PPO" in out.getvalue()
 
 
+def test_a_question_is_drawn_with_the_values_of_all_seeds(tmp_path):
+    """Three seeds on the same questions are not three times the questions: intervals are those of
+    the means by question."""
+    plan = make_plan(tmp_path, same=True)
+    table = table_of(plan)
+    assert table["count"] == 2 * COUNT
+    by_question = [
+        np.mean([values_of("rag", seed, name) for seed in SEEDS], axis=0) for name in SETS
+    ]
+    want = bootstrap_macro([dict(enumerate(values)) for values in by_question])
+    got = table["rows"]["rag"]["em"]
+    assert got[0] == pytest.approx(want.mean)
+    assert got[2] - got[1] == pytest.approx(want.high - want.low, rel=0.1)
+
+
+def test_sets_of_one_name_are_told_apart_by_their_questions(plan):
+    """Two files named dev.jsonl, say: both count."""
+    extra = plan.workdir(0, "ppo") / "other"
+    for run in ("ppo", "base", "other"):
+        row = {"ppo": "ppo", "base": "rag", "other": "other"}[run]
+        path = write_result(extra / run, row, "dev_nq", np.ones(COUNT), questions_sha256="b")
+        listed = plan.results_list(0, run)
+        listed.write_text(json.dumps([*json.loads(listed.read_text()), str(path)]))
+    assert table_of(plan)["count"] == 200
+
+
 def test_a_missing_result_is_named(plan):
-    for path in (plan.workdir(1, "other") / "eval").iterdir():
-        path.unlink()
-    with pytest.raises(ValueError, match=r"seed_1/other/eval has no result of search"):
+    listed = json.loads(plan.results_list(1, "other").read_text())
+    (plan.workdir(1, "other") / "eval" / Path(listed[0]).name).unlink()
+    with pytest.raises(ValueError, match=r"seed_1/other/eval/.*\.json is missing; evaluate again"):
+        table_of(plan)
+    plan.results_list(1, "other").unlink()
+    with pytest.raises(ValueError, match=r"results_of_experiment\.json is missing: "):
         table_of(plan)
 
 

@@ -147,6 +147,9 @@ def test_the_command_of_a_stage(tmp_path, capsys):
     ]  # fmt: skip
     print_commands([stage], tmp_path)
     assert capsys.readouterr().out.startswith("python -m sr1_jax.evaluate --config=")
+    # What an experiment that is under way reads stays as it is.
+    assert not stage.config_path(tmp_path).exists()
+    assert (tmp_path / "dry_run" / "a.py").read_text() == "text"
     stage.record_path(tmp_path).parent.mkdir()
     stage.record_path(tmp_path).write_text(json.dumps(stage.says() | {"seconds": 1.5}))
     print_commands([stage], tmp_path)

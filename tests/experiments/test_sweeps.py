@@ -100,8 +100,9 @@ def test_runs_of_a_seed_share_a_base(tmp_path):
     evaluate = next(s for s in plan.stages if s.name == "seed_3_top_3_evaluate")
     assert evaluate.module == "evaluate"
     assert evaluate.flags == (
-        f"--workdir={tmp_path / 'seed_3' / 'top_3'}", "--method=search", "--questions=dev3.jsonl",
-        "--limit=9",
+        f"--workdir={tmp_path / 'seed_3' / 'top_3'}",
+        f"--results={tmp_path / 'seed_3' / 'top_3' / 'results_of_experiment.json'}",
+        "--method=search", "--questions=dev3.jsonl", "--limit=9",
     )  # fmt: skip
     assert re.search("seed 3", evaluate.config)
 

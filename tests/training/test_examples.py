@@ -281,3 +281,57 @@ def test_other_contents_of_a_file_are_another_training(derived, tmp_path):
     write(path, *[{"ids": [3, 4, 6], "mask": [0, 1, 1]}] * 8)
     with pytest.raises(ValueError, match="files of examples"):
         train(derived, tmp_path / "run")
+
+
+def test_supervised_training_of_adapters(derived, tmp_path, equal_trees, monkeypatch):
+    """Adapters alone change, are written as a folder of peft, and start another run."""
+    rows = [{"spans": [[0, "Question: where?"], [1, "<answer> here </answer>"]]}] * 8
+    path = write(tmp_path / "examples.jsonl", *rows)
+    derived.steps, derived.lora.rank = 0, 2
+    derived.warm_start.phases = (dict(name="a", examples=str(path), steps=6, learning_rate=1e-2),)
+    derived.warm_start.length_buckets = (32, 64)
+    derived.evaluation.final_questions = 4
+    result = train(derived, tmp_path / "run")
+    mesh = make_mesh()
+    tuned, tokenizer, what = trained_policy(derived, tmp_path / "run", mesh)
+    assert what == "supervised" and tuned.config.lora is None
+    base, _, _ = trained_policy(derived, tmp_path / "run", mesh, base=True)
+    moved = [
+        jax.tree_util.keystr(key)
+        for (key, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(nnx.state(tuned)), jax.tree.leaves(nnx.state(base))
+        )
+        if (a != b).any()
+    ]
+    assert moved and all("layers" in key and "kernel" in key for key in moved)
+    (example,) = read_examples([path], tokenizer)[:1]
+    own = np.array(example.mask, bool)[1:]
+
+    def loss(model):
+        logp_TV = jax.nn.log_softmax(model(np.array([example.ids]))[0], axis=-1)
+        picked = logp_TV[np.arange(len(example.ids) - 1), example.ids[1:]]
+        return -float(picked[own].mean())
+
+    assert loss(tuned) < loss(base) - 0.5
+    # Started again, it is read back.
+    monkeypatch.setattr(SupervisedTrainer, "step", None)
+    assert train(derived, tmp_path / "run")["after"] == result["after"]
+    monkeypatch.undo()
+    # Another run starts from them.
+    adapter = tmp_path / "run" / "supervised" / "adapter"
+    derived.warm_start.phases, derived.lora.rank = (), 0
+    derived.lora.path = str(adapter)
+    start, _, _ = trained_policy(derived, tmp_path / "other", mesh, base=True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        nnx.state(start),
+        nnx.state(tuned),
+    )
+
+
+def test_imitation_and_reinforcement_of_adapters_are_two_runs(derived, tmp_path):
+    path = write(tmp_path / "a.jsonl", {"ids": [3, 4, 5], "mask": [0, 1, 1]})
+    derived.lora.rank = 2
+    derived.warm_start.phases = (dict(name="a", examples=str(path), steps=1, learning_rate=1e-3),)
+    with pytest.raises(ValueError, match=r"run it twice, with steps=0 first"):
+        train(derived, tmp_path / "run")
