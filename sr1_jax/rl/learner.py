@@ -266,18 +266,15 @@ class Learner:
         rows: np.ndarray,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """An optimizer step of each model over a mini-batch."""
+        totals = self._totals(for_policy, rows)
         policy, logged = self._update_policy(
-            state.policy,
-            for_policy,
-            plan,
-            self._totals(for_policy, rows),
-            state.kl_coefficient,
-            self._policy.frozen,
+            state.policy, for_policy, plan, totals, state.kl_coefficient, self._policy.frozen
         )
         metrics = {f"policy/{key}": value for key, value in logged.items()}
         critic = state.critic
         if critic is not None:
-            totals = self._totals(for_critic, rows)
+            if for_critic is not for_policy:
+                totals = self._totals(for_critic, rows)
             critic, logged = self._update_critic(
                 critic, for_critic, plan, totals, self._critic.frozen
             )
