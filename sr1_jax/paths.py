@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -33,6 +36,28 @@ def local_paths(text: str, name: str) -> list[Path]:
         ValueError: as `local_path`.
     """
     return [local_path(part, name) for part in text.split(",")] if text else []
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the name of `path` at the end: that is there whole or not at
+    all. An error leaves nothing behind.
+
+    Several processes may write the same at a time: each has a file of its own.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file of text as `replacing` says; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:

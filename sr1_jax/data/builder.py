@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,7 @@ from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 from sr1_jax.cli import notice
 from sr1_jax.data.prepared import PreparedQuestions, QuestionIndex, Records, write_records
 from sr1_jax.data.questions import AnyFile, Question, QuestionFile, scan_questions
-from sr1_jax.paths import sha256_of
+from sr1_jax.paths import sha256_of, write_whole
 
 _NAME = "sr1_questions"
 _VERSION = "1.1.0"  # 1.0.0 had neither checksums nor an index
@@ -301,9 +300,7 @@ def _write_current(data_dir: Path, fingerprint: str) -> None:
     # A data set that is shared read-only and up to date needs no writing.
     if path.is_file() and path.read_text(encoding="utf-8") == content:
         return
-    new_path = path.with_name(f".{_CURRENT_FILE}.{uuid.uuid4().hex[:8]}")
-    new_path.write_text(content, encoding="utf-8")
-    os.replace(new_path, path)
+    write_whole(path, content)
 
 
 def _read_current(data_dir: Path) -> str:

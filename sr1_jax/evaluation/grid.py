@@ -28,6 +28,7 @@ from sr1_jax.evaluation.results import (
 )
 from sr1_jax.evaluation.score_table import ScoreTable
 from sr1_jax.evaluation.tables import markdown, print_scores
+from sr1_jax.paths import write_whole
 from sr1_jax.terminal import one_line
 
 # A name in a heading goes over several lines of so many characters.
@@ -110,9 +111,9 @@ def write_grid(folder: Path, grid: Grid) -> None:
     """Writes the table as JSON and Markdown; of a single method, whose average has a file of its
     own, as Markdown alone."""
     name = grid_name(grid)
-    _write(folder / f"{name}.md", grid_markdown(grid))
+    write_whole(folder / f"{name}.md", grid_markdown(grid))
     if len(grid.methods) > 1:
-        _write(folder / f"{name}.json", json.dumps(grid_data(grid), indent=1) + "\n")
+        write_whole(folder / f"{name}.json", json.dumps(grid_data(grid), indent=1) + "\n")
 
 
 def grid_data(grid: Grid) -> dict[str, Any]:
@@ -276,9 +277,3 @@ def _width(heading: str) -> int:
 
 def _cell(text: str) -> str:
     return one_line(text).replace("|", "\\|")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

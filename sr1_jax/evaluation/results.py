@@ -19,6 +19,7 @@ from sr1_jax.evaluation.score_table import ScoreTable, score_path, write_scores
 from sr1_jax.evaluation.tables import HALF_WIDTH, Column, Row, print_scores, score_columns
 from sr1_jax.evaluation.trajectory_log import as_row, write_rows
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import write_whole
 from sr1_jax.terminal import one_line
 
 # Settings that decide what a question is answered with.
@@ -119,9 +120,7 @@ def write_result(
         write_rows(folder / f"{name}.trajectories.jsonl", rows)
     if table:
         write_scores(score_path(folder / f"{name}.json"), table)
-    temporary = folder / f"{name}.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(folder / f"{name}.json")
+    write_whole(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
 
 def scores_with_intervals(tables: Sequence[ScoreTable]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.evaluation.retrieved import answer_retrieved, gold_recall
 from sr1_jax.evaluation.scores import SCORES
 from sr1_jax.evaluation.votes import ks_of, majority, pass_at_k
+from sr1_jax.paths import replacing
 from sr1_jax.rewards import exact_match
 
 
@@ -152,8 +153,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     """Writes a table of scores, whole or not at all."""
     arrays = {f"trajectory/{key}": column for key, column in table.columns.items()}
     arrays |= {f"question/{key}": column for key, column in table.by_question.items()}
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             # As bytes: arrays of text would hold no id that ends in a null character.
@@ -161,7 +161,6 @@ def write_scores(path: Path, table: ScoreTable) -> None:
             samples=np.array(table.samples, np.int64),
             **arrays,
         )
-    temporary.replace(path)
 
 
 def read_scores(path: Path) -> ScoreTable:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import replacing, write_whole
 from sr1_jax.terminal import CONTROL, printable
 
 # Arrays of a trajectory itself; others come from the learner.
@@ -140,18 +141,14 @@ def _write_arrays(path: Path, arrays: Mapping[str, Sequence[np.ndarray]]) -> Non
         if parts:
             flat[name] = np.concatenate(parts)
             flat[f"{name}/lengths"] = np.array([len(part) for part in parts], np.int32)
-    temporary = path.with_suffix(".npz.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **flat)
-    temporary.replace(path)
 
 
 def write_rows(path: Path, rows: Sequence[dict]) -> None:
     """Writes JSON lines, whole or not at all. All control characters are escaped."""
-    temporary = path.with_suffix(".tmp")
-    text = "".join(_escaped(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    lines = (_escaped(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    write_whole(path, "".join(lines))
 
 
 def _escaped(text: str) -> str:

@@ -19,6 +19,7 @@ from sr1_jax.evaluation.score_table import read_scores, score_path
 from sr1_jax.evaluation.tables import Column, markdown, print_scores
 from sr1_jax.evaluation.tables import Row as TableRow
 from sr1_jax.experiments.plan import Plan
+from sr1_jax.paths import write_whole
 
 _SCORE = "em"
 # Beside exact match, where results have them.
@@ -64,11 +65,11 @@ def write_table(plan: Plan, name: str) -> dict[str, Any]:
         ValueError: a result is missing or damaged; names it.
     """
     table = table_of(plan)
-    _write(plan.folder / f"{name}.json", json.dumps(table, indent=1) + "\n")
+    write_whole(plan.folder / f"{name}.json", json.dumps(table, indent=1) + "\n")
     rows, columns = _layout(table)
     lines = "".join(f"- {line}\n" for line in gains(table).splitlines())
     text = f"{_title(table)}\n\n{markdown(['row'], rows, columns)}\n{lines}"
-    _write(plan.folder / f"{name}.md", text)
+    write_whole(plan.folder / f"{name}.md", text)
     return table
 
 
@@ -244,9 +245,3 @@ def _title(table: Mapping[str, Any]) -> str:
     seeds = len(table["seeds"])
     over = f", {seeds} seeds" if seeds > 1 else ""
     return f"Exact match on {table['count']} questions of {', '.join(table['sets'])}{over}"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sr1_jax.paths import write_whole
 from sr1_jax.terminal import one_line
 
 _RECORDS, _LOGS, _CONFIGS = "stages", "logs", "configs"
@@ -159,7 +160,7 @@ class _Runner:
         stage = group.popleft()
         self._say(stage, "…")
         # Only now: whoever reads it reads what the stage is run with.
-        _write(stage.config_path(self._folder), stage.config)
+        write_whole(stage.config_path(self._folder), stage.config)
         log = stage.log_path(self._folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file:
@@ -187,7 +188,7 @@ class _Runner:
             self._failed.append(stage.name)
             return
         record = json.dumps(stage.says() | {"seconds": seconds}, indent=1)
-        _write(stage.record_path(self._folder), record)
+        write_whole(stage.record_path(self._folder), record)
         self._say(stage, f"{seconds:.0f} s")
         if running.group:
             self._start(job, running.group)
@@ -242,7 +243,7 @@ def print_commands(stages: Sequence[Stage], folder: Path) -> None:
     done = [_is_done(stage, folder) for stage in stages]
     for stage, is_done in zip(stages, done):
         path = folder / "dry_run" / f"{stage.name}.py"
-        _write(path, stage.config)
+        write_whole(path, stage.config)
         command = ["python", "-m", f"sr1_jax.{stage.module}", f"--config={path}", *stage.flags]
         print(("# done: " if is_done else "") + shlex.join(command))
 
@@ -270,13 +271,6 @@ def _is_done(stage: Stage, folder: Path) -> bool:
                 "--workdir, or remove that file to run the stage again."
             )
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def cluster_flags(argv: Sequence[str]) -> list[str]:

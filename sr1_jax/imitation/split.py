@@ -10,6 +10,7 @@ from pathlib import Path
 from sr1_jax.data.jsonl import read_jsonl
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.imitation.wording import as_key
+from sr1_jax.paths import replacing
 
 
 def is_taken(text: str, share: float) -> bool:
@@ -57,7 +58,5 @@ def write_rest(paths: Sequence[Path], share: float, out: Path) -> int:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Writes lines of text, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
-    temporary.replace(path)

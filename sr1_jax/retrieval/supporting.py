@@ -20,13 +20,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sr1_jax.paths import replacing
 from sr1_jax.retrieval.corpus import no_passages, parse_passage
 from sr1_jax.retrieval.corpus_files import Chunk, read_chunks, read_rows
 
@@ -107,20 +106,16 @@ def complete_corpus(
     for path in questions:
         report.files.append(_read_questions(path, file_of))
     missing = dict(file_of)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.writing")
-    try:
-        with (gzip.open if out.suffix == ".gz" else open)(temporary, "wb") as file:
-            for chunk in chunks:
-                report.passages += _copy(chunk, file, missing)
-                progress(chunk.share)
-            if not report.passages:
-                raise no_passages(corpus)
-            for key, of_file in missing.items():
-                of_file.added += 1
-                file.write(_line(_new_id(key), *key))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    opened = gzip.open if out.suffix == ".gz" else open
+    with replacing(out) as temporary, opened(temporary, "wb") as file:
+        for chunk in chunks:
+            report.passages += _copy(chunk, file, missing)
+            progress(chunk.share)
+        if not report.passages:
+            raise no_passages(corpus)
+        for key, of_file in missing.items():
+            of_file.added += 1
+            file.write(_line(_new_id(key), *key))
     report.added = len(missing)
     return report
 

@@ -19,6 +19,7 @@ from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.evaluation.evaluator import Evaluator
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import write_whole
 from sr1_jax.retrieval import Retriever
 from sr1_jax.training.task import Task
 
@@ -108,9 +109,7 @@ class Development:
         scores, _ = self.final(params)
         if is_first():
             written = json.dumps({"made_by": made_by, "scores": scores}, indent=1)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(written + "\n")
-            temporary.replace(path)
+            write_whole(path, written + "\n")
         return scores
 
     def _drawn(self, questions: Sequence[Question], count: int) -> list[Question]:
