@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,20 +44,36 @@ def check_overrides(overrides: Overrides, keys: Sequence[str] = ("seed",)) -> No
             raise ValueError(f"{key}={value}: an experiment sets {key} itself; see {other}.")
 
 
-def check_questions(specs: Iterable[str], folder: str) -> None:
-    """Refuses question files and sets that are not there, before anything is trained.
+def files_asked(
+    config: ml_collections.ConfigDict, folder: Path, seeds: Sequence[int], questions: Sequence[str]
+) -> tuple[dict[int, Sequence[str]], dict[int, str] | None]:
+    """What every row of an experiment answers, and what it searches where settings do not say.
 
     Args:
-        specs: see `read_set`.
-        folder: data.folder.
+        config: of the experiment.
+        folder: of the experiment.
+        seeds: of the experiment.
+        questions: files and sets; without any those that the config develops on.
+
+    Returns:
+        Files of questions, and the corpus, by seed.
 
     Raises:
-        ValueError, FileNotFoundError: as `question_files`.
+        ValueError: there are no questions.
+        FileNotFoundError: a file is not there, found before anything is trained.
     """
+    corpora = world_files(folder, seeds, "corpus") if config.data.world_people else None
+    if corpora and not questions:
+        heldout = world_files(folder, seeds, "heldout")
+        return {seed: [path] for seed, path in heldout.items()}, corpora
+    specs = questions or [part for part in config.data.dev.split(",") if part]
+    if not specs:
+        raise ValueError("There are no questions to answer: give --questions, or data.dev.")
     for spec in dict.fromkeys(specs):
-        for file in question_files(spec, folder):
+        for file in question_files(spec, config.data.folder):
             if not Path(file.path).is_file():
                 raise FileNotFoundError(f"{file.path}: no such file of questions.")
+    return dict.fromkeys(seeds, specs), corpora
 
 
 class Plan:
