@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from sr1_jax.data.questions import Question
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.rewards import normalize_answer
-from sr1_jax.rewards.matching import CLOSED_ANSWERS
-from sr1_jax.rewards.retrieval import plain_title, supporting_titles
+from sr1_jax.rewards.retrieval import holds_any, open_answers, plain_title, supporting_titles
 
 
 def passages_of(trajectory: Trajectory) -> Iterator[Passage]:
@@ -49,13 +47,7 @@ def answer_retrieved(trajectory: Trajectory, question: Question) -> float:
     Returns:
         1 or 0; NaN where all golden answers are such as "yes" and "no".
     """
-    # Such as "yes" stand in nearly every text, and say nothing of it.
-    answers = {normalize_answer(answer) for answer in question.golden_answers}
-    answers -= {*CLOSED_ANSWERS, ""}
+    answers = open_answers(question)
     if not answers:
         return math.nan
-    texts = (
-        f" {normalize_answer(f'{passage.title} {passage.text}')} "
-        for passage in passages_of(trajectory)
-    )
-    return float(any(f" {answer} " in text for text in texts for answer in answers))
+    return float(any(holds_any(passage, answers) for passage in passages_of(trajectory)))

@@ -28,15 +28,22 @@ def gold_segment(trajectory: Any, question: Any) -> int | None:
         question: its `golden_answers` and `metadata`.
     """
     titles = {plain_title(title) for title in supporting_titles(question)}
-    answers = {f" {answer} " for answer in map(normalize_answer, question.golden_answers)}
-    answers -= {f" {answer} " for answer in (*CLOSED_ANSWERS, "")}
+    answers = open_answers(question)
     for segment, passage in found_passages(trajectory):
-        if plain_title(passage.title) in titles:
-            return segment
-        words = f" {normalize_answer(f'{passage.title} {passage.text}')} "
-        if any(answer in words for answer in answers):
+        if plain_title(passage.title) in titles or holds_any(passage, answers):
             return segment
     return None
+
+
+def open_answers(question: Any) -> set[str]:
+    """The golden answers of a question, normalised, less those that stand in nearly every text."""
+    return set(map(normalize_answer, question.golden_answers)) - {*CLOSED_ANSWERS, ""}
+
+
+def holds_any(passage: Any, answers: Iterable[str]) -> bool:
+    """Whether a normalised answer stands in a passage, in whole words of the normalised text."""
+    words = f" {normalize_answer(f'{passage.title} {passage.text}')} "
+    return any(f" {answer} " in words for answer in answers)
 
 
 def supporting_titles(question: Any) -> list[str]:
