@@ -27,7 +27,7 @@ from sr1_jax.evaluation.results import (
     print_meaning_of_half_width,
 )
 from sr1_jax.evaluation.score_table import ScoreTable
-from sr1_jax.evaluation.tables import markdown, print_scores
+from sr1_jax.evaluation.tables import markdown, markdown_table, print_scores
 from sr1_jax.paths import write_whole
 from sr1_jax.terminal import one_line
 
@@ -154,12 +154,11 @@ def grid_data(grid: Grid) -> dict[str, Any]:
 
 def grid_markdown(grid: Grid) -> str:
     """The table as Markdown: exact match, then all scores on average, then differences."""
-    columns = _columns(grid)
-    lines = [["method", *columns], ["---"] * (1 + len(columns))]
-    for method in grid.methods:
-        cells = [_with_ends(interval_in(result)) for _, result in _cells(grid, method)]
-        lines.append([method, *cells])
-    exact = "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
+    cells = [
+        [method, *(_with_ends(interval_in(result)) for _, result in _cells(grid, method))]
+        for method in grid.methods
+    ]
+    exact = markdown_table(["method", *_columns(grid)], cells)
     rows = [as_table_row((method,), grid.means[method]) for method in grid.methods]
     parts = [
         f"{_title(grid)}, with {LEVEL:.0%} intervals.\n",
@@ -273,7 +272,3 @@ def _folded(name: str) -> str:
 
 def _width(heading: str) -> int:
     return max(map(cell_len, heading.split("\n")))
-
-
-def _cell(text: str) -> str:
-    return one_line(text).replace("|", "\\|")

@@ -134,8 +134,16 @@ def print_scores(
 def markdown(labels: Sequence[str], rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """The whole table as Markdown."""
     headings = [*labels, *(" ".join(column.heading.split()) for column in columns)]
-    lines = [headings, ["---"] * len(headings), *(cells_of(row, columns) for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(headings, [cells_of(row, columns) for row in rows])
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells as a table of Markdown, in which none of them is taken for two."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |\n"
+
+    return "".join(map(line, [headings, ["---"] * len(headings), *rows]))
 
 
 def _those_that_fit(

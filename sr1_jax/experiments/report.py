@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from sr1_jax.evaluation.grid import difference_text
 from sr1_jax.evaluation.intervals import (
     Interval,
     bootstrap_macro,
@@ -77,8 +78,8 @@ def table_of(plan: Plan) -> dict[str, Any]:
     """All rows as plain data.
 
     Returns:
-        seeds, sets, count (of questions, over sets and seeds), reference (key of the row that the
-        others are compared with) and rows by key, each with label, method, em and, but for the
+        seeds, sets, count (of different questions), reference (key of the row that the others are
+        compared with) and rows by key, each with label, method, em and, but for the
         reference, difference (the row less the reference): each a mean and the ends of its 95 %
         interval; by_set, by_seed: means of exact match; parts: of kinds of questions; others:
         means of other scores.
@@ -145,13 +146,11 @@ def gains(table: Mapping[str, Any]) -> str:
         if key == name:
             continue
         # The other way round: how much the reference is above the row.
-        mean, low, high = (0.0 - row["difference"][i] for i in (0, 2, 1))
+        gain = Interval(*(0.0 - row["difference"][i] for i in (0, 2, 1)))
         score = row["em"][0]
         relative = f"{reference['em'][0] / score - 1:+.0%}" if score else "no finite gain"
-        resolved = "" if Interval(mean, low, high).resolved else ", not resolved"
         lines.append(
-            f"{reference['label']} over {row['label']}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-            f"{resolved}; {relative}"
+            f"{reference['label']} over {row['label']}: {difference_text(gain)}; {relative}"
         )
     return "\n".join(lines)
 

@@ -52,13 +52,12 @@ class Stage:
     group: str = ""
 
     def command(self, folder: Path) -> list[str]:
-        """The whole command line.
+        """The command line in an experiment's folder."""
+        return self.command_with(self.config_path(folder), sys.executable)
 
-        Args:
-            folder: of the experiment.
-        """
-        config = f"--config={self.config_path(folder)}"
-        return [sys.executable, "-m", f"sr1_jax.{self.module}", config, *self.flags]
+    def command_with(self, config: Path, python: str) -> list[str]:
+        """The command line with a file of settings and an interpreter."""
+        return [python, "-m", f"sr1_jax.{self.module}", f"--config={config}", *self.flags]
 
     def config_path(self, folder: Path) -> Path:
         """Where its settings are written."""
@@ -244,14 +243,8 @@ def print_commands(stages: Sequence[Stage], folder: Path) -> None:
     for stage, is_done in zip(stages, done):
         path = folder / "dry_run" / f"{stage.name}.py"
         write_whole(path, stage.config)
-        command = ["python", "-m", f"sr1_jax.{stage.module}", f"--config={path}", *stage.flags]
-        print(("# done: " if is_done else "") + shlex.join(command))
-
-
-def seconds_of(stage: Stage, folder: Path) -> float | None:
-    """How long a stage took; None while it is not done."""
-    path = stage.record_path(folder)
-    return json.loads(path.read_text())["seconds"] if path.is_file() else None
+        command = shlex.join(stage.command_with(path, "python"))
+        print(("# done: " if is_done else "") + command)
 
 
 def _is_done(stage: Stage, folder: Path) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from sr1_jax import table
 from sr1_jax.config_files import load_config
+from sr1_jax.evaluation.methods import METHODS
 from sr1_jax.experiments.baselines import BASELINES, TableOptions, check_rows, table_plan
 from sr1_jax.training.checks import check_config
 from sr1_jax.training.settings import unknown_setting
@@ -79,6 +80,10 @@ def test_reinforcement_learning_keeps_the_settings_given(plan):
     grpo, _ = settings_of(plan, "seed_2_grpo_train")
     assert (ppo.steps, ppo.seed, ppo.learner.algorithm) == (5, 2, "ppo")
     assert (grpo.samples, grpo.learner.algorithm, grpo.learner.kl_kind) == (5, "grpo", "k3")
+
+
+def test_every_row_answers_by_a_method_that_there_is():
+    assert {row.method for row in BASELINES.values()} <= set(METHODS)
 
 
 def test_unknown_rows_are_refused():

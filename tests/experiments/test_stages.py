@@ -14,7 +14,6 @@ from sr1_jax.experiments.stages import (
     cluster_flags,
     print_commands,
     run_stages,
-    seconds_of,
     seeds_of,
 )
 
@@ -29,6 +28,12 @@ class Script(Stage):
 
 def stages(*codes):
     return [Script(f"stage_{i}", "train", (code,), f"# {i}\n") for i, code in enumerate(codes)]
+
+
+def seconds_of(stage, folder):
+    """As noted; None while it is not done."""
+    path = stage.record_path(folder)
+    return json.loads(path.read_text())["seconds"] if path.is_file() else None
 
 
 def ran(folder):
