@@ -270,7 +270,6 @@ def make_trajectory():
             "rewards": {},
             "trains": True,
             "calls": [],
-            "overflowed_segments": 0,
         }
         arrays = {"ids": np.array(ids, np.int32), "mask": np.array(mask, np.int32)}
         fields = defaults | fields

@@ -118,7 +118,6 @@ class Episode:
         self.rest = ""  # written after a stop that was let pass, in the same token
         self.calls: list[Call] = []
         self.segments: list[list[int]] = [[]]
-        self.overflowed_segments = 0
         self.invalid_segments: dict[int, str] = {}
         self.answer: str | None = None
         self.status: str | None = None
@@ -170,7 +169,6 @@ class Episode:
         if stop is None:
             if len(self.ids) >= rules.max_context_tokens:
                 return self._finish("truncated")
-            self.overflowed_segments += 1
             self._invalid("overflowed")
             return self._finish("truncated") if last else self._correct(rules.correction)
         if stop == close_tag(ANSWER):
@@ -254,7 +252,6 @@ class Episode:
             searches=[query for record in found for query in record.queries],
             passages=[hits for record in found for hits in record.passages],
             segments=len(self.segments),
-            overflowed_segments=self.overflowed_segments,
             invalid_segments=self.invalid_segments,
             status=self.status,
             well_formed=not invented and is_well_formed(response_text, tags),

@@ -47,13 +47,13 @@ class Trajectory:
         searches: queries of the search tool, in order.
         passages: what each of them brought back.
         segments: number of segments the policy wrote.
-        overflowed_segments: how many of them were cut by rollout.max_segment_tokens.
         status: "answered", "truncated" (a budget ran out) or "no_answer".
         well_formed: the format of `protocol.is_well_formed`, kept by the policy's own words.
         golden_answers: of the question.
         invalid_segments: why a segment, by its number from 0, ended without an action that was
             carried out: "malformed" (neither a request nor an answer), "refused" (a call too many)
-            or "overflowed" (see above). One that the context cut off is none of them.
+            or "overflowed" (cut by rollout.max_segment_tokens). One that the context cut off is
+            none of them.
         rewards: value of each term of the reward by name, unweighted; of a term with one value a
             segment their sum.
         segment_rewards: float32 [segments], weighted; what belongs to the whole episode is on the
@@ -78,7 +78,6 @@ class Trajectory:
     searches: list[str]
     passages: list[list[Passage]]
     segments: int
-    overflowed_segments: int
     status: str
     well_formed: bool
     golden_answers: tuple[str, ...]
@@ -89,3 +88,8 @@ class Trajectory:
     trains: bool = True
     prompt_passages: list[Passage] = dataclasses.field(default_factory=list)
     seconds: float = dataclasses.field(default=0.0, compare=False)
+
+    @property
+    def overflowed_segments(self) -> int:
+        """How many segments were cut by rollout.max_segment_tokens."""
+        return sum(why == "overflowed" for why in self.invalid_segments.values())
