@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""Files that one process at a time may use, and one run at a time in a workdir."""
 
 from __future__ import annotations
 
@@ -10,12 +10,33 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from sr1_jax.terminal import one_line
 
 LOCK_FILE = ".lock"
 # What file systems say that know no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def try_lock(file: IO) -> OSError | None:
+    """Locks an open file until it is closed or the process ends, however it does.
+
+    Returns:
+        None; or the error of a file system that knows no locks, where there is none now.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -36,7 +57,7 @@ def lock_workdir(folder: Path) -> Iterator[None]:
     # Not "w": that would wipe out who holds it.
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unknown = try_lock(file)
         except BlockingIOError as error:
             file.seek(0)
             holder = one_line(file.read()) or "another process"
@@ -44,11 +65,9 @@ def lock_workdir(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by {holder}: two runs in one workdir would overwrite each "
                 "other's files. Wait for it to end, stop it, or give another --workdir."
             ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        if unknown is not None:
             print(
-                f"{path}: this file system knows no locks ({error.strerror}); make sure that no "
+                f"{path}: this file system knows no locks ({unknown.strerror}); make sure that no "
                 "other run uses the workdir.",
                 file=sys.stderr,
                 flush=True,

@@ -13,8 +13,6 @@ it. A line that was cut short is dropped.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,9 +21,7 @@ from typing import Any, NamedTuple
 
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.evaluation.plain_trajectory import from_plain, to_plain
-
-# What file systems say that know no locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+from sr1_jax.lock import try_lock
 
 
 class Kept(NamedTuple):
@@ -150,17 +146,13 @@ def _partial_files(folder: Path, name: str) -> list[Path]:
 
 
 def _lock(file: Any, path: Path) -> None:
-    """Held until the file is closed, or the process ends, however it does."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(file)
     except BlockingIOError as error:
         raise ValueError(
             f"{path} is written by another process: the same evaluation is under way already. Wait "
             "for it to end, or stop it."
         ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
