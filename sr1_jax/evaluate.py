@@ -32,7 +32,6 @@ from sr1_jax.evaluation import methods, results
 from sr1_jax.evaluation.answer_set import QuestionFile, Subject, answer_set, join_examples
 from sr1_jax.evaluation.finished import FinishedResults
 from sr1_jax.evaluation.grid import Entry, grid_of, print_grid, write_grid
-from sr1_jax.evaluation.judgements import Judge
 from sr1_jax.evaluation.options import Options
 from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.scores import questions_sha256
@@ -42,6 +41,7 @@ from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.open import needs_corpus
+from sr1_jax.rewards import Judge
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_mesh, check_paths
@@ -206,12 +206,8 @@ def _make_judge(options: Options) -> Judge:
     Raises:
         ValueError: the address is none, or the environment variable is not set.
     """
-    from sr1_jax.rewards import judge
-
     try:
-        return judge.Judge(
-            options.judge, options.judge_model, key_variable=options.judge_key_variable
-        )
+        return Judge(options.judge, options.judge_model, key_variable=options.judge_key_variable)
     except ValueError as error:
         raise ValueError(f"--judge={options.judge}: {error}") from error
 

@@ -111,6 +111,11 @@ def pause_seconds(again: int, backoff_seconds: float) -> float:
     return min(backoff_seconds * 2 ** (again - 1), _MOST_PAUSE_SECONDS)
 
 
+def can_be_sent(secret: str) -> bool:
+    """Whether a token or key can stand in a header: printable ASCII without spaces."""
+    return secret.isascii() and secret.isprintable() and " " not in secret
+
+
 def shown(body: bytes | str) -> str:
     """What a message quotes of a text from elsewhere: its beginning, on one line."""
     text = body if isinstance(body, str) else body.decode("utf-8", "replace")

@@ -20,7 +20,7 @@ from sr1_jax.evaluation import rejection, results
 from sr1_jax.evaluation.answering import ask
 from sr1_jax.evaluation.finished import FinishedResults
 from sr1_jax.evaluation.grid import Entry
-from sr1_jax.evaluation.judgements import Judge, Judged, Judgements
+from sr1_jax.evaluation.judgements import Judgements
 from sr1_jax.evaluation.methods import needs_retriever, prompt_fingerprint
 from sr1_jax.evaluation.options import Options
 from sr1_jax.evaluation.outcome import outcome
@@ -28,6 +28,7 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.spool import delete_partial
 from sr1_jax.evaluation.trajectory_log import write_rows
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.rewards.judge import Item, Judge
 from sr1_jax.rollout import SplitEngine
 
 
@@ -156,7 +157,7 @@ def _judged(
     verdicts = None
     if jax.process_index() == 0:
         text_of = {question.id: question.question for question in questions}
-        items = [Judged(text_of[t.question_id], t.answer, t.golden_answers) for t in trajectories]
+        items = [Item(text_of[t.question_id], t.answer, t.golden_answers) for t in trajectories]
         judgements = Judgements(subject.folder / "judgements.jsonl", subject.options.judge_model)
         with working(f"judging {len(items)} answers by {subject.options.judge_model}"):
             verdicts = judgements.scores(subject.judge, items)

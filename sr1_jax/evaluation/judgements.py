@@ -5,24 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-
-class Judged(NamedTuple):
-    """What is judged; equal ones have one verdict."""
-
-    question: str
-    prediction: str | None
-    golden_answers: tuple[str, ...]
-
-
-class Judge(Protocol):
-    """What is asked: `rewards.judge.Judge`, or anything like it."""
-
-    def scores(self, items: Sequence[Judged]) -> list[bool]:
-        """Whether each prediction is right."""
-        ...
-
+from sr1_jax.rewards.judge import Item, Judge
 
 # Verdicts are in the file after so many.
 _BATCH = 64
@@ -40,13 +25,13 @@ class Judgements:
         self._path, self._model = path, model
         self._known = dict(_read(path, model))
 
-    def scores(self, judge: Judge, items: Sequence[Judged]) -> list[bool]:
+    def scores(self, judge: Judge, items: Sequence[Item]) -> list[bool]:
         """A verdict for each item, in their order. No prediction, or a blank one, is wrong.
 
         Args:
             judge: asked for new ones, some at a time; what it raises ends the call, and what it
                 said before is kept.
-            items: to be judged.
+            items: to be judged; equal ones have one verdict, so golden answers are tuples.
         """
         given = [item for item in items if (item.prediction or "").strip()]
         new = [item for item in dict.fromkeys(given) if item not in self._known]
@@ -58,7 +43,7 @@ class Judgements:
             self._keep(batch, [bool(verdict) for verdict in verdicts])
         return [self._known.get(item, False) for item in items]
 
-    def _keep(self, items: Sequence[Judged], verdicts: Sequence[bool]) -> None:
+    def _keep(self, items: Sequence[Item], verdicts: Sequence[bool]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rows = (
             {"model": self._model, **item._asdict(), "correct": verdict}
@@ -77,7 +62,7 @@ def _read(path: Path, model: str):
     for line in filter(None, lines):
         try:
             row: dict[str, Any] = json.loads(line)
-            item = Judged(row["question"], row["prediction"], tuple(row["golden_answers"]))
+            item = Item(row["question"], row["prediction"], tuple(row["golden_answers"]))
             if row["model"] == model:
                 yield item, bool(row["correct"])
         except (ValueError, KeyError, TypeError):

@@ -21,7 +21,15 @@ from urllib.parse import urljoin
 
 import urllib3
 
-from sr1_jax.http_exchange import Fault, Reply, exchange, may_pass, pause_seconds, shown
+from sr1_jax.http_exchange import (
+    Fault,
+    Reply,
+    can_be_sent,
+    exchange,
+    may_pass,
+    pause_seconds,
+    shown,
+)
 from sr1_jax.paths import local_path
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.retrieval.wire import addresses, request_body, results_of
@@ -290,6 +298,6 @@ def read_token(file: str, key: str, variable: str = TOKEN_VARIABLE) -> str:
         token, where = path.read_text(encoding="utf-8").strip(), f"{key}={file}"
         if not token:
             raise ValueError(f"{where}: the file is empty; write the token into it.")
-    if not (token.isascii() and token.isprintable()) or " " in token:
+    if not can_be_sent(token):
         raise ValueError(f"{where}: a token is printable ASCII without spaces.")
     return token

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from sr1_jax.http_exchange import Fault, exchange, may_pass, pause_seconds, shown
+from sr1_jax.http_exchange import Fault, can_be_sent, exchange, may_pass, pause_seconds, shown
 
 _PATH = "/chat/completions"
 # What a server may ask us to wait, in its header Retry-After, is believed up to this.
@@ -338,7 +338,7 @@ def read_key(variable: str) -> str:
             f"the environment variable {variable} (key_variable) is not set: put the key of the "
             "judge's API into it, in every process."
         )
-    if not (key.isascii() and key.isprintable()) or " " in key:
+    if not can_be_sent(key):
         raise ValueError(f"the key in {variable} is not printable ASCII without spaces.")
     return key
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sr1_jax.evaluation.judgements import Judged, Judgements
+from sr1_jax.evaluation.judgements import Judgements
+from sr1_jax.rewards.judge import Item
 
 
 class Judge:
@@ -19,7 +20,7 @@ class Judge:
 
 
 def items(*predictions, golden=("x",)):
-    return [Judged("Who?", prediction, golden) for prediction in predictions]
+    return [Item("Who?", prediction, golden) for prediction in predictions]
 
 
 def test_no_pair_is_judged_twice(tmp_path):
@@ -42,7 +43,7 @@ def test_what_a_verdict_depends_on(tmp_path):
     for model, asked in (
         ("other", items("a!")),
         ("m", items("a!", golden=("y",))),
-        ("m", [Judged("Where?", "a!", ("x",))]),
+        ("m", [Item("Where?", "a!", ("x",))]),
     ):
         judge = Judge()
         Judgements(path, model).scores(judge, asked)
