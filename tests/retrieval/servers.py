@@ -8,17 +8,31 @@ import random
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import urllib3
 import uvicorn
+from faulty_http import FaultyHTTPServer, Handler
 
 from sr1_jax.retrieval.server import Limits, make_app
 
 FAULTS = ("hung", "500", "cut", "broken", "length", "drip")
 
 
-class FaultyServer:
+class RetrieveHandler(Handler):
+    """Beside the usual faults an answer of the wrong length; tells its health if it has any."""
+
+    def do_GET(self):
+        health = self.server_of.health
+        self.reply(200 if health is not None else 404, json.dumps(health or {"detail": "no"}))
+
+    def answer(self, fault, text):
+        if fault == "length":
+            text = json.dumps({"result": [*json.loads(text)["result"], []]})
+            fault = None
+        super().answer(fault, text)
+
+
+class FaultyServer(FaultyHTTPServer):
     """Speaks /retrieve over a retriever, except where `fault_of` names a fault.
 
     Args:
@@ -35,74 +49,16 @@ class FaultyServer:
     def __init__(
         self, retriever, fault_of=lambda number, body: None, *, hung_seconds=5.0, health=None
     ):
+        super().__init__(RetrieveHandler, hung_seconds=hung_seconds)
         self.retriever, self.fault_of, self.health = retriever, fault_of, health
-        self.bodies, self.injected, self.headers = [], [], []
-        self.lock, self.released = threading.Lock(), threading.Event()
-        self.hung_seconds = hung_seconds
-        self.connections = 0
-        outer = self
+        self.injected = []
+        self.url = f"{self.address}/retrieve"
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self):
-                with outer.lock:
-                    outer.connections += 1
-                super().setup()
-
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                known = outer.health is not None
-                self.reply(200 if known else 404, json.dumps(outer.health or {"detail": "no"}))
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    fault = outer.fault_of(len(outer.bodies), body)
-                    outer.bodies.append(body)
-                    outer.headers.append(dict(self.headers))
-                    if fault:
-                        outer.injected.append(fault)
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self.answer(fault, outer.text_for(body))
-
-            def answer(self, fault, text):
-                if fault == "hung":
-                    outer.released.wait(outer.hung_seconds)
-                    self.close_connection = True
-                elif fault == "cut":
-                    self.reply(200, text[: len(text) // 2])
-                elif fault == "broken":
-                    self.reply(200, text[:-5], length=len(text))
-                    self.close_connection = True
-                elif fault == "length":
-                    rows = json.loads(text)["result"]
-                    self.reply(200, json.dumps({"result": [*rows, []]}))
-                elif fault == "drip":
-                    self.reply(200, "", length=len(text))
-                    for byte in text:
-                        self.wfile.write(byte.encode())
-                        if outer.released.wait(0.02):
-                            break
-                    self.close_connection = True
-                elif fault:
-                    self.reply(int(fault), '{"error": "as asked"}')
-                else:
-                    self.reply(200, text)
-
-            def reply(self, status, text, length=None):
-                data = text.encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data) if length is None else length))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/retrieve"
+    def fault_for(self, number, body):
+        fault = self.fault_of(number, body)
+        if fault:
+            self.injected.append(fault)
+        return fault
 
     def text_for(self, body):
         found = self.retriever.search(body["queries"], body["topk"])
@@ -117,17 +73,6 @@ class FaultyServer:
             for passages in found
         ]
         return json.dumps({"result": rows})
-
-    def __enter__(self):
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
-        return self
-
-    def __exit__(self, *_):
-        self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def closed_port():

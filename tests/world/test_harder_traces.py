@@ -8,9 +8,7 @@ import re
 import pytest
 
 from sr1_jax.protocol.answers import extract_answer
-from sr1_jax.retrieval import BM25Retriever
 from sr1_jax.rewards import exact_match
-from sr1_jax.world.facts import write_corpus
 from sr1_jax.world.harder.ceiling import ceilings_by_kind, harder_ceiling
 from sr1_jax.world.harder.facts import NOT_KNOWN, build_harder_world
 from sr1_jax.world.harder.questions import (
@@ -31,13 +29,6 @@ PASSAGES = 2
 @pytest.fixture(scope="module")
 def world():
     return build_harder_world(0, people=160)
-
-
-@pytest.fixture(scope="module")
-def retriever(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_corpus(world, folder / "corpus.jsonl")
-    return BM25Retriever.build(folder / "corpus.jsonl", folder / "index")
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ import pytest
 from sr1_jax.protocol.answers import extract_answer, extract_queries
 from sr1_jax.protocol.observations import render_observation
 from sr1_jax.protocol.prompts import load_template
-from sr1_jax.retrieval import BM25Retriever, Passage
+from sr1_jax.retrieval import Passage
 from sr1_jax.world.facts import (
     RELATIONS,
     build_world,
     one_hop_questions,
     sample_questions,
     two_hop_questions,
-    write_corpus,
 )
 from sr1_jax.world.traces import TraceMix, TraceWriter, answer, scripted_ceiling, search
 from sr1_jax.world.warm_start import encode_trace
@@ -29,13 +28,6 @@ PASSAGES = 3
 @pytest.fixture(scope="module")
 def world():
     return build_world(0, people=64)
-
-
-@pytest.fixture(scope="module")
-def retriever(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_corpus(world, folder / "corpus.jsonl")
-    return BM25Retriever.build(folder / "corpus.jsonl", folder / "index")
 
 
 @pytest.fixture(scope="module")
