@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -27,12 +28,13 @@ from sr1_jax.environment import Environment, Observation, Trajectory
 from sr1_jax.environment.episode import Episode, Rules
 from sr1_jax.environment.pool import Answer, ToolPool
 from sr1_jax.environment.reader import Reader
+from sr1_jax.environment.watched import Watch, WatchedEpisode
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.serving import cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import render_text
-from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.protocol.tags import SEARCH, Tags
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.retrieval.hooks import at_step, counts_of, counts_since
 from sr1_jax.rollout import programs
@@ -135,6 +137,11 @@ class Engine:
         shape = cache_shape(self._decoder, self._mesh)
         return cache_bytes(self._decoder, config.slots, config.max_context_tokens, **shape)
 
+    @property
+    def tags(self) -> Tags:
+        """Of the tools that the policy may call."""
+        return self._environment.tags
+
     def run(
         self,
         questions: Iterable[Any],
@@ -145,6 +152,7 @@ class Engine:
         params: nnx.State | None = None,
         finished: Finished | None = None,
         skip: Collection[tuple[str, int]] = (),
+        watch: Watch | None = None,
     ) -> list[Trajectory]:
         """Runs `samples` episodes a question and returns them question by question.
 
@@ -164,6 +172,8 @@ class Engine:
                 of the reward see all trajectories together.
             skip: (question id, sample) of episodes that are not run: others have their random
                 streams all the same.
+            watch: called with what each episode gets while it runs: new text, a call, what it is
+                shown. On the host, between two calls of the device.
 
         Raises:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
@@ -171,7 +181,7 @@ class Engine:
             RuntimeError: a tool failed as often as its options allow.
         """
         return self._rewarded(
-            *self._roll_out(questions, seed, samples, step, params, finished, skip)
+            *self._roll_out(questions, seed, samples, step, params, finished, skip, watch)
         )
 
     def _rewarded(
@@ -193,6 +203,7 @@ class Engine:
         params: nnx.State | None,
         finished: Finished | None = None,
         skip: Collection[tuple[str, int]] = (),
+        watch: Watch | None = None,
     ) -> tuple[list[Trajectory], list[Question]]:
         """The trajectories of `run`, not yet rewarded, and the question of each."""
         self.stats = stats = collections.defaultdict(float)
@@ -211,7 +222,7 @@ class Engine:
 
         try:
             episodes = self._episodes(
-                [as_question(q) for q in questions], samples, pool, frozenset(skip)
+                [as_question(q) for q in questions], samples, pool, frozenset(skip), watch
             )
             EpisodeLoop(
                 self._slots(self._params if params is None else params, seed, step),
@@ -286,6 +297,7 @@ class Engine:
         samples: int,
         pool: ToolPool,
         skip: Collection[tuple[str, int]],
+        watch: Watch | None,
     ) -> list[Episode]:
         # One of several processes may have none, and still plays its part in the others' run.
         if not questions and jax.process_count() == 1:
@@ -294,6 +306,7 @@ class Engine:
             raise ValueError(f"samples must be at least 1, not {samples}.")
         _check_ids(questions)
         information = self._information(questions, pool)
+        kind = Episode if watch is None else functools.partial(WatchedEpisode, watch=watch)
         episodes = []
         first_sample: collections.Counter[str] = collections.Counter()
         for number, question in enumerate(questions):
@@ -305,7 +318,7 @@ class Engine:
                 self.stats["skipped_prompts"] += samples
                 continue
             episodes += [
-                Episode(question, sample, prompt, self._rules, information=found)
+                kind(question, sample, prompt, self._rules, information=found)
                 for sample in range(start, start + samples)
                 if (question.id, sample) not in skip
             ]
