@@ -86,8 +86,8 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     cli.config_flag(values, RUN, unknown_setting)
     define, default = {"flag_values": values}, Choices()
-    flags.DEFINE_string("workdir", "", "Folder of a run, whose policy answers; without it base.path "
-                        "or base.workdir name one. It keeps the index.", **define)  # fmt: skip
+    flags.DEFINE_string("workdir", "", "Folder of a run, whose policy answers; without it base.path"
+                        " or base.workdir name one. It keeps the index.", **define)  # fmt: skip
     flags.DEFINE_integer("step", None, "The checkpoint after so many steps; without it the "
                          "newest.", **define)  # fmt: skip
     flags.DEFINE_bool("base", default.base, "The policy that the run started from.", **define)
@@ -172,11 +172,19 @@ def load(
         base = choices.base or workdir is None
         policy, tokenizer, _ = trained_policy(config, workdir or Path(), mesh, base=base, step=step)
         engine = methods.make_engine(
-            policy, tokenizer, retriever, config, method, greedy=choices.greedy, mesh=mesh
+            policy,
+            tokenizer,
+            retriever,
+            config,
+            method,
+            greedy=choices.greedy,
+            mesh=mesh,
+            keeps_caches=True,
         )
+    asker = Asker(engine, config.seed)
     with working("compiling", console):
-        engine.warm_up()
-    return Asker(engine, config.seed), tokenizer, _request_tags(engine)
+        asker.warm_up()
+    return asker, tokenizer, _request_tags(engine)
 
 
 def _check_questions(questions: Sequence[str], *, as_json: bool) -> None:

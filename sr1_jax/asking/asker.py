@@ -48,13 +48,17 @@ class Asker:
     """Asks an engine; questions know nothing of each other.
 
     Args:
-        engine: of the policy.
+        engine: of the policy; one that keeps caches answers sooner.
         seed: of what is sampled. A question that comes again is sampled anew.
     """
 
     def __init__(self, engine: Engine, seed: int = 0):
         self._engine, self._seed = engine, seed
         self._asked: collections.Counter[str] = collections.Counter()
+
+    def warm_up(self) -> None:
+        """Compiles all that an answer needs, and prefills what all prompts begin with."""
+        self._engine.warm_up(question=_as_question("?"))
 
     def check(self, question: str) -> None:
         """Refuses a question that cannot be asked.

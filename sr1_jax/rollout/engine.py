@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -63,9 +63,12 @@ class Engine:
         config: see `rollout.default_config`.
         environment: tools, prompt and reward; by default search alone, over the retriever.
         mesh: the device mesh; by default one of the first device alone.
+        keeps_caches: whether what the slots hold outlives a run, for the next one with the same
+            parameters: what its prompts share with those before is not prefilled again. Meanwhile
+            the cache takes its memory.
 
     Attributes:
-        stats: totals of the last `run`: see `as_metrics`.
+        stats: totals of the last `run`: see `stats.as_metrics`.
 
     Raises:
         ValueError: settings that cannot work (see `settings.check_config`), or slots that do not
@@ -81,6 +84,7 @@ class Engine:
         *,
         environment: Environment | None = None,
         mesh: Mesh | None = None,
+        keeps_caches: bool = False,
     ):
         check_config(config)
         if environment is None:
@@ -128,6 +132,8 @@ class Engine:
         table = np.repeat(states[:, None], model.config.vocab_size, axis=1)
         table[:, : tokenizer.vocab_size] = self._automaton.next_state
         self._next_state = place(table, named(self._mesh))
+        self._keeps_caches = keeps_caches
+        self._kept: tuple[nnx.State, DeviceSlots] | None = None  # of these parameters
         self.stats: dict[str, float] = {}
 
     @property
@@ -214,6 +220,7 @@ class Engine:
         searched_before = counts_of(retriever)
         pool = ToolPool(environment.called, self._render, environment.options)
         done: dict[Episode, Trajectory] = {}
+        params = self._params if params is None else params
 
         def finish(episode: Episode) -> None:
             done[episode] = trajectory = episode.trajectory()
@@ -224,8 +231,9 @@ class Engine:
             episodes = self._episodes(
                 [as_question(q) for q in questions], samples, pool, frozenset(skip), watch
             )
+            slots = self._slots(params, seed, step)
             EpisodeLoop(
-                self._slots(self._params if params is None else params, seed, step),
+                slots,
                 self._layout,
                 pool,
                 episodes,
@@ -235,6 +243,7 @@ class Engine:
                 stats=stats,
                 reader=self._reader,
             ).play()
+            self._keep(params, slots)
         finally:
             # Whatever happened, Ctrl-C too: no tool is called any more.
             pool.close()
@@ -263,18 +272,40 @@ class Engine:
             self._tokenizer, self._rules.max_context_tokens - 1, information
         )
 
-    def warm_up(self, params: nnx.State | None = None) -> int:
+    def warm_up(self, params: nnx.State | None = None, *, question: Any = None) -> int:
         """Compiles every program that a run may call; returns how many.
 
         Args:
             params: see `run`.
+            question: whose prompt is prefilled, for an engine that keeps caches: the next run need
+                not prefill what its prompts share with this one. None: none is.
         """
         self.stats = collections.defaultdict(float)
         before = programs.compilations()
-        self._slots(self._params if params is None else params, 0, 0).warm_up()
+        params = self._params if params is None else params
+        slots = self._slots(params, 0, 0)
+        slots.warm_up()
+        if question is not None:
+            slots.prefill(0, self._prompt_without_passages(question))
+        self._keep(params, slots)
         return programs.compilations() - before
 
+    def _prompt_without_passages(self, question: Any) -> list[int]:
+        template = self._environment.template
+        information: list[int] | None = [] if template.wants_information else None
+        return template.render(self._tokenizer, as_question(question).question, information)
+
+    def _keep(self, params: nnx.State, slots: DeviceSlots) -> None:
+        if self._keeps_caches:
+            self._kept = params, slots
+
     def _slots(self, params: nnx.State, seed: int, step: int) -> DeviceSlots:
+        # A run that is broken off leaves no slots: what they hold is not known then.
+        kept, self._kept = self._kept, None
+        seed_key = jax.random.fold_in(jax.random.key(seed), step)
+        if kept is not None and kept[0] is params:
+            kept[1].renew(seed_key, self.stats)
+            return kept[1]
         began = time.perf_counter()
         served = serve(params, config=self._decoder, mesh=self._mesh, weights=self._config.weights)
         jax.block_until_ready(served)
@@ -287,7 +318,7 @@ class Engine:
             self._mesh,
             next_state=self._next_state,
             first_final=self._automaton.first_final,
-            seed_key=jax.random.fold_in(jax.random.key(seed), step),
+            seed_key=seed_key,
             stats=self.stats,
         )
 
@@ -369,46 +400,3 @@ def _check_ids(questions: Sequence[Question]) -> None:
                 f"Question id {question.id!r} stands for two different questions; ids must be "
                 "unique, by convention source:split:index."
             )
-
-
-def sum_stats(
-    runs: Sequence[Mapping[str, float]], largest: Collection[str] = ("cache_gib",)
-) -> dict[str, float]:
-    """Stats of several runs of one engine in one: the largest value of some keys, by default of
-    what is the same for all runs, the sum of all others."""
-    keys = dict.fromkeys(key for stats in runs for key in stats)
-    values = {key: [stats.get(key, 0.0) for stats in runs] for key in keys}
-    return {key: (max if key in largest else sum)(found) for key, found in values.items()}
-
-
-def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
-    """The engine's totals as metrics, with rates.
-
-    Tokens: decoded (sampled), prefilled (fed by `extend`), forked (copied from another slot or
-    kept from the last episode), extend_positions (prefilled and padding). slot_steps are decode
-    steps times slots, occupancy the share of them that sampled a token; busy_* count only while
-    questions were waiting for a slot. Seconds: decode (waiting for what was sampled, and for all
-    that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
-    has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
-    of rollouts), extend and fork (dispatch alone, unless rollout.profile).
-
-    Where the policy reads passages in prompts of their own: reader_episodes, reader_tokens (of
-    those decoded), reader_no_answer, reader_skipped (no room for a word after the prompt),
-    evictions (episodes whose slot their reader needed).
-    """
-    seconds = max(stats["seconds"], 1e-9)
-    metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {
-        "rollout/trajectories_per_second": stats["episodes"] / seconds,
-        "rollout/tokens_per_second": stats.get("decoded_tokens", 0.0) / seconds,
-    }
-    for prefix in ("", "busy_"):
-        if stats.get(f"{prefix}slot_steps"):
-            metrics[f"rollout/{prefix}occupancy"] = (
-                stats[f"{prefix}decoded_tokens"] / stats[f"{prefix}slot_steps"]
-            )
-    hits, misses = (stats.get(f"{SEARCH}_cache_{name}", 0.0) for name in ("hits", "misses"))
-    if hits + misses:
-        metrics["rollout/search_cache_hit_rate"] = hits / (hits + misses)
-    if found := stats.get(f"{SEARCH}_noise_passages"):
-        metrics["rollout/search_noise_share"] = stats[f"{SEARCH}_noise_replaced"] / found
-    return metrics

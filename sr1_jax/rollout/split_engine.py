@@ -16,7 +16,8 @@ from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.environment.watched import Watch
 from sr1_jax.rewards.reward import EARNED
-from sr1_jax.rollout.engine import Engine, Finished, sum_stats
+from sr1_jax.rollout.engine import Engine, Finished
+from sr1_jax.rollout.stats import sum_stats
 
 # Counted by every process for all.
 _COMMON = ("decode_calls", "compilations", "cache_gib")

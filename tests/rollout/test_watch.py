@@ -2,7 +2,9 @@
 
 import collections
 
+import jax
 import pytest
+from flax import nnx
 
 from sr1_jax.environment import SearchRecord
 from sr1_jax.environment.watched import Began, Called, Shown, Wrote
@@ -98,3 +100,37 @@ def test_an_answer_that_is_broken_off_leaves_no_trace(make_engine, questions, as
     with pytest.raises(KeyboardInterrupt):
         engine.run(questions[:1], watch=watch)
     assert_same(engine.run(questions[:2]), make_engine().run(questions[:2]))
+
+
+def test_kept_caches_change_nothing_but_what_is_prefilled(make_engine, questions, assert_same):
+    """An engine that keeps them goes on in slots that hold the prompts of earlier runs."""
+    keeping = make_engine(slots=1, keeps_caches=True)
+    assert keeping.warm_up(question=questions[0]) > 0
+    for seed, number in ((1, 3), (2, 3), (2, 0), (2, 5)):
+        fresh = make_engine(slots=1)
+        want = fresh.run(questions[number : number + 1], seed=seed)
+        assert_same(keeping.run(questions[number : number + 1], seed=seed), want)
+        assert keeping.stats["compilations"] == 0
+        # All prompts of the template begin alike.
+        saved = fresh.stats["prefilled_tokens"] - keeping.stats["prefilled_tokens"]
+        assert saved > 5 and keeping.stats["forked_tokens"] == saved
+
+
+def test_caches_are_not_kept_for_other_parameters_or_after_an_error(
+    make_engine, questions, assert_same, tiny_decoder
+):
+    keeping = make_engine(slots=2, keeps_caches=True)
+    first = keeping.run(questions[:2])
+    other = jax.tree.map(lambda x: x * 0.5, nnx.state(tiny_decoder))
+    want = make_engine(slots=2).run(questions[:2], params=other)
+    assert_same(keeping.run(questions[:2], params=other), want)
+
+    def watch(question, sample, event):
+        if isinstance(event, Wrote):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keeping.run(questions[:2], watch=watch)
+    again = keeping.run(questions[:2])
+    assert_same(again, first)
+    assert keeping.stats["reshard_seconds"] > 0
