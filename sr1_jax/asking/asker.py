@@ -58,7 +58,8 @@ class Asker:
 
     def warm_up(self) -> None:
         """Compiles all that an answer needs, and prefills what all prompts begin with."""
-        self._engine.warm_up(question=_as_question("?"))
+        self._engine.warm_up()
+        self._prefill()
 
     def check(self, question: str) -> None:
         """Refuses a question that cannot be asked.
@@ -95,8 +96,17 @@ class Asker:
 
         seed = self._seed + self._asked[question]
         self._asked[question] += 1
-        (trajectory,) = self._engine.run([_as_question(question)], seed=seed, watch=told)
+        try:
+            (trajectory,) = self._engine.run([_as_question(question)], seed=seed, watch=told)
+        except (KeyboardInterrupt, RuntimeError):
+            # The engine has let go of its cache; the device fills it while the next is typed.
+            self._prefill()
+            raise
         return Answered(question, trajectory, time.perf_counter() - began, first)
+
+    def _prefill(self) -> None:
+        """Feeds what all prompts begin with."""
+        self._engine.prefill(_as_question("?"))
 
 
 def _as_question(question: str) -> Question:

@@ -50,7 +50,6 @@ def converse(asker: Asker, view: View, read: Callable[[], str]) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:
-            view.stop()
             continue
         if not question:
             continue

@@ -84,6 +84,11 @@ class DeviceSlots:
         self.stream_S2 = np.zeros((slots, 2), np.uint32)
         self.cached_SX = np.full((slots, self._positions), -1, np.int32)
 
+    @property
+    def params(self) -> ServingParams:
+        """Of the policy, in the layout of rollouts."""
+        return self._params
+
     def renew(self, seed_key: jax.Array, stats: dict[str, float]) -> None:
         """Makes ready for another run; the caches keep what they hold.
 

@@ -30,7 +30,7 @@ from sr1_jax.environment.pool import Answer, ToolPool
 from sr1_jax.environment.reader import Reader
 from sr1_jax.environment.watched import Watch, WatchedEpisode
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import cache_bytes, cache_shape, serve
+from sr1_jax.models.serving import ServingParams, cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import render_text
@@ -65,7 +65,7 @@ class Engine:
         mesh: the device mesh; by default one of the first device alone.
         keeps_caches: whether what the slots hold outlives a run, for the next one with the same
             parameters: what its prompts share with those before is not prefilled again. Meanwhile
-            the cache takes its memory.
+            cache and parameters in the layout of rollouts take their memory.
 
     Attributes:
         stats: totals of the last `run`: see `stats.as_metrics`.
@@ -133,7 +133,8 @@ class Engine:
         table[:, : tokenizer.vocab_size] = self._automaton.next_state
         self._next_state = place(table, named(self._mesh))
         self._keeps_caches = keeps_caches
-        self._kept: tuple[nnx.State, DeviceSlots] | None = None  # of these parameters
+        self._kept: DeviceSlots | None = None
+        self._served: tuple[nnx.State, ServingParams] | None = None  # of these parameters
         self.stats: dict[str, float] = {}
 
     @property
@@ -272,47 +273,52 @@ class Engine:
             self._tokenizer, self._rules.max_context_tokens - 1, information
         )
 
-    def warm_up(self, params: nnx.State | None = None, *, question: Any = None) -> int:
+    def warm_up(self, params: nnx.State | None = None) -> int:
         """Compiles every program that a run may call; returns how many.
 
         Args:
             params: see `run`.
-            question: whose prompt is prefilled, for an engine that keeps caches: the next run need
-                not prefill what its prompts share with this one. None: none is.
         """
         self.stats = collections.defaultdict(float)
         before = programs.compilations()
         params = self._params if params is None else params
         slots = self._slots(params, 0, 0)
         slots.warm_up()
-        if question is not None:
-            slots.prefill(0, self._prompt_without_passages(question))
         self._keep(params, slots)
         return programs.compilations() - before
 
-    def _prompt_without_passages(self, question: Any) -> list[int]:
+    def prefill(self, question: Any, params: nnx.State | None = None) -> None:
+        """Feeds a question's prompt to an engine that keeps caches: the next run need not feed what
+        its prompts share with this one. Does not wait for the device.
+
+        Args:
+            question: see `run`.
+            params: see `run`.
+        """
+        self.stats = collections.defaultdict(float)
+        params = self._params if params is None else params
         template = self._environment.template
         information: list[int] | None = [] if template.wants_information else None
-        return template.render(self._tokenizer, as_question(question).question, information)
+        prompt = template.render(self._tokenizer, as_question(question).question, information)
+        slots = self._slots(params, 0, 0)
+        slots.prefill(0, prompt)
+        self._keep(params, slots)
 
     def _keep(self, params: nnx.State, slots: DeviceSlots) -> None:
         if self._keeps_caches:
-            self._kept = params, slots
+            self._kept, self._served = slots, (params, slots.params)
 
     def _slots(self, params: nnx.State, seed: int, step: int) -> DeviceSlots:
         # A run that is broken off leaves no slots: what they hold is not known then.
         kept, self._kept = self._kept, None
+        same = self._served is not None and self._served[0] is params
         seed_key = jax.random.fold_in(jax.random.key(seed), step)
-        if kept is not None and kept[0] is params:
-            kept[1].renew(seed_key, self.stats)
-            return kept[1]
-        began = time.perf_counter()
-        served = serve(params, config=self._decoder, mesh=self._mesh, weights=self._config.weights)
-        jax.block_until_ready(served)
-        self.stats["reshard_seconds"] = time.perf_counter() - began
+        if kept is not None and same:
+            kept.renew(seed_key, self.stats)
+            return kept
         return DeviceSlots(
             self._decoder,
-            served,
+            self._served[1] if same else self._serve(params),
             self._config,
             self._layout,
             self._mesh,
@@ -321,6 +327,15 @@ class Engine:
             seed_key=seed_key,
             stats=self.stats,
         )
+
+    def _serve(self, params: nnx.State) -> ServingParams:
+        """Parameters in the layout of rollouts."""
+        self._served = None  # those before make room
+        began = time.perf_counter()
+        served = serve(params, config=self._decoder, mesh=self._mesh, weights=self._config.weights)
+        jax.block_until_ready(served)
+        self.stats["reshard_seconds"] = time.perf_counter() - began
+        return served
 
     def _episodes(
         self,

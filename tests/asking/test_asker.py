@@ -180,7 +180,7 @@ def test_a_conversation(engine):
     converse(asker, View(make_console(file), ["search"]), typed)
     assert asker.asked == ["slow", "broken", TOWN]
     text = file.getvalue()
-    assert text.count("stopped") == 2 and "error  search failed" in text
+    assert text.count("stopped") == 1 and "error  search failed" in text
     assert " tokens · " in text and not typed.lines
     assert "question  " not in text  # it was typed
 
@@ -195,4 +195,8 @@ def test_ctrl_c_within_an_answer(engine):
     file, asker = io.StringIO(), Asker(engine)
     converse(asker, Interrupting(make_console(file), ["search"]), Typed(TOWN))
     assert "stopped\n" in file.getvalue()
+    # The next question finds the beginning of its prompt in the cache again.
+    asker.ask(MAYOR, silent)
+    assert engine.stats["forked_tokens"] > 0 and "reshard_seconds" not in engine.stats
+    asker = Asker(engine)
     assert ids_of(asker.ask(MAYOR, silent)) == ids_of(Asker(engine).ask(MAYOR, silent))

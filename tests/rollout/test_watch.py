@@ -105,7 +105,8 @@ def test_an_answer_that_is_broken_off_leaves_no_trace(make_engine, questions, as
 def test_kept_caches_change_nothing_but_what_is_prefilled(make_engine, questions, assert_same):
     """An engine that keeps them goes on in slots that hold the prompts of earlier runs."""
     keeping = make_engine(slots=1, keeps_caches=True)
-    assert keeping.warm_up(question=questions[0]) > 0
+    keeping.warm_up()
+    keeping.prefill(questions[0])
     for seed, number in ((1, 3), (2, 3), (2, 0), (2, 5)):
         fresh = make_engine(slots=1)
         want = fresh.run(questions[number : number + 1], seed=seed)
@@ -120,7 +121,9 @@ def test_caches_are_not_kept_for_other_parameters_or_after_an_error(
     make_engine, questions, assert_same, tiny_decoder
 ):
     keeping = make_engine(slots=2, keeps_caches=True)
-    first = keeping.run(questions[:2])
+    fresh = make_engine(slots=2)
+    first = fresh.run(questions[:2])
+    assert_same(keeping.run(questions[:2]), first)
     other = jax.tree.map(lambda x: x * 0.5, nnx.state(tiny_decoder))
     want = make_engine(slots=2).run(questions[:2], params=other)
     assert_same(keeping.run(questions[:2], params=other), want)
@@ -133,4 +136,4 @@ def test_caches_are_not_kept_for_other_parameters_or_after_an_error(
         keeping.run(questions[:2], watch=watch)
     again = keeping.run(questions[:2])
     assert_same(again, first)
-    assert keeping.stats["reshard_seconds"] > 0
+    assert keeping.stats["forked_tokens"] == fresh.stats["forked_tokens"]
