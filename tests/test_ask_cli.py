@@ -4,10 +4,17 @@ checkpoint from the command line."""
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 import small_checkpoints
+from flax import nnx
 
 from sr1_jax import ask, cli
+from sr1_jax.models import load_pretrained
+from sr1_jax.models.lora import LoraConfig, add_adapters
+from sr1_jax.models.peft_folder import save_adapters
+from sr1_jax.training.checkpoints import RunCheckpoints
 
 PASSAGES = [("Bob", "Bob is the mayor of Brindle."), ("Brindle", "Brindle is a town.")]
 
@@ -118,6 +125,50 @@ def test_other_methods_and_a_workdir_that_keeps_the_index(folder, capsys):
     assert [path.name for path in (folder / "kept").iterdir()] == ["data"]
     run("Who is Bob?", "--method=direct", corpus="")
     assert "found" not in capsys.readouterr()[0]
+
+
+def spans(capsys, *arguments):
+    run("Who is Bob?", "--json", "--method=direct", *arguments, corpus="")
+    return json.loads(capsys.readouterr()[0])["spans"]
+
+
+def test_adapters_answer_otherwise_than_their_base(folder, capsys):
+    model = add_adapters(load_pretrained("model")[0], LoraConfig(2, 6.0, ("q", "down")), seed=3)
+    state = nnx.state(model, nnx.LoRAParam)
+    nnx.update(model, jax.tree.map(lambda x: x + 0.3, state))
+    save_adapters(model, folder / "adapters")
+    plain, adapted = spans(capsys), spans(capsys, "--config.lora.path=adapters")
+    assert plain[0] == adapted[0]  # the prompt
+    assert plain[1] != adapted[1]
+
+
+class Loaded(Exception):
+    """The policy that was asked for: base, step."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("--workdir=run",), (False, 8)),
+        (("--workdir=run", "--step=4"), (False, 4)),
+        (("--workdir=run", "--base"), (True, None)),
+        ((), (True, None)),
+    ],
+)
+def test_checkpoints_of_a_run(folder, monkeypatch, arguments, asked):
+    with RunCheckpoints(folder / "run" / "checkpoints", keep=5) as checkpoints:
+        for step in (4, 8):
+            checkpoints.save(step, {"x": jnp.zeros(1)}, {"config": {}, "position": 0})
+
+    def load(config, workdir, mesh, *, base, step):
+        raise Loaded(base, step)
+
+    monkeypatch.setattr(ask, "trained_policy", load)
+    with pytest.raises(Loaded) as error_info:
+        run("Who?", *arguments)
+    assert error_info.value.args == asked
+    with pytest.raises(ValueError, match="--step=5: run/checkpoints has no such checkpoint"):
+        run("Who?", "--workdir=run", "--step=5")
 
 
 def test_help_and_errors_of_the_program(folder, monkeypatch, capsys):
