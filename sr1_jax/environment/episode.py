@@ -256,12 +256,13 @@ class Episode:
             status=self.status,
             well_formed=not invented and is_well_formed(response_text, tags),
             golden_answers=tuple(self.question.golden_answers),
-            prompt_passages=self._prompt_passages(),
+            prompt_passages=self.prompt_passages,
             seconds=self.ended - self.began if self.began else 0.0,
         )
 
-    def _prompt_passages(self) -> list[Passage]:
-        """What the search for the prompt found, if there was one."""
+    @property
+    def prompt_passages(self) -> list[Passage]:
+        """That stand in the prompt: what the search for it found, if there was one."""
         record = self._information.observation.record if self._information else None
         if not isinstance(record, SearchRecord):
             return []

@@ -270,6 +270,7 @@ def make_engine(
     greedy: bool = False,
     trains: bool = False,
     mesh: Mesh | None = None,
+    keeps_caches: bool = False,
 ) -> SplitEngine:
     """The engine that answers questions by a method.
 
@@ -283,10 +284,14 @@ def make_engine(
         trains: whether trajectories earn what reward.terms say; in evaluations, where a judge
             would be asked for nothing, they earn exact match.
         mesh: the device mesh; by default one of the first device alone.
+        keeps_caches: see `Engine`.
 
     Raises:
         ValueError: an unknown method, or settings that cannot work.
     """
     rollout = rollout_config(config, method, greedy=greedy)
     environment = method_environment(config, retriever, method, tokenizer, rewarded=trains)
-    return SplitEngine(model, tokenizer, retriever, rollout, environment=environment, mesh=mesh)
+    return SplitEngine(
+        model, tokenizer, retriever, rollout, environment=environment, mesh=mesh,
+        keeps_caches=keeps_caches,
+    )  # fmt: skip

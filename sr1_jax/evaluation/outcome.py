@@ -10,7 +10,7 @@ from sr1_jax.evaluation.answering import Asked
 from sr1_jax.evaluation.results import scores_with_intervals
 from sr1_jax.evaluation.score_table import ScoreTable, score_table
 from sr1_jax.evaluation.scores import clustered_standard_error, score_of_those_run
-from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.stats import as_metrics
 
 
 def outcome(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import rich
+import rich.console
 import rich.errors
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
@@ -20,7 +21,7 @@ _RECENT = 25
 
 
 @contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
+def working(what: str, console: rich.console.Console | None = None) -> Iterator[None]:
     """Shows that something is under way: a spinner at a terminal, elsewhere a line.
 
     What took over a second leaves a line with its time; what raised leaves none.
@@ -30,21 +31,22 @@ def working(what: str) -> Iterator[None]:
 
     Args:
         what: is being done, in a few words.
+        console: that shows it; None: the global one, standard output.
     """
     what = printable(what)
     began = time.perf_counter()
-    console = rich.get_console()
+    console = console or rich.get_console()
     with contextlib.ExitStack() as stack:
         if console.is_terminal:
             # Before rich 14.1 a spinner within another is an error: the outer one is enough.
             with contextlib.suppress(rich.errors.LiveError):
                 stack.enter_context(console.status(Text(f"{what} …")))
         else:
-            print(f"{what} …", flush=True)
+            print(f"{what} …", file=console.file, flush=True)
         yield
     seconds = time.perf_counter() - began
     if seconds > 1:
-        print(f"{what}: {duration(seconds)}", flush=True)
+        print(f"{what}: {duration(seconds)}", file=console.file, flush=True)
 
 
 @contextlib.contextmanager

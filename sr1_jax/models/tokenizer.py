@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 from collections.abc import Iterable, Sequence
@@ -163,9 +164,12 @@ class Tokenizer:
 
         So are ids past the vocabulary: a model may have more rows of logits, and sample one.
         """
+        return self.bytes_of(ids).decode("utf-8", errors="replace")
+
+    def bytes_of(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `decode` makes a text of."""
         table = self.token_bytes
-        known = (table[i] for i in map(int, ids) if i < len(table))
-        return b"".join(known).decode("utf-8", errors="replace")
+        return b"".join(table[i] for i in map(int, ids) if i < len(table))
 
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
@@ -191,6 +195,30 @@ class Tokenizer:
     def save(self, path: str) -> None:
         """Writes the tokenizer.json of the backend."""
         self._trusted.save(path)
+
+
+class TextStream:
+    """Text of ids that come piece by piece: the pieces joined are `decode` of all ids.
+
+    A character whose bytes are split over two pieces comes whole, with the second.
+
+    Args:
+        tokenizer: whose ids they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, ids: Iterable[int]) -> str:
+        """The text that is sure after some more ids."""
+        return self._decoder.decode(self._tokenizer.bytes_of(ids))
+
+    def end(self) -> str:
+        """What is left: U+FFFD for a character that was begun. Another text may follow."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
 
 
 def _without(model: dict, tokens: set[str]) -> dict:

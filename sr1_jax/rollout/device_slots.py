@@ -84,6 +84,25 @@ class DeviceSlots:
         self.stream_S2 = np.zeros((slots, 2), np.uint32)
         self.cached_SX = np.full((slots, self._positions), -1, np.int32)
 
+    @property
+    def params(self) -> ServingParams:
+        """Of the policy, in the layout of rollouts."""
+        return self._params
+
+    def renew(self, seed_key: jax.Array, stats: dict[str, float]) -> None:
+        """Makes ready for another run; the caches keep what they hold.
+
+        Args:
+            seed_key: random key of run and step.
+            stats: counted up from now on.
+        """
+        self._seed_key, self._stats = seed_key, stats
+
+    def prefill(self, slot: int, prompt: Sequence[int]) -> None:
+        """Puts a prompt into the cache of an idle slot, but for its last token."""
+        self.restart(slot, (0, 0), prompt, 0)
+        self.extend({slot: prompt[:-1]})
+
     def restart(self, slot: int, stream: tuple[int, int], prompt: Sequence[int], kept: int) -> None:
         """Gives a slot to a new episode, of whose prompt its cache holds `kept` tokens."""
         self.stream_S2[slot] = stream

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +28,13 @@ from sr1_jax.environment import Environment, Observation, Trajectory
 from sr1_jax.environment.episode import Episode, Rules
 from sr1_jax.environment.pool import Answer, ToolPool
 from sr1_jax.environment.reader import Reader
+from sr1_jax.environment.watched import Watch, WatchedEpisode
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.serving import cache_bytes, cache_shape, serve
+from sr1_jax.models.serving import ServingParams, cache_bytes, cache_shape, serve
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.protocol.automaton import build_automaton
 from sr1_jax.protocol.observations import render_text
-from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.protocol.tags import SEARCH, Tags
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.retrieval.hooks import at_step, counts_of, counts_since
 from sr1_jax.rollout import programs
@@ -61,9 +63,12 @@ class Engine:
         config: see `rollout.default_config`.
         environment: tools, prompt and reward; by default search alone, over the retriever.
         mesh: the device mesh; by default one of the first device alone.
+        keeps_caches: whether what the slots hold outlives a run, for the next one with the same
+            parameters: what its prompts share with those before is not prefilled again. Meanwhile
+            cache and parameters in the layout of rollouts take their memory.
 
     Attributes:
-        stats: totals of the last `run`: see `as_metrics`.
+        stats: totals of the last `run`: see `stats.as_metrics`.
 
     Raises:
         ValueError: settings that cannot work (see `settings.check_config`), or slots that do not
@@ -79,6 +84,7 @@ class Engine:
         *,
         environment: Environment | None = None,
         mesh: Mesh | None = None,
+        keeps_caches: bool = False,
     ):
         check_config(config)
         if environment is None:
@@ -126,6 +132,9 @@ class Engine:
         table = np.repeat(states[:, None], model.config.vocab_size, axis=1)
         table[:, : tokenizer.vocab_size] = self._automaton.next_state
         self._next_state = place(table, named(self._mesh))
+        self._keeps_caches = keeps_caches
+        self._kept: DeviceSlots | None = None
+        self._served: tuple[nnx.State, ServingParams] | None = None  # of these parameters
         self.stats: dict[str, float] = {}
 
     @property
@@ -134,6 +143,11 @@ class Engine:
         config = self._config
         shape = cache_shape(self._decoder, self._mesh)
         return cache_bytes(self._decoder, config.slots, config.max_context_tokens, **shape)
+
+    @property
+    def tags(self) -> Tags:
+        """Of the tools that the policy may call."""
+        return self._environment.tags
 
     def run(
         self,
@@ -145,6 +159,7 @@ class Engine:
         params: nnx.State | None = None,
         finished: Finished | None = None,
         skip: Collection[tuple[str, int]] = (),
+        watch: Watch | None = None,
     ) -> list[Trajectory]:
         """Runs `samples` episodes a question and returns them question by question.
 
@@ -164,6 +179,8 @@ class Engine:
                 of the reward see all trajectories together.
             skip: (question id, sample) of episodes that are not run: others have their random
                 streams all the same.
+            watch: called with what each episode gets while it runs: new text, a call, what it is
+                shown. On the host, between two calls of the device.
 
         Raises:
             ValueError: no question, two different ones with one id, or a prompt that leaves no
@@ -171,7 +188,7 @@ class Engine:
             RuntimeError: a tool failed as often as its options allow.
         """
         return self._rewarded(
-            *self._roll_out(questions, seed, samples, step, params, finished, skip)
+            *self._roll_out(questions, seed, samples, step, params, finished, skip, watch)
         )
 
     def _rewarded(
@@ -193,6 +210,7 @@ class Engine:
         params: nnx.State | None,
         finished: Finished | None = None,
         skip: Collection[tuple[str, int]] = (),
+        watch: Watch | None = None,
     ) -> tuple[list[Trajectory], list[Question]]:
         """The trajectories of `run`, not yet rewarded, and the question of each."""
         self.stats = stats = collections.defaultdict(float)
@@ -203,6 +221,7 @@ class Engine:
         searched_before = counts_of(retriever)
         pool = ToolPool(environment.called, self._render, environment.options)
         done: dict[Episode, Trajectory] = {}
+        params = self._params if params is None else params
 
         def finish(episode: Episode) -> None:
             done[episode] = trajectory = episode.trajectory()
@@ -211,10 +230,11 @@ class Engine:
 
         try:
             episodes = self._episodes(
-                [as_question(q) for q in questions], samples, pool, frozenset(skip)
+                [as_question(q) for q in questions], samples, pool, frozenset(skip), watch
             )
+            slots = self._slots(params, seed, step)
             EpisodeLoop(
-                self._slots(self._params if params is None else params, seed, step),
+                slots,
                 self._layout,
                 pool,
                 episodes,
@@ -224,6 +244,7 @@ class Engine:
                 stats=stats,
                 reader=self._reader,
             ).play()
+            self._keep(params, slots)
         finally:
             # Whatever happened, Ctrl-C too: no tool is called any more.
             pool.close()
@@ -260,25 +281,61 @@ class Engine:
         """
         self.stats = collections.defaultdict(float)
         before = programs.compilations()
-        self._slots(self._params if params is None else params, 0, 0).warm_up()
+        params = self._params if params is None else params
+        slots = self._slots(params, 0, 0)
+        slots.warm_up()
+        self._keep(params, slots)
         return programs.compilations() - before
 
+    def prefill(self, question: Any, params: nnx.State | None = None) -> None:
+        """Feeds a question's prompt to an engine that keeps caches: the next run need not feed what
+        its prompts share with this one. Does not wait for the device.
+
+        Args:
+            question: see `run`.
+            params: see `run`.
+        """
+        self.stats = collections.defaultdict(float)
+        params = self._params if params is None else params
+        template = self._environment.template
+        information: list[int] | None = [] if template.wants_information else None
+        prompt = template.render(self._tokenizer, as_question(question).question, information)
+        slots = self._slots(params, 0, 0)
+        slots.prefill(0, prompt)
+        self._keep(params, slots)
+
+    def _keep(self, params: nnx.State, slots: DeviceSlots) -> None:
+        if self._keeps_caches:
+            self._kept, self._served = slots, (params, slots.params)
+
     def _slots(self, params: nnx.State, seed: int, step: int) -> DeviceSlots:
-        began = time.perf_counter()
-        served = serve(params, config=self._decoder, mesh=self._mesh, weights=self._config.weights)
-        jax.block_until_ready(served)
-        self.stats["reshard_seconds"] = time.perf_counter() - began
+        # A run that is broken off leaves no slots: what they hold is not known then.
+        kept, self._kept = self._kept, None
+        same = self._served is not None and self._served[0] is params
+        seed_key = jax.random.fold_in(jax.random.key(seed), step)
+        if kept is not None and same:
+            kept.renew(seed_key, self.stats)
+            return kept
         return DeviceSlots(
             self._decoder,
-            served,
+            self._served[1] if same else self._serve(params),
             self._config,
             self._layout,
             self._mesh,
             next_state=self._next_state,
             first_final=self._automaton.first_final,
-            seed_key=jax.random.fold_in(jax.random.key(seed), step),
+            seed_key=seed_key,
             stats=self.stats,
         )
+
+    def _serve(self, params: nnx.State) -> ServingParams:
+        """Parameters in the layout of rollouts."""
+        self._served = None  # those before make room
+        began = time.perf_counter()
+        served = serve(params, config=self._decoder, mesh=self._mesh, weights=self._config.weights)
+        jax.block_until_ready(served)
+        self.stats["reshard_seconds"] = time.perf_counter() - began
+        return served
 
     def _episodes(
         self,
@@ -286,6 +343,7 @@ class Engine:
         samples: int,
         pool: ToolPool,
         skip: Collection[tuple[str, int]],
+        watch: Watch | None,
     ) -> list[Episode]:
         # One of several processes may have none, and still plays its part in the others' run.
         if not questions and jax.process_count() == 1:
@@ -294,6 +352,7 @@ class Engine:
             raise ValueError(f"samples must be at least 1, not {samples}.")
         _check_ids(questions)
         information = self._information(questions, pool)
+        kind = Episode if watch is None else functools.partial(WatchedEpisode, watch=watch)
         episodes = []
         first_sample: collections.Counter[str] = collections.Counter()
         for number, question in enumerate(questions):
@@ -305,7 +364,7 @@ class Engine:
                 self.stats["skipped_prompts"] += samples
                 continue
             episodes += [
-                Episode(question, sample, prompt, self._rules, information=found)
+                kind(question, sample, prompt, self._rules, information=found)
                 for sample in range(start, start + samples)
                 if (question.id, sample) not in skip
             ]
@@ -356,46 +415,3 @@ def _check_ids(questions: Sequence[Question]) -> None:
                 f"Question id {question.id!r} stands for two different questions; ids must be "
                 "unique, by convention source:split:index."
             )
-
-
-def sum_stats(
-    runs: Sequence[Mapping[str, float]], largest: Collection[str] = ("cache_gib",)
-) -> dict[str, float]:
-    """Stats of several runs of one engine in one: the largest value of some keys, by default of
-    what is the same for all runs, the sum of all others."""
-    keys = dict.fromkeys(key for stats in runs for key in stats)
-    values = {key: [stats.get(key, 0.0) for stats in runs] for key in keys}
-    return {key: (max if key in largest else sum)(found) for key, found in values.items()}
-
-
-def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
-    """The engine's totals as metrics, with rates.
-
-    Tokens: decoded (sampled), prefilled (fed by `extend`), forked (copied from another slot or
-    kept from the last episode), extend_positions (prefilled and padding). slot_steps are decode
-    steps times slots, occupancy the share of them that sampled a token; busy_* count only while
-    questions were waiting for a slot. Seconds: decode (waiting for what was sampled, and for all
-    that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
-    has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
-    of rollouts), extend and fork (dispatch alone, unless rollout.profile).
-
-    Where the policy reads passages in prompts of their own: reader_episodes, reader_tokens (of
-    those decoded), reader_no_answer, reader_skipped (no room for a word after the prompt),
-    evictions (episodes whose slot their reader needed).
-    """
-    seconds = max(stats["seconds"], 1e-9)
-    metrics = {f"rollout/{key}": float(value) for key, value in stats.items()} | {
-        "rollout/trajectories_per_second": stats["episodes"] / seconds,
-        "rollout/tokens_per_second": stats.get("decoded_tokens", 0.0) / seconds,
-    }
-    for prefix in ("", "busy_"):
-        if stats.get(f"{prefix}slot_steps"):
-            metrics[f"rollout/{prefix}occupancy"] = (
-                stats[f"{prefix}decoded_tokens"] / stats[f"{prefix}slot_steps"]
-            )
-    hits, misses = (stats.get(f"{SEARCH}_cache_{name}", 0.0) for name in ("hits", "misses"))
-    if hits + misses:
-        metrics["rollout/search_cache_hit_rate"] = hits / (hits + misses)
-    if found := stats.get(f"{SEARCH}_noise_passages"):
-        metrics["rollout/search_noise_share"] = stats[f"{SEARCH}_noise_replaced"] / found
-    return metrics

@@ -14,8 +14,10 @@ from flax import nnx
 from sr1_jax.agreement import from_first, gather
 from sr1_jax.data.questions import Question, as_question
 from sr1_jax.environment.trajectory import Trajectory
+from sr1_jax.environment.watched import Watch
 from sr1_jax.rewards.reward import EARNED
-from sr1_jax.rollout.engine import Engine, Finished, sum_stats
+from sr1_jax.rollout.engine import Engine, Finished
+from sr1_jax.rollout.stats import sum_stats
 
 # Counted by every process for all.
 _COMMON = ("decode_calls", "compilations", "cache_gib")
@@ -43,16 +45,19 @@ class SplitEngine(Engine):
         params: nnx.State | None = None,
         finished: Finished | None = None,
         skip: Collection[tuple[str, int]] = (),
+        watch: Watch | None = None,
     ) -> list[Trajectory]:
-        """See `Engine.run`; `finished` is called in the process that ran the question."""
+        """See `Engine.run`; `finished` and `watch` are called in the process that ran the
+        question."""
         questions = [as_question(question) for question in questions]
         processes = jax.process_count()
         if processes == 1 or not questions:
             return super().run(
-                questions, seed, samples, step=step, params=params, finished=finished, skip=skip
-            )
+                questions, seed, samples, step=step, params=params, finished=finished, skip=skip,
+                watch=watch,
+            )  # fmt: skip
         mine = share_of(questions, jax.process_index(), processes)
-        trajectories, _ = self._roll_out(mine, seed, samples, step, params, finished, skip)
+        trajectories, _ = self._roll_out(mine, seed, samples, step, params, finished, skip, watch)
         parts = gather((trajectories, dict(self.stats)))
         self.stats = total_stats([stats for _, stats in parts])
         trajectories = in_order([t for part, _ in parts for t in part], questions, samples)

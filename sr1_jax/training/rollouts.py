@@ -13,7 +13,7 @@ from sr1_jax.data.questions import Question
 from sr1_jax.data.stream import QuestionSource, Stream
 from sr1_jax.environment.trajectory import Trajectory
 from sr1_jax.rollout import Engine
-from sr1_jax.rollout.engine import as_metrics, sum_stats
+from sr1_jax.rollout.stats import as_metrics, sum_stats
 from sr1_jax.training.dynamic_sampling import Sampled, sample_groups
 from sr1_jax.training.training_questions import solve_rates
 

@@ -20,7 +20,7 @@ from sr1_jax.data.sets import tell_sizes
 from sr1_jax.data.stream import QuestionSource
 from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import sha256_of
+from sr1_jax.paths import local_path, sha256_of
 from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.training.phases import Phase
@@ -148,6 +148,28 @@ def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
             "clear one of the two, or build the index again."
         )
     return retriever
+
+
+def corpus_retriever(
+    config: ml_collections.ConfigDict, corpus: Path | None, folder: Path | None
+) -> Retriever:
+    """The retriever of a program that may have no run of its own.
+
+    Args:
+        config: of the run.
+        corpus: passages; None stands for what the config names.
+        folder: keeps an index; None: one that is needed is built in memory.
+
+    Raises:
+        ValueError, FileNotFoundError: as `run_retriever`.
+    """
+    if corpus is None and config.data.index:
+        return run_retriever(config, Path())
+    if corpus is None and config.data.corpus:
+        corpus = local_path(config.data.corpus, "data.corpus")
+    if folder is None:
+        return open_retriever(config.retrieval, corpus)
+    return open_index(config, corpus, folder)
 
 
 def open_index(config: ml_collections.ConfigDict, corpus: Path | None, folder: Path) -> Retriever:

@@ -2,9 +2,12 @@
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from sr1_jax.models import Tokenizer
+from sr1_jax.models.tokenizer import TextStream
 
 TEXT = "Who wrote <search> the naïve café? 2024, $3.50 — 日本語 🙂\n\tdef f(x): return x  # ok\n"
 SPECIAL = ["<|end|>", "<|pad|>"]
@@ -137,3 +140,26 @@ def test_save_and_load_round_trip(tokenizer, tmp_path):
     again = Tokenizer(tokenizers.Tokenizer.from_file(file), eos_ids=[0], pad_id=1)
     assert again.encode(TEXT) == tokenizer.encode(TEXT)
     assert again.token_bytes == tokenizer.token_bytes
+
+
+def test_characters_come_whole_however_a_text_is_divided(tokenizer):
+    text = TEXT + "Ж語漢🦊."
+    ids, stream = tokenizer.encode(text), TextStream(tokenizer)
+    assert any(
+        len(tokenizer.token_bytes[i]) == 1 and tokenizer.token_bytes[i][0] > 127 for i in ids
+    )
+    pieces = [stream.add([i]) for i in ids]
+    assert "".join(pieces) == text and stream.end() == ""
+    assert "\ufffd" not in "".join(pieces)
+
+
+SMALL = Tokenizer(_backend(), eos_ids=[0], pad_id=1)
+
+
+@given(st.lists(st.lists(st.integers(0, 330), max_size=6), max_size=6))
+def test_pieces_of_any_ids_are_the_text_of_all(pieces):
+    tokenizer = SMALL
+    stream = TextStream(tokenizer)
+    for _ in range(2):  # a second text begins anew
+        text = "".join(stream.add(piece) for piece in pieces) + stream.end()
+        assert text == tokenizer.decode([i for piece in pieces for i in piece])

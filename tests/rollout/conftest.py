@@ -45,16 +45,17 @@ def make_engine(tiny_decoder, small_tokenizer, fake_retriever, make_config):
     search tool.
     """
 
-    def make(retriever="fake", *, template=TEMPLATE, reward=None, mesh=None, reader="", **changes):
+    def make(retriever="fake", *, template=TEMPLATE, reward=None, reader="", **changes):
         if retriever == "fake":
             retriever = fake_retriever()
+        of_engine = {key: changes.pop(key) for key in ("mesh", "keeps_caches") if key in changes}
         options = OPTIONS | {key: changes.pop(key) for key in CALLS.parts if key in changes}
         config = make_config(**changes)
         environment = Environment.of_search(
             retriever, config, template=template, reward=reward, reader=reader, **options
         )
         return Engine(
-            tiny_decoder, small_tokenizer, retriever, config, environment=environment, mesh=mesh
+            tiny_decoder, small_tokenizer, retriever, config, environment=environment, **of_engine
         )
 
     return make

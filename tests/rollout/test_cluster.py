@@ -8,9 +8,9 @@ import pytest
 
 from sr1_jax.data.questions import as_question
 from sr1_jax.retrieval.base import Passage
-from sr1_jax.rollout.engine import as_metrics
 from sr1_jax.rollout.lockstep import SlotLayout, decode_counts
 from sr1_jax.rollout.split_engine import in_order, share_of, total_stats
+from sr1_jax.rollout.stats import as_metrics
 from sr1_jax.sharding import make_mesh
 
 

@@ -15,7 +15,7 @@ from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import correction
 from sr1_jax.rewards import exact_match
 from sr1_jax.rollout import programs
-from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.stats import as_metrics
 from sr1_jax.sharding import make_mesh
 
 

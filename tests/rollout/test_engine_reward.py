@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sr1_jax.rewards.settings import REWARD
-from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.stats import as_metrics
 
 OWN = """
 class Asked:

@@ -11,7 +11,7 @@ from sr1_jax.retrieval.cache import Cached
 from sr1_jax.retrieval.cache_stores import MemoryStore
 from sr1_jax.retrieval.http_retriever import HttpRetriever
 from sr1_jax.retrieval.noise import Noisy, Schedule
-from sr1_jax.rollout.engine import as_metrics
+from sr1_jax.rollout.stats import as_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))
 from servers import FAULTS, FaultyServer, closed_port
