@@ -98,7 +98,7 @@ class World:
                 run.append(trajectory)
         return Reward(REWARD.defaults(), 9).score(run, run)
 
-    def checkpoints(self, *steps, config=None, contents=None):
+    def checkpoints(self, *steps, config=None, contents=None, scores=None):
         config = config or default_config_of(CONFIG)
         facts = {
             "config": RUN.without_free(as_json_values(config.to_dict())),
@@ -107,7 +107,8 @@ class World:
         }
         with RunCheckpoints(self.workdir / "checkpoints", keep=5) as checkpoints:
             for step in steps:
-                checkpoints.save(step, {"x": jnp.zeros(1)}, facts)
+                score = (scores or {}).get(step)
+                checkpoints.save(step, {"x": jnp.zeros(1)}, facts, score=score)
 
     def argv(self, *arguments, questions="{tmp}/nq.jsonl", method="search"):
         argv = [
@@ -207,6 +208,22 @@ class TestWorkdir:
         assert "--step=3:" in error and "no such checkpoint, only of 2, 4." in error
         error = refused(program, self.argv(world, program, "--step=4", "--base"))
         assert "--base and --step=4 exclude each other" in error
+
+    def test_the_best_one(self, world, refused, program, monkeypatch):
+        world.checkpoints(2, 4, 6, scores={2: 0.25, 4: 0.5})
+        error = refused(program, self.argv(world, program, "--step=best", "--base"))
+        assert "--base and --step=best exclude each other" in error
+        error = refused(program, self.argv(world, program, "--step=worst"))
+        assert "must be a number of steps, or best" in error
+        monkeypatch.setattr(export, "trained_policy", world.trained_policy)
+        monkeypatch.setattr(export, "save_pretrained", lambda *a, **k: None)
+        program.main(self.argv(world, program, "--step=best"))
+        assert world.loaded == [(False, 4)]
+
+    def test_without_a_score_there_is_no_best_one(self, world, refused, program):
+        world.checkpoints(2)
+        error = refused(program, self.argv(world, program, "--step=best"))
+        assert "--step=best: no checkpoint in" in error and "checkpoint.best" in error
 
     def test_with_other_adapters(self, world, refused, program):
         world.checkpoints(2)

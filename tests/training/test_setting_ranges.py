@@ -64,6 +64,7 @@ GOOD = {
     ("evaluation.questions", 0): ZERO_IS_OFF,
     ("evaluation.final_questions", 0): ZERO_IS_OFF,
     ("checkpoint.every", 0): ZERO_IS_OFF,
+    ("guards.most_roll_backs", 0): "the first time it should go back, the run ends",
     ("log.groups", 0): ZERO_IS_OFF,
     ("rollout.max_searches", 0): "no search",
     ("rollout.top_k", 0): ZERO_IS_OFF,
