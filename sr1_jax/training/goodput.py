@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
@@ -36,9 +36,13 @@ class Goodput(contextlib.AbstractContextManager):
     with Goodput() as goodput:
         with goodput("evaluation"):
             ...
+
+    Args:
+        finished: called when a part is over; None: nothing is.
     """
 
-    def __init__(self):
+    def __init__(self, finished: Callable[[], None] | None = None):
+        self._finished = finished
         self._seconds: dict[str, float] = collections.defaultdict(float)
         self._began = time.perf_counter()
 
@@ -63,6 +67,8 @@ class Goodput(contextlib.AbstractContextManager):
         finally:
             compiling = self._seconds["compile"] - compiled
             self._seconds[part] += max(time.perf_counter() - began - compiling, 0.0)
+        if self._finished is not None:
+            self._finished()
 
     def metrics(self, stats: Mapping[str, float]) -> dict[str, float]:
         """goodput/<part>: shares of the time so far.

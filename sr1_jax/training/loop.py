@@ -19,6 +19,7 @@ from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.development import Development
 from sr1_jax.training.goodput import Goodput
 from sr1_jax.training.guards import Guards
+from sr1_jax.training.profiling import ProfiledSteps, Profiler
 from sr1_jax.training.resume import run_facts, take_up
 from sr1_jax.training.rollouts import questions_that_fit, roll_out
 from sr1_jax.training.step_agreement import Agreed, agree
@@ -27,6 +28,8 @@ from sr1_jax.training.stopwatch import Stopwatch
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
 from sr1_jax.training.training_questions import open_stream
+from sr1_jax.training.utilisation import Utilisation
+from sr1_jax.training.watchdog import Watchdog
 
 
 def reinforce(
@@ -38,6 +41,7 @@ def reinforce(
     mesh: Mesh,
     development: Development,
     contents: Mapping[str, str],
+    profile: ProfiledSteps | None = None,
 ) -> nnx.State:
     """Trains for config.steps steps, from the newest checkpoint if there is one.
 
@@ -50,6 +54,7 @@ def reinforce(
         mesh: of the learner.
         development: asked every config.evaluation.every steps.
         contents: fingerprints of all that the run starts from.
+        profile: steps to trace into the workdir.
 
     Returns:
         The trained parameters.
@@ -66,15 +71,23 @@ def reinforce(
     )
     questions = questions_that_fit(task.train, engine, skip=config.rollout.long_prompts == "skip")
     folder, keep = checkpoint_folder(config, workdir), config.checkpoint.keep
-    with RunCheckpoints(folder, keep) as checkpoints, Goodput() as goodput:
+    watchdog = Watchdog(config.watchdog.seconds, workdir)
+    utilisation = Utilisation(config, policy.shape.config, mesh)
+    profiler = Profiler(workdir / "profile", profile)
+    with (
+        RunCheckpoints(folder, keep) as checkpoints,
+        watchdog,
+        Goodput(watchdog.finished) as goodput,
+    ):
         with goodput("restore"):
             state, step, taken, guarded = take_up(checkpoints, learner, facts)
         stream = open_stream(config, questions, taken)
         guards = Guards(config.guards, config.seed, guarded)
-        log, due = StepLog(workdir, tokenizer, steps=config.steps, start=step), False
-        with log, Termination() as termination:
+        log, due = StepLog(config, workdir, tokenizer, start=step), False
+        with log, profiler, Termination() as termination:
             while step < config.steps:
                 step += 1
+                profiler.at(step)
                 watch = Stopwatch(goodput)
                 with watch("step"):
                     with watch("rollout"):  # each episode has its reward when it ends
@@ -104,6 +117,7 @@ def reinforce(
                 rows = sampled_rows(sampled.trained, config.log.groups, step)
                 arrays = learner.rows_of(result.prepared, rows)
                 metrics |= verdict.metrics | watch.metrics() | goodput.metrics(stats)
+                metrics |= utilisation.metrics(sampled, stats, watch.metrics())
                 log.write(step, metrics, sampled.trained, rows, arrays)
 
                 if verdict.undoes:

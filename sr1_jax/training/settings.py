@@ -240,7 +240,27 @@ RUN = Section(
         ),
         "guards": GUARDS,
         "log": Section(
-            {"groups": Setting(4, "questions of a step whose episodes are kept", at_least(0))},
+            {
+                "groups": Setting(4, "questions of a step whose episodes are kept", at_least(0)),
+                "peak_tflops": Setting(
+                    0.0,
+                    "1e12 matrix FLOPs a second that a device can do, for utilisation/mfu; 0: by "
+                    "its name, where that is known",
+                    at_least(0),
+                ),
+                "wandb": Setting("", "project of Weights & Biases to log to; none: it is not used"),
+            },
+            free_on_resume=True,
+        ),
+        "watchdog": Section(
+            {
+                "seconds": Setting(
+                    10800.0,
+                    "without a finished rollout, update, evaluation or checkpoint, after which the "
+                    "process writes its stacks and ends; 0: never",
+                    at_least(0),
+                )
+            },
             free_on_resume=True,
         ),
         "rollout": rollout_settings.ROLLOUT,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 
 from sr1_jax.cluster import is_first
@@ -15,9 +16,11 @@ from sr1_jax.evaluation.metrics import MetricsWriter, NoWriter, read_metrics
 from sr1_jax.evaluation.progress import Live
 from sr1_jax.evaluation.scores import hops_of, means_by, score
 from sr1_jax.evaluation.trajectory_log import write_trajectories
+from sr1_jax.evaluation.wandb_board import WandbBoard
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.rewards import exact_match
 from sr1_jax.training.dynamic_sampling import Sampled
+from sr1_jax.training.same_settings import as_json_values
 
 # Of the tokens of responses.
 _PERCENTILES = (5, 50, 95)
@@ -27,18 +30,28 @@ class StepLog(contextlib.AbstractContextManager):
     """Writes what steps leave; of several processes the first alone does.
 
     Args:
+        config: of the run.
         workdir: of the run.
         tokenizer: of the policy.
-        steps: of the whole run.
         start: steps done already.
     """
 
-    def __init__(self, workdir: Path, tokenizer: Tokenizer, *, steps: int, start: int):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        tokenizer: Tokenizer,
+        *,
+        start: int,
+    ):
         self._workdir = workdir
         self._folder = workdir / "trajectories"
         self._tokenizer = tokenizer
         self._writer = MetricsWriter(workdir, start_step=start) if is_first() else NoWriter()
-        self._live = Live("training", steps, start=start)
+        self._board = None
+        if config.log.wandb and is_first():
+            self._board = WandbBoard(config.log.wandb, workdir, as_json_values(config.to_dict()))
+        self._live = Live("training", config.steps, start=start)
 
     def write(
         self,
@@ -58,6 +71,8 @@ class StepLog(contextlib.AbstractContextManager):
             arrays: what the learner made of these, by name, [len(rows), T] each.
         """
         self._writer.write(step, metrics)
+        if self._board is not None:
+            self._board.write(step, metrics)
         if is_first():
             write_trajectories(
                 self._folder, step, trajectories, self._tokenizer, rows=rows, arrays=arrays
@@ -91,6 +106,8 @@ class StepLog(contextlib.AbstractContextManager):
     def __exit__(self, *_) -> None:
         self._live.close()
         self._writer.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def rollout_metrics(sampled: Sampled) -> dict[str, float]:

@@ -66,6 +66,8 @@ GOOD = {
     ("checkpoint.every", 0): ZERO_IS_OFF,
     ("guards.most_roll_backs", 0): "the first time it should go back, the run ends",
     ("log.groups", 0): ZERO_IS_OFF,
+    ("log.peak_tflops", 0.0): "by the name of the device",
+    ("watchdog.seconds", 0.0): ZERO_IS_OFF,
     ("rollout.max_searches", 0): "no search",
     ("rollout.top_k", 0): ZERO_IS_OFF,
     ("rollout.decode_sizes", 0): "as the device asks",

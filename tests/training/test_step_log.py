@@ -12,6 +12,7 @@ from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.evaluation.trajectory_log import read_trajectories
 from sr1_jax.sharding import named
 from sr1_jax.training.dynamic_sampling import Sampled
+from sr1_jax.training.settings import default_config
 from sr1_jax.training.step_agreement import agree, memory_metrics
 from sr1_jax.training.step_log import StepLog, rollout_metrics
 from sr1_jax.training.stopwatch import Stopwatch
@@ -82,7 +83,7 @@ def test_where_nothing_trains(sampled, make_trajectory):
 
 def test_a_row_that_is_not_finite(tmp_path, sampled, small_tokenizer):
     learned = {"policy/loss": math.nan, "critic/loss": 0.5, "policy/gradient_norm": math.inf}
-    with StepLog(tmp_path, small_tokenizer, steps=9, start=0) as log:
+    with StepLog(default_config(), tmp_path, small_tokenizer, start=0) as log:
         arrays = {"values": np.ones((1, 5), np.float32)}
         log.write(3, METRICS | learned, sampled.trained, [1], arrays)
     (row,) = read_metrics(tmp_path)
@@ -93,7 +94,7 @@ def test_a_row_that_is_not_finite(tmp_path, sampled, small_tokenizer):
 
 
 def test_rows_of_steps_undone_are_kept_apart(tmp_path, sampled, small_tokenizer):
-    with StepLog(tmp_path, small_tokenizer, steps=9, start=0) as log:
+    with StepLog(default_config(), tmp_path, small_tokenizer, start=0) as log:
         for step, reward in ((1, 0.1), (2, 0.2), (3, 0.3)):
             log.write(step, METRICS | {"reward": reward}, sampled.trained, [], {})
         log.go_back(1, 1)
