@@ -50,6 +50,7 @@ setup(
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
+        "wandb": ["wandb>=0.17"],  # log.wandb
         "parquet": ["pyarrow>=14"],  # corpora and questions in parquet files
         "test": [
             *SERVE,

@@ -47,7 +47,7 @@ from sr1_jax.training import task
 from sr1_jax.training.checks import check_mesh, check_paths
 from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.same_settings import as_json_values
-from sr1_jax.training.saved_run import SavedRun, find_run
+from sr1_jax.training.saved_run import SavedRun, find_run, step_flag
 from sr1_jax.training.settings import RUN, unknown_setting
 
 
@@ -66,8 +66,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("base", False, "The policy that training starts from.", **define)
     flags.DEFINE_bool("greedy", True, "Greedy decoding instead of sampling.", **define)
     flags.DEFINE_integer("samples", 1, "Episodes a question, with --greedy=false.", **define)
-    flags.DEFINE_integer("step", None, "The checkpoint after so many steps; without it the "
-                         "newest.", **define)  # fmt: skip
+    step_flag(values)
     flags.DEFINE_string("judge", "", "Address of an OpenAI-compatible API whose model judges "
                         "answers too.", **define)  # fmt: skip
     flags.DEFINE_string("judge_model", "", "Name of that model.", **define)

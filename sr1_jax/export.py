@@ -22,7 +22,7 @@ from sr1_jax.sharding import make_mesh
 from sr1_jax.terminal import one_line
 from sr1_jax.training.checks import check_paths
 from sr1_jax.training.policies import trained_policy
-from sr1_jax.training.saved_run import find_run
+from sr1_jax.training.saved_run import find_run, step_flag
 from sr1_jax.training.settings import RUN, unknown_setting
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -35,8 +35,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.", **define)
     flags.DEFINE_string("output", None, "Folder to write; new, or empty.", **define)
     flags.DEFINE_bool("base", False, "The policy that training starts from.", **define)
-    flags.DEFINE_integer("step", None, "The checkpoint after so many steps; without it the "
-                         "newest.", **define)  # fmt: skip
+    step_flag(values)
     flags.DEFINE_bool("adapter", False, "Only the adapters, a folder of peft.", **define)
     flags.DEFINE_enum("dtype", "bfloat16", _DTYPES, "Of the weights.", **define)
     cli.parse(values, argv, required=("config", "workdir", "output"), usage=__doc__)

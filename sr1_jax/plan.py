@@ -26,8 +26,8 @@ from absl import flags
 from rich.markup import escape
 
 from sr1_jax import cli
+from sr1_jax.chips import chip_of
 from sr1_jax.paths import local_path
-from sr1_jax.planning.chips import chip_of
 from sr1_jax.planning.plan import Plan, as_json, make_plan
 from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep

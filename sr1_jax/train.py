@@ -37,6 +37,7 @@ from sr1_jax.training.development import Development
 from sr1_jax.training.learning import make_learner
 from sr1_jax.training.loop import reinforce
 from sr1_jax.training.policies import check_base
+from sr1_jax.training.profiling import ProfiledSteps
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
 from sr1_jax.training.settings import RUN, unknown_setting
 from sr1_jax.training.task import files_task
@@ -49,13 +50,18 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     cli.config_flag(values, RUN, unknown_setting)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string("profile_steps", "", "Steps to trace into the workdir's folder profile, "
+                        "for xprof: 10-12.", flag_values=values)  # fmt: skip
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
+    profile = ProfiledSteps.parse(values.profile_steps)
     cluster.join_by_flags(values)
-    train(values.config, local_path(values.workdir, "--workdir"))
+    train(values.config, local_path(values.workdir, "--workdir"), profile)
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, profile: ProfiledSteps | None = None
+) -> dict[str, Any]:
     """Runs everything `config` asks for; returns what goes to `workdir`/result.json.
 
     Of several processes all call it with the same config; only the first prints and, but for
@@ -72,10 +78,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     check_mesh(config, mesh)
     check_base(config, mesh)  # before the index of a corpus is built
     with lock_workdir(workdir) if is_first() else contextlib.nullcontext():
-        return _train(config, workdir, mesh)
+        return _train(config, workdir, mesh, profile)
 
 
-def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+def _train(
+    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, profile: ProfiledSteps | None
+) -> dict[str, Any]:
     began = time.perf_counter()
     source = Path(config.base.workdir) if config.base.workdir else workdir
     make_task = world_task if config.data.world_people else files_task
@@ -104,7 +112,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> dict
     if config.steps:
         learner = make_learner(config, policy.hand_over(), policy.tokenizer, mesh)
         policy.params = reinforce(
-            config, workdir, task, learner, policy, mesh, development, contents
+            config, workdir, task, learner, policy, mesh, development, contents, profile
         )
         if is_first():
             draw_curves(workdir)

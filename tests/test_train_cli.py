@@ -183,7 +183,7 @@ def test_the_policy_that_was_loaded_is_not_kept_beside_the_learner(
         loaded.extend(weakref.ref(x) for x in jax.tree.leaves(nnx.state(policy)))
         return policy, tokenizer
 
-    def stop(*arguments):
+    def stop(*arguments, **named):
         gc.collect()
         assert len(loaded) > 10
         assert [array for array in loaded if array() is not None] == []

@@ -35,13 +35,15 @@ class MetricsWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the scalars of a step; what is not finite becomes null, as JSON has no NaN."""
+        """Writes the scalars of a step; what is not finite becomes null, as JSON has no NaN, and
+        is left out of TensorBoard, which draws none."""
         values = {key: float(value) for key, value in metrics.items()}
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         self._file.write(json.dumps({"step": step} | finite) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        for key, value in finite.items():
+            if value is not None:
+                self._board.add_scalar(key, value, step)
 
     def close(self) -> None:
         self._file.close()

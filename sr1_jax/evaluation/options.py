@@ -19,7 +19,7 @@ class Options(NamedTuple):
         base: the policy that training starts from, whatever was trained since.
         greedy: instead of sampling.
         samples: episodes a question.
-        step: of the checkpoint; None: the newest.
+        step: of the checkpoint, or "best"; None: the newest.
         judge: address of an OpenAI-compatible API whose model judges answers; "": none is asked.
         judge_model: name of the model there.
         judge_key_variable: environment variable that holds the key of that API; "": it needs none.
@@ -31,7 +31,7 @@ class Options(NamedTuple):
     base: bool = False
     greedy: bool = True
     samples: int = 1
-    step: int | None = None
+    step: int | str | None = None
     judge: str = ""
     judge_model: str = ""
     judge_key_variable: str = ""

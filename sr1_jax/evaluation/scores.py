@@ -63,7 +63,7 @@ def score(
     """
     values = {one.key: [float(one.of(t)) for t in trajectories] for one in SCORES}
     means = {key: float(np.mean(found)) for key, found in values.items()}
-    return means | _by_part(values["em"], hops or (), "em_{}_hop".format)
+    return means | means_by(values["em"], hops or (), "em_{}_hop".format)
 
 
 def score_of_those_run(
@@ -93,17 +93,23 @@ def score_of_those_run(
     kinds = [question.metadata.get("kind") for question in run]
     exact = [float(exact_match(t.answer, t.golden_answers)) for t in trajectories]
     if all(isinstance(kind, str) for kind in kinds):
-        scores |= _by_part(exact, kinds, "em/kind/{}".format)
+        scores |= means_by(exact, kinds, "em/kind/{}".format)
     if len(set(sources)) > 1:
-        by_source = _by_part(exact, sources, "em/{}".format)
+        by_source = means_by(exact, sources, "em/{}".format)
         scores |= by_source | {"em_macro": float(np.mean(list(by_source.values())))}
     return scores
 
 
-def _by_part(
+def means_by(
     values: Sequence[float], parts: Sequence, key_of: Callable[[object], str]
 ) -> dict[str, float]:
-    """Means of the values of each part."""
+    """Means of the values of each part.
+
+    Args:
+        values: one each.
+        parts: what each belongs to.
+        key_of: part -> key of its mean.
+    """
     of_part = collections.defaultdict(list)
     for value, part in zip(values, parts):
         of_part[part].append(value)
@@ -131,7 +137,7 @@ def clustered_standard_error(values: Sequence[float], clusters: Sequence[str]) -
         values: one a trajectory.
         clusters: the question of each.
     """
-    means = list(_by_part(values, clusters, str).values())
+    means = list(means_by(values, clusters, str).values())
     return float(np.std(means) / np.sqrt(len(means)))
 
 

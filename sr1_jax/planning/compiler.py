@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sr1_jax.abstract import Program
-from sr1_jax.planning.chips import chip_of
+from sr1_jax.chips import chip_of
 
 INSTALL = "pip install libtpu"
 # The two cores of a v4 chip work as one device, as they do where JAX finds the chip itself.

@@ -10,9 +10,9 @@ from typing import Any
 import ml_collections
 
 from sr1_jax.abstract import Program
+from sr1_jax.chips import Chip, chip_of
 from sr1_jax.planning import hlo
 from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
-from sr1_jax.planning.chips import Chip, chip_of
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
 from sr1_jax.planning.costs import Costs, costs_of
 from sr1_jax.planning.kept import compile_kept

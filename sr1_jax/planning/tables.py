@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sr1_jax.planning.chips import GIB
+from sr1_jax.chips import GIB
 from sr1_jax.planning.plan import SPARE, Plan, Row, advice
 from sr1_jax.planning.sweep import Case, growth
 from sr1_jax.rl.program_keys import Accumulate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from sr1_jax.abstract import Program
+from sr1_jax.chips import Chip
 from sr1_jax.models.decoder import DecoderConfig
-from sr1_jax.planning.chips import Chip
 from sr1_jax.planning.costs import Costs
 from sr1_jax.planning.run import CACHE, POLICY, SERVED, Run, device_bytes
 from sr1_jax.planning.step import Assumptions

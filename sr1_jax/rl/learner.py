@@ -12,7 +12,7 @@ It strings together what the other modules compute:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ from sr1_jax.rl.micro_batches import (
 from sr1_jax.rl.passes import Passes
 from sr1_jax.rl.prepare import Prepared, Scores, prepare, step_shapes
 from sr1_jax.rl.settings import check_config, minibatches, needs_critic, optimizer_steps
+from sr1_jax.rl.step_metrics import over_updates
 from sr1_jax.rl.trained_model import TrainedModel, shapes_of
 from sr1_jax.rl.update import ModelState, Update, frozen_copy, on_chip, rate_schedule
 from sr1_jax.sharding import batch_parts, named, place, tree_shardings
@@ -62,7 +63,8 @@ class StepResult(NamedTuple):
 
     Attributes:
         state: the new one.
-        metrics: averaged over the updates.
+        metrics: averaged over the updates that were done; policy/skipped and critic/skipped
+            count the others.
         prepared: the batch with its advantages, on the mesh, for `Learner.rows_of`.
     """
 
@@ -176,13 +178,9 @@ class Learner:
             out_shardings=whole,
         )
         policy, critic = self._policy, self._critic
-        self._update_policy = Update(
-            "policy", passes.policy_loss, policy.optimizer, policy.abstract_state, mesh
-        )
+        self._update_policy = _update_of("policy", passes.policy_loss, policy, mesh)
         if critic is not None:
-            self._update_critic = Update(
-                "critic", passes.critic_loss, critic.optimizer, critic.abstract_state, mesh
-            )
+            self._update_critic = _update_of("critic", passes.critic_loss, critic, mesh)
         if self._lora is not None:
             self._merge = jax.jit(
                 lambda params, frozen: merge_adapters(nnx.merge_state(params, frozen), self._lora),
@@ -212,13 +210,18 @@ class Learner:
             kl_coefficient=place(coefficient, named(self._mesh)),
         )
 
-    def step(self, state: LearnerState, batch: Batch, *, seed: int, step: int) -> StepResult:
+    def step(
+        self, state: LearnerState, batch: Batch, *, seed: int, step: int, rate_scale: float = 1.0
+    ) -> StepResult:
         """One step over a batch: advantages, then config.epochs passes of updates.
+
+        An update whose loss or gradient is not finite is skipped: see `Update`.
 
         Args:
             state: donated; use the returned one.
             batch: of `make_batch`, B as given to the constructor; the same in every process.
             seed, step: decide the shuffle into mini-batches.
+            rate_scale: what the learning rates are multiplied by.
 
         Returns:
             The new state, metrics, and the batch with its advantages.
@@ -244,10 +247,10 @@ class Learner:
             for rows in np.split(order, minibatches(self._config, self._trajectories)):
                 plan = plan_micro_batches(batch.trains_BT, rows, self._config)
                 plans += plan
-                state, logged = self._update(state, for_policy, prepared, plan, rows)
+                state, logged = self._update(state, for_policy, prepared, plan, rows, rate_scale)
                 history.append(logged)
         history, metrics, coefficient = jax.device_get((history, metrics, state.kl_coefficient))
-        means = {key: float(np.mean([h[key] for h in history])) for key in history[0]}
+        means = over_updates(history)
         # Before the first update the trainer has the sampler's own weights, so what is left of
         # the difference is numerics: the sampler/trainer mismatch.
         means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
@@ -264,11 +267,18 @@ class Learner:
         for_critic: Prepared,
         plan: Sequence[MicroBatch],
         rows: np.ndarray,
+        rate_scale: float,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """An optimizer step of each model over a mini-batch."""
         totals = self._totals(for_policy, rows)
         policy, logged = self._update_policy(
-            state.policy, for_policy, plan, totals, state.kl_coefficient, self._policy.frozen
+            state.policy,
+            for_policy,
+            plan,
+            totals,
+            state.kl_coefficient,
+            self._policy.frozen,
+            rate_scale=rate_scale,
         )
         metrics = {f"policy/{key}": value for key, value in logged.items()}
         critic = state.critic
@@ -276,7 +286,7 @@ class Learner:
             if for_critic is not for_policy:
                 totals = self._totals(for_critic, rows)
             critic, logged = self._update_critic(
-                critic, for_critic, plan, totals, self._critic.frozen
+                critic, for_critic, plan, totals, self._critic.frozen, rate_scale=rate_scale
             )
             metrics |= {f"critic/{key}": value for key, value in logged.items()}
         return LearnerState(policy, critic, state.kl_coefficient), metrics
@@ -285,7 +295,7 @@ class Learner:
         """Steered towards learner.kl_target by the KL before the updates, or as it was."""
         config = self._config
         if config.kl_target is None or not np.isfinite(means["kl"]):
-            return state.kl_coefficient  # the loop stops at what is not finite
+            return state.kl_coefficient  # the updates were skipped
         coefficient = adaptive_kl_coefficient(
             means["kl_coefficient"],
             means["kl"],
@@ -388,6 +398,10 @@ class Learner:
         for model in (self._policy, self._critic):
             if model is not None:
                 model.forget_given()
+
+
+def _update_of(name: str, loss_fn: Callable, model: TrainedModel, mesh: Mesh) -> Update:
+    return Update(name, loss_fn, model.optimizer, model.abstract_state, mesh, model.schedule)
 
 
 def _check_models(critic: ValueModel | None, config: ml_collections.ConfigDict, mesh: Mesh) -> None:

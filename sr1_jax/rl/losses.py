@@ -135,6 +135,32 @@ def _ratio(log_ratio_BT, mask_BT, kind: str, sequence_BT):
     return jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
 
 
+def ratio_extremes(
+    logp_BT: Float[Array, "B T"],
+    old_logp_BT: Float[Array, "B T"],
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+) -> dict[str, Float[Array, ""]]:
+    """The largest and the smallest ratio exp(logp - old_logp) of a token, before any clipping.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training.
+        old_logp_BT: the same under the policy that defines the ratio.
+        mask_BT: nonzero on tokens that train; what the arrays hold elsewhere does not matter.
+
+    Returns:
+        ratio_max, at least 1, and ratio_min, at most 1: what does not train counts as 1. The
+        log-ratio is limited to ±20, as in `policy_loss`. No gradient goes through them.
+    """
+    require_same_shape(logp=logp_BT, old_logp=old_logp_BT, mask=mask_BT)
+    log_ratio_BT = masked_input(logp_BT, mask_BT) - masked_input(old_logp_BT, mask_BT)
+    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    extremes = {
+        "ratio_max": jnp.max(ratio_BT, initial=1.0),
+        "ratio_min": jnp.min(ratio_BT, initial=1.0),
+    }
+    return jax.lax.stop_gradient(extremes)
+
+
 def displacement_penalty(
     logp_BT: Float[Array, "B T"],
     old_logp_BT: Float[Array, "B T"],

@@ -21,7 +21,13 @@ from jax.sharding import Mesh
 from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl.aggregation import Totals, token_weights, weighted_sum
 from sr1_jax.rl.batch import Batch
-from sr1_jax.rl.losses import displacement_penalty, kl_estimate, policy_loss, value_loss
+from sr1_jax.rl.losses import (
+    displacement_penalty,
+    kl_estimate,
+    policy_loss,
+    ratio_extremes,
+    value_loss,
+)
 from sr1_jax.rl.masked import masked_mean
 from sr1_jax.rl.prepare import Prepared, Scores
 from sr1_jax.rl.token_logp import token_logp
@@ -111,7 +117,7 @@ class Passes:
         means |= {
             "entropy": masked_mean(entropy_BT, b.trains_BT),
             "old_logp_gap": masked_mean(jnp.abs(logp_BT - b.old_logp_BT), b.trains_BT),
-        }
+        } | ratio_extremes(logp_BT, b.old_logp_BT, b.trains_BT)
         terms = {"surrogate": surrogate}
         if config.entropy_coefficient:
             bonus = weighted_sum(entropy_BT, weights_BT)

@@ -29,6 +29,7 @@ class TrainedModel:
         graph: merges with trained and frozen parameters to the model.
         frozen: parameters that stay as they are, on the mesh; shared with the model given.
         optimizer: of those that train.
+        schedule: learning rate by optimizer step.
         abstract_state: shapes with shardings of parameters and optimizer state.
     """
 
@@ -44,6 +45,7 @@ class TrainedModel:
         self.graph, self._given, frozen = nnx.split(model, model.trainable, ...)
         move = placed if is_abstract(nnx.state(model)) else jax.device_put
         self.frozen = move(frozen, tree_shardings(frozen, mesh))
+        self.schedule = schedule
         self.optimizer = make_optimizer(schedule, config)
         self.abstract_state = self._place(shapes_of(self._given))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl import program_keys
 from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
+from sr1_jax.rl.step_metrics import EXTREMES
 from sr1_jax.sharding import named, tree_shardings
 
 
@@ -208,7 +210,7 @@ def add_gradients(
 
     Args:
         loss_fn: (params, micro-batch, totals) -> (terms, means): the micro-batch's share of each
-            term of the loss, and means over its own tokens.
+            term of the loss, and means (or `EXTREMES`) over its own tokens.
         params: differentiated.
         grads: what to add to.
         micro_batch: tree with `trains_BT`.
@@ -216,14 +218,15 @@ def add_gradients(
 
     Returns:
         (gradients, the micro-batch's shares of "loss", the sum of the terms, of each term, and of
-        the token means of all micro-batches).
+        the token means of all micro-batches; of `EXTREMES` its own).
     """
     weight = micro_batch.trains_BT.sum() / jnp.maximum(totals.tokens, 1)
 
     def share(params):
         terms, means = loss_fn(params, micro_batch, totals)
         loss = sum(terms.values())
-        return loss, {k: v * weight for k, v in means.items()} | terms | {"loss": loss}
+        shares = {k: v if k in EXTREMES else v * weight for k, v in means.items()}
+        return loss, shares | terms | {"loss": loss}
 
     more, metrics = jax.grad(share, has_aux=True)(params)
     return jax.tree.map(jnp.add, grads, more), metrics
@@ -243,6 +246,7 @@ class Update:
         optimizer: of the model.
         state: of the model; only its shapes and shardings are looked at.
         mesh: the device mesh.
+        schedule: learning rate by optimizer step, to be logged; None: it is not.
     """
 
     def __init__(
@@ -252,10 +256,12 @@ class Update:
         optimizer: optax.GradientTransformation,
         state: ModelState,
         mesh: Mesh,
+        schedule: optax.Schedule | None = None,
     ):
         self._name = name
         self._loss_fn = loss_fn
         self._optimizer = optimizer
+        self._schedule = schedule
         self._mesh = mesh
         self._shardings = shardings = jax.tree.map(lambda x: x.sharding, state)
         self.zeros = jax.jit(
@@ -295,13 +301,20 @@ class Update:
         return [
             Program(program_keys.Zeros(self._name), self.zeros, (state.params,)),
             *accumulate,
-            Program(program_keys.Apply(self._name), self.apply, (state, grads)),
+            Program(program_keys.Apply(self._name), self.apply, (state, grads, scalar, scalar)),
         ]
 
     def __call__(
-        self, state: ModelState, batch: Any, plan: Sequence[MicroBatch], totals: Totals, *context
+        self,
+        state: ModelState,
+        batch: Any,
+        plan: Sequence[MicroBatch],
+        totals: Totals,
+        *context,
+        rate_scale: float = 1.0,
     ) -> tuple[ModelState, dict[str, jax.Array]]:
-        """One step.
+        """One step, or none: where the loss or a gradient is not finite, the state stays as it is,
+        bit for bit, the optimizer's counters included.
 
         Args:
             state: donated; use the returned one.
@@ -309,9 +322,11 @@ class Update:
             plan: of `plan_micro_batches`.
             totals: counts over all of it.
             context: handed on to the loss.
+            rate_scale: what the learning rate is multiplied by.
 
         Returns:
-            The new state and the metrics: the loss, its terms, and means over the tokens.
+            The new state and the metrics: the loss, its terms, means over the tokens, and those of
+            `apply`.
         """
         grads, shares = self.zeros(state.params), []
         for rows, length, trained in plan:
@@ -319,9 +334,9 @@ class Update:
                 grads, state.params, batch, rows, totals, context, length=length, trained=trained
             )
             shares.append(metrics)
-        metrics = jax.tree.map(lambda *x: sum(x), *shares)
-        state, metrics["gradient_norm"] = self.apply(state, grads)
-        return state, metrics
+        metrics = {key: _put_together(key, [one[key] for one in shares]) for key in shares[0]}
+        state, applied = self.apply(state, grads, metrics["loss"], np.float32(rate_scale))
+        return state, metrics | applied
 
     def _accumulate_fn(self, grads, params, batch, rows, totals, context, *, length, trained):
         micro_batch, packed = take_rows(batch, rows, length, self._mesh)
@@ -331,8 +346,17 @@ class Update:
 
         return add_gradients(loss_fn, params, grads, micro_batch, totals)
 
-    def _apply_fn(self, state: ModelState, grads):
+    def _apply_fn(self, state: ModelState, grads, loss, rate_scale):
+        """The optimizer's step, or the state as it was.
+
+        Returns:
+            The state; gradient_norm, before it is clipped; skipped, 1 where nothing was done, else
+            0; learning_rate, where the schedule is known.
+        """
         norm = optax.global_norm(grads)
+        # A number that is not finite anywhere in the gradient makes the norm so; so do gradients
+        # whose squares overflow, of which Adam could make nothing either.
+        good = jnp.isfinite(norm) & jnp.isfinite(loss)
         # Moments that are kept on the hosts come over for the update; the compiler moves each as
         # it is needed, and none in the other case.
         opt_state = jax.tree.map(
@@ -344,5 +368,30 @@ class Update:
             state.opt_state,
             self._shardings.opt_state,
         )
-        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
-        return ModelState(optax.apply_updates(state.params, updates), opt_state), norm
+        metrics = {"gradient_norm": norm, "skipped": 1.0 - good.astype(jnp.float32)}
+        if self._schedule is not None:
+            metrics["learning_rate"] = rate_scale * self._schedule(_updates_done(opt_state))
+        updates, moved = self._optimizer.update(grads, opt_state, state.params)
+        # The rate is the last factor of an update, weight decay included.
+        updates = jax.tree.map(lambda x: x * rate_scale.astype(x.dtype), updates)
+        new = ModelState(optax.apply_updates(state.params, updates), moved)
+        old = ModelState(state.params, opt_state)
+        return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old), metrics
+
+
+def _put_together(key: str, values: Sequence[jax.Array]) -> jax.Array:
+    """A metric of a mini-batch from its shares, or its extremes, of micro-batches."""
+    if key in EXTREMES:
+        values = jnp.stack(values)
+        return jnp.max(values) if EXTREMES[key] is max else jnp.min(values)
+    return sum(values)
+
+
+def _updates_done(opt_state: Any) -> jax.Array:
+    """Optimizer steps so far, by which the schedule goes."""
+
+    def by_schedule(x):
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    states = jax.tree.leaves(opt_state, is_leaf=by_schedule)
+    return next(state.count for state in states if by_schedule(state))

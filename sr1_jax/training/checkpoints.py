@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
 from sr1_jax.models.decoder import Decoder, DecoderConfig
@@ -24,6 +26,8 @@ from sr1_jax.sharding import tree_shardings
 # What ends a run in all processes at the same step.
 AGREED = (FloatingPointError, InterruptedError)
 _SHAPE_FILE = "model.json"
+# What is told of a checkpoint: whether a run may go back to it, and its development score.
+_GOOD, _SCORE = "good", "score"
 
 
 def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path:
@@ -44,7 +48,8 @@ class RunCheckpoints:
 
     Args:
         folder: made if need be; all processes have to share it.
-        keep: how many of the newest to keep.
+        keep: how many of the newest to keep. The newest good one is kept besides, and the one with
+            the best score.
 
     Raises:
         ValueError: processes see different file systems in `folder`.
@@ -52,8 +57,15 @@ class RunCheckpoints:
 
     def __init__(self, folder: Path, keep: int):
         check_shared(folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            preservation_policy=Kept(keep),
+            best_fn=lambda told: told.get(_SCORE, -math.inf),  # else what is told is not written
+        )
+        self.folder = folder
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        # What was told of each, by step; what is being written cannot be read yet.
+        self._told = {step: self._manager.metrics(step) or {} for step in self.steps}
 
     @property
     def latest_step(self) -> int | None:
@@ -65,14 +77,59 @@ class RunCheckpoints:
         """After which steps there are checkpoints, rising."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Saves `state` after `step` steps, with JSON-able `facts` beside it."""
-        self._manager.save(
+    @property
+    def last_good(self) -> int | None:
+        """The newest checkpoint that a run may go back to; None without one."""
+        return max((step for step, told in self._told.items() if told.get(_GOOD, 1)), default=None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The checkpoint with the best score, the first of equal ones; None where none has one."""
+        scored = {step: told[_SCORE] for step, told in self._told.items() if _SCORE in told}
+        return min(scored, key=lambda step: (-scored[step], step), default=None)
+
+    def is_best(self, score: float | None) -> bool:
+        """Whether a policy with this score would be better than all that have been kept."""
+        best = self.best_step
+        return score is not None and (best is None or score > self._told[best][_SCORE])
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        facts: dict[str, Any],
+        *,
+        score: float | None = None,
+        good: bool = True,
+    ) -> None:
+        """Saves `state` after `step` steps, with JSON-able `facts` beside it.
+
+        Args:
+            step: steps done.
+            state: tree of arrays.
+            facts: see `facts`.
+            score: of development questions, the higher the better, where they were asked.
+            good: whether a run may go back to it.
+        """
+        told = {_GOOD: int(good)} | ({} if score is None else {_SCORE: score})
+        saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
             ),
+            metrics=told,
         )
+        if saved:
+            self._told[step] = told
+            left = set(self.steps)
+            self._told = {step: told for step, told in self._told.items() if step in left}
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints after that of `step`, which will come again."""
+        self._manager.wait_until_finished()
+        for later in [later for later in self.steps if later > step]:
+            self._manager.delete(later)
+            self._told.pop(later, None)
 
     def facts(self, step: int) -> dict[str, Any]:
         """What `save` was told, to be compared before the state is restored."""
@@ -104,6 +161,24 @@ class RunCheckpoints:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+@dataclasses.dataclass
+class Kept(preservation_policy.PreservationPolicy):
+    """Which checkpoints are kept: the newest `newest`, the newest good one, and the best one."""
+
+    newest: int
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """One answer a checkpoint, oldest first."""
+        del context
+        told = [info.metrics or {} for info in checkpoints]
+        kept = set(range(max(len(told) - self.newest, 0), len(told)))
+        good = [number for number, one in enumerate(told) if one.get(_GOOD, 1)]
+        kept |= set(good[-1:])
+        scored = [number for number, one in enumerate(told) if _SCORE in one]
+        kept |= set(sorted(scored, key=lambda number: -told[number][_SCORE])[:1])
+        return [number in kept for number in range(len(told))]
 
 
 def check_shared(folder: Path) -> None:

@@ -15,6 +15,7 @@ from sr1_jax.evaluation.methods import (
     needs_retriever,
     rollout_config,
 )
+from sr1_jax.evaluation.wandb_board import check_wandb
 from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
@@ -50,6 +51,7 @@ def check_config(config: ml_collections.ConfigDict, *, inputs: bool = True) -> N
     environment_settings.check_config(config.environment)
     check_terms(config.reward)
     check_templates(config)
+    check_wandb(config.log.wandb)
     _check_data(config)
     trajectories = config.questions * config.samples
     learner_settings.check_config(config.learner, trajectories)

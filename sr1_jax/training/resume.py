@@ -39,11 +39,13 @@ class Resumed(NamedTuple):
         state: of the learner.
         step: steps done.
         taken: state of the stream of training questions, see `data.stream`; {} at the start.
+        guarded: state of the guards, see `guards.Guards`; {} at the start.
     """
 
     state: LearnerState
     step: int
     taken: Mapping[str, Any]
+    guarded: Mapping[str, Any]
 
     @property
     def position(self) -> int:
@@ -128,12 +130,13 @@ def take_up(checkpoints: RunCheckpoints, learner: Learner, facts: Mapping[str, A
     """
     step = checkpoints.latest_step or 0
     if not step:
-        return Resumed(learner.initial_state(), 0, {})
+        return Resumed(learner.initial_state(), 0, {}, {})
     saved = checkpoints.facts(step)
     _check_same_run(saved, facts, complete=True)
     state = checkpoints.restore(step, learner.abstract_state)
     print(f"Taken up again after step {step}.", flush=True)
-    return Resumed(state, step, {key: saved[key] for key in _STREAM if key in saved})
+    taken = {key: saved[key] for key in _STREAM if key in saved}
+    return Resumed(state, step, taken, saved.get("guards", {}))
 
 
 def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:

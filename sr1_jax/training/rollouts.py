@@ -49,6 +49,8 @@ def roll_out(
     config: ml_collections.ConfigDict,
     step: int,
     params: nnx.State,
+    *,
+    seed: int,
 ) -> tuple[Sampled, dict[str, float]]:
     """The groups of a step, config.samples trajectories each, and metrics of engine and stream.
 
@@ -58,14 +60,15 @@ def roll_out(
         engine: of the run.
         stream: of training questions.
         config: of the run.
-        step: of training; decides with config.seed what is sampled.
+        step: of training.
         params: of the policy.
+        seed: decides with the step what is sampled.
     """
     stats: list[dict[str, float]] = []
 
     def groups_of(questions: Sequence[Question]) -> list[list[Trajectory]]:
         size = config.samples
-        trajectories = engine.run(questions, config.seed, size, step=step, params=params)
+        trajectories = engine.run(questions, seed, size, step=step, params=params)
         stats.append(engine.stats)
         return [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
 

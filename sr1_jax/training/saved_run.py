@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
 
 from sr1_jax.agreement import check_same
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.policies import was_fine_tuned
+
+# Value of --step: the checkpoint with the best development score.
+BEST = "best"
 
 
 class SavedRun(NamedTuple):
@@ -25,8 +29,34 @@ class SavedRun(NamedTuple):
     facts: Mapping[str, Any]
 
 
+def step_flag(values: flags.FlagValues) -> None:
+    """Defines --step, the checkpoint to use: see `find_run`."""
+    words = "The checkpoint after so many steps, or best: that of the best development score "
+    words += "(checkpoint.best); without it the newest."
+    parser = _StepParser()
+    flags.DEFINE(parser, "step", None, words, flag_values=values)
+
+
+class _StepParser(flags.ArgumentParser):
+    """A number of steps, or `BEST`."""
+
+    syntactic_help = "a number of steps, or best"
+
+    def parse(self, argument: str | int) -> str | int:
+        if argument == BEST:
+            return argument
+        try:
+            return int(argument)
+        except ValueError as error:
+            raise ValueError(f"must be {self.syntactic_help}") from error
+
+
 def find_run(
-    config: ml_collections.ConfigDict, workdir: Path, *, base: bool = False, step: int | None = None
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    base: bool = False,
+    step: int | str | None = None,
 ) -> SavedRun:
     """What `policies.trained_policy` will load. Creates nothing.
 
@@ -34,7 +64,7 @@ def find_run(
         config: of the run.
         workdir: of the run.
         base: the policy that training starts from is wanted.
-        step: the checkpoint that is wanted; None: the newest.
+        step: the checkpoint that is wanted, or `BEST`; None: the newest.
 
     Raises:
         ValueError: nothing of what is wanted is there, so that a mistyped workdir never gives the
@@ -56,6 +86,8 @@ def find_run(
     if there["checkpoints"]:
         with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
             steps = checkpoints.steps
+            if step == BEST:
+                step = _best_of(checkpoints)
             if steps and (step is None or step in steps):
                 facts = checkpoints.facts(steps[-1] if step is None else step)
     if step is not None and step not in steps:
@@ -73,6 +105,15 @@ def find_run(
     if not config.lora.path:
         _check_trained(workdir, folder, there)
     return SavedRun(None, facts)
+
+
+def _best_of(checkpoints: RunCheckpoints) -> int:
+    if checkpoints.best_step is None:
+        raise ValueError(
+            f"--step={BEST}: no checkpoint in {checkpoints.folder} has a development score. They "
+            "have one where checkpoint.best and evaluation.every say so."
+        )
+    return checkpoints.best_step
 
 
 def _check_trained(workdir: Path, folder: Path, there: Mapping[str, bool]) -> None:

@@ -30,10 +30,14 @@ from sr1_jax.settings import (
     one_of,
     some_of,
 )
+from sr1_jax.training.guards import GUARDS
 
 # Of supervised training, see training/supervised.py.
 OPTIMIZERS = ("muon", "adam")
 DTYPES = ("float32", "bfloat16")
+
+# Development scores that tell the best policy; "": no policy is kept for its score.
+BEST = ("greedy/em", "greedy/f1", "greedy/substring", "sampled/em", "sampled/f1", "")
 
 _MESH_AXIS = "devices of the mesh axis; -1: all that the others leave"
 
@@ -224,13 +228,39 @@ RUN = Section(
         "checkpoint": Section(
             {
                 "every": Setting(50, "steps; 0: only at the end", at_least(0)),
-                "keep": Setting(2, "of the newest", at_least(1)),
+                "keep": Setting(2, "of the newest; a good one and the best besides", at_least(1)),
+                "best": Setting(
+                    "greedy/em",
+                    "the development score whose best policy is saved and never deleted",
+                    one_of(*BEST),
+                ),
                 "folder": Setting("", "none: below the workdir; several processes share it"),
             },
             free_on_resume=True,
         ),
+        "guards": GUARDS,
         "log": Section(
-            {"groups": Setting(4, "questions of a step whose episodes are kept", at_least(0))},
+            {
+                "groups": Setting(4, "questions of a step whose episodes are kept", at_least(0)),
+                "peak_tflops": Setting(
+                    0.0,
+                    "1e12 matrix FLOPs a second that a device can do, for utilisation/mfu; 0: by "
+                    "its name, where that is known",
+                    at_least(0),
+                ),
+                "wandb": Setting("", "project of Weights & Biases to log to; none: it is not used"),
+            },
+            free_on_resume=True,
+        ),
+        "watchdog": Section(
+            {
+                "seconds": Setting(
+                    10800.0,
+                    "without a finished rollout, update, evaluation or checkpoint, after which the "
+                    "process writes its stacks and ends; 0: never",
+                    at_least(0),
+                )
+            },
             free_on_resume=True,
         ),
         "rollout": rollout_settings.ROLLOUT,

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 
 from sr1_jax.cluster import is_first
 from sr1_jax.environment.trajectory import Trajectory
-from sr1_jax.evaluation.metrics import MetricsWriter, NoWriter
+from sr1_jax.evaluation.metrics import MetricsWriter, NoWriter, read_metrics
 from sr1_jax.evaluation.progress import Live
-from sr1_jax.evaluation.scores import hops_of, score
+from sr1_jax.evaluation.scores import hops_of, means_by, score
 from sr1_jax.evaluation.trajectory_log import write_trajectories
+from sr1_jax.evaluation.wandb_board import WandbBoard
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.rewards import exact_match
 from sr1_jax.training.dynamic_sampling import Sampled
+from sr1_jax.training.same_settings import as_json_values
+
+# Of the tokens of responses.
+_PERCENTILES = (5, 50, 95)
 
 
 class StepLog(contextlib.AbstractContextManager):
     """Writes what steps leave; of several processes the first alone does.
 
     Args:
+        config: of the run.
         workdir: of the run.
         tokenizer: of the policy.
-        steps: of the whole run.
         start: steps done already.
     """
 
-    def __init__(self, workdir: Path, tokenizer: Tokenizer, *, steps: int, start: int):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        tokenizer: Tokenizer,
+        *,
+        start: int,
+    ):
+        self._workdir = workdir
         self._folder = workdir / "trajectories"
         self._tokenizer = tokenizer
         self._writer = MetricsWriter(workdir, start_step=start) if is_first() else NoWriter()
-        self._live = Live("training", steps, start=start)
+        self._board = None
+        if config.log.wandb and is_first():
+            self._board = WandbBoard(config.log.wandb, workdir, as_json_values(config.to_dict()))
+        self._live = Live("training", config.steps, start=start)
 
     def write(
         self,
@@ -53,6 +71,8 @@ class StepLog(contextlib.AbstractContextManager):
             arrays: what the learner made of these, by name, [len(rows), T] each.
         """
         self._writer.write(step, metrics)
+        if self._board is not None:
+            self._board.write(step, metrics)
         if is_first():
             write_trajectories(
                 self._folder, step, trajectories, self._tokenizer, rows=rows, arrays=arrays
@@ -65,37 +85,54 @@ class StepLog(contextlib.AbstractContextManager):
             entropy=metrics["policy/entropy"],
         )
 
+    def go_back(self, step: int, number: int) -> None:
+        """Takes back the metrics of the steps after one, which will come again.
+
+        Their rows are kept in undone/<number>.jsonl; their trajectories are overwritten.
+
+        Args:
+            step: the last that stands.
+            number: of the roll-back.
+        """
+        if not is_first():
+            return
+        self._writer.close()
+        undone = [row for row in read_metrics(self._workdir) if row["step"] > step]
+        path = self._workdir / "undone" / f"{number}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in undone))
+        self._writer = MetricsWriter(self._workdir, start_step=step)
+
     def __exit__(self, *_) -> None:
         self._live.close()
         self._writer.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def rollout_metrics(sampled: Sampled) -> dict[str, float]:
-    """Means over all trajectories of a step, and over the rewards of those that train."""
+    """Of all trajectories of a step: means, percentiles of lengths, spread of rewards, exact match
+    by source and by number of searches; and the mean reward of those that train. Keys:
+    docs/metrics.md."""
     everything = [trajectory for group in sampled.groups for trajectory in group]
-    hops = hops_of([q for q, group in zip(sampled.questions, sampled.groups) for _ in group])
+    asked = [q for q, group in zip(sampled.questions, sampled.groups) for _ in group]
     trained = [t.reward for t in sampled.trained if t.trains]
-    means = score(everything, hops) | {
-        "reward": float(np.mean([t.reward for t in everything])),
+    rewards = [t.reward for t in everything]
+    means = score(everything, hops_of(asked)) | {
+        "reward": float(np.mean(rewards)),
+        "reward_std": float(np.std(rewards)),
+        "reward_min": float(np.min(rewards)),
+        "reward_max": float(np.max(rewards)),
         "trained_reward": float(np.mean(trained)) if trained else 0.0,
         "context_tokens": float(np.mean([len(t.ids) for t in everything])),
     }
+    lengths = [len(t.ids) - t.prompt_length for t in everything]
+    for percent in _PERCENTILES:
+        means[f"response_tokens_p{percent}"] = float(np.percentile(lengths, percent))
+    exact = [float(exact_match(t.answer, t.golden_answers)) for t in everything]
+    means |= means_by(exact, [len(t.searches) for t in everything], "em/searches_{}".format)
+    if len({question.source for question in asked}) > 1:
+        means |= means_by(exact, [question.source for question in asked], "em/{}".format)
     for term in everything[0].rewards:
         means[f"reward/{term}"] = float(np.mean([t.rewards[term] for t in everything]))
     return means | (sampled.metrics if len(sampled.groups[0]) > 1 else {})
-
-
-def check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Ends a run whose losses or gradients are no longer numbers.
-
-    Raises:
-        FloatingPointError: naming the step, the metrics, and what to do.
-    """
-    bad = [key for key, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise FloatingPointError(
-            f"Step {step}: {', '.join(bad)} not finite. The step's row in metrics.jsonl has null "
-            "there; nothing was saved after the last checkpoint. Lower learner.learning_rate, "
-            "learner.critic_learning_rate, learner.clip or learner.gradient_clip and start again "
-            "with the same --workdir: the run goes on from that checkpoint."
-        )

@@ -7,21 +7,28 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from sr1_jax.training.goodput import Goodput
+
 
 class Stopwatch:
     """Measures parts by name; a part that comes again adds to its seconds.
 
     with watch("rollout"):
         ...
+
+    Args:
+        goodput: told of each part too, by the same name; None: nobody is.
     """
 
-    def __init__(self):
+    def __init__(self, goodput: Goodput | None = None):
+        self._goodput = goodput
         self._seconds: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
+        with self._goodput(part) if self._goodput is not None else contextlib.nullcontext():
+            yield
         self._seconds[part] += time.perf_counter() - began
 
     def metrics(self) -> dict[str, float]:

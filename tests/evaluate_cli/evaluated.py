@@ -88,7 +88,7 @@ class World:
                 run.append(trajectory)
         return Reward(REWARD.defaults(), 9).score(run, run)
 
-    def checkpoints(self, *steps, config=None, contents=None):
+    def checkpoints(self, *steps, config=None, contents=None, scores=None):
         config = config or default_config_of(CONFIG)
         facts = {
             "config": RUN.without_free(as_json_values(config.to_dict())),
@@ -97,7 +97,8 @@ class World:
         }
         with RunCheckpoints(self.workdir / "checkpoints", keep=5) as checkpoints:
             for step in steps:
-                checkpoints.save(step, {"x": jnp.zeros(1)}, facts)
+                score = (scores or {}).get(step)
+                checkpoints.save(step, {"x": jnp.zeros(1)}, facts, score=score)
 
     def argv(self, *arguments, questions="{tmp}/nq.jsonl", method="search"):
         argv = [

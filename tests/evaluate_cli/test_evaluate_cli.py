@@ -53,6 +53,22 @@ class TestWorkdir:
         error = refused(program, self.argv(world, program, "--step=4", "--base"))
         assert "--base and --step=4 exclude each other" in error
 
+    def test_the_best_one(self, world, refused, program, monkeypatch):
+        world.checkpoints(2, 4, 6, scores={2: 0.25, 4: 0.5})
+        error = refused(program, self.argv(world, program, "--step=best", "--base"))
+        assert "--base and --step=best exclude each other" in error
+        error = refused(program, self.argv(world, program, "--step=worst"))
+        assert "must be a number of steps, or best" in error
+        monkeypatch.setattr(export, "trained_policy", world.trained_policy)
+        monkeypatch.setattr(export, "save_pretrained", lambda *a, **k: None)
+        program.main(self.argv(world, program, "--step=best"))
+        assert world.loaded == [(False, 4)]
+
+    def test_without_a_score_there_is_no_best_one(self, world, refused, program):
+        world.checkpoints(2)
+        error = refused(program, self.argv(world, program, "--step=best"))
+        assert "--step=best: no checkpoint in" in error and "checkpoint.best" in error
+
     def test_with_other_adapters(self, world, refused, program):
         world.checkpoints(2)
         error = refused(program, self.argv(world, program, "--config.lora.rank=8"))

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sr1_jax.abstract import Program
-from sr1_jax.planning.chips import CHIPS
+from sr1_jax.chips import CHIPS
 from sr1_jax.planning.collectives import CONTINUED, END, START, WHOLE, collectives_of, group_size
 from sr1_jax.planning.compiler import compile_program, topology_devices
 from sr1_jax.planning.costs import Overlap, costs_of

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sr1_jax.chips import CHIPS, chip_of
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel, parameter_count
 from sr1_jax.planning import hlo
 from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
-from sr1_jax.planning.chips import CHIPS, chip_of
 from sr1_jax.planning.compiler import compile_program
 from sr1_jax.planning.costs import Costs, Overlap, costs_of
 from sr1_jax.planning.run import also_held, chunk_bytes, device_bytes, make_run

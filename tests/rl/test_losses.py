@@ -1,5 +1,7 @@
 """Losses against loops over the valid tokens only, and gradients against finite differences."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from loss_batches import assert_gradient, random_batch, spoil
 
-from sr1_jax.rl.losses import KL_KINDS, kl_estimate, policy_loss, value_loss
+from sr1_jax.rl.losses import KL_KINDS, kl_estimate, policy_loss, ratio_extremes, value_loss
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -300,3 +302,19 @@ def test_shapes_that_would_only_broadcast_are_refused():
         kl_estimate(wide, narrow, "k1")
     with pytest.raises((ValueError, TypeCheckError)):
         kl_estimate(wide, wide, "k1", mask_BT=narrow)
+
+
+def test_extremes_of_the_ratio():
+    """Of tokens that train, whatever the others hold; nothing trains: 1 and 1."""
+    rng = np.random.default_rng(3)
+    logp_BT, old_BT = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    mask_BT = np.array([[0, 1, 1, 0, 1], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], np.float32)
+    ratios = [
+        math.exp(logp_BT[b, t] - old_BT[b, t]) for b in range(3) for t in range(5) if mask_BT[b, t]
+    ]
+    logp_BT[0, 0], old_BT[1, 1] = np.nan, -np.inf
+    found = ratio_extremes(logp_BT, old_BT, mask_BT)
+    np.testing.assert_allclose(found["ratio_max"], max(*ratios, 1), rtol=1e-5)
+    np.testing.assert_allclose(found["ratio_min"], min(*ratios, 1), rtol=1e-5)
+    assert min(ratios) < 1 < max(ratios)
+    assert ratio_extremes(logp_BT, old_BT, 0 * mask_BT) == {"ratio_max": 1, "ratio_min": 1}

@@ -3,7 +3,7 @@
 import orbax.checkpoint as ocp
 
 # Timings and the like, which no two runs share.
-_UNSTEADY = ("seconds", "memory/", "compilations", "_per_second")
+_UNSTEADY = ("seconds", "memory/", "goodput/", "mfu", "compilations", "_per_second")
 
 
 def saved_state(workdir, step):

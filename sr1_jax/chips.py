@@ -1,4 +1,4 @@
-"""TPUs: what a device of each kind can do.
+"""Chips: what a device of each kind can do.
 
 Sources, read in 2026: the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" of
 https://docs.cloud.google.com/tpu/docs for peak rates and bandwidths. Memory is what the
@@ -73,3 +73,27 @@ def chip_of(topology: str) -> Chip:
             f"{f'{name}:8x8' if flat else f'{name}:2x2x4'}, chips along each side."
         )
     return CHIPS[name]
+
+
+# What JAX calls a device, in small letters, and its chip; of GPUs the dense bfloat16 rates that
+# their data sheets give.
+_KINDS = {
+    "tpu v4": "v4",
+    "tpu v5 lite": "v5e",
+    "tpu v5e": "v5e",
+    "tpu v5": "v5p",
+    "tpu v5p": "v5p",
+    "tpu v6 lite": "v6e",
+    "tpu v6e": "v6e",
+    "tpu7x": "tpu7x",
+}
+_GPU_FLOPS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bfloat16 matrix FLOPs a second of a device, by what JAX calls it; None where that is not
+    known here, as of a CPU."""
+    kind = device_kind.lower()
+    if kind in _KINDS:
+        return CHIPS[_KINDS[kind]].flops
+    return next((flops for name, flops in _GPU_FLOPS.items() if name in kind), None)
