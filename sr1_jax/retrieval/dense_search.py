@@ -198,6 +198,8 @@ def _scores(values_bD, scale_b, query_BD, platform):
     else:
         compute = jnp.float32 if platform == "cpu" else jnp.bfloat16
         operands = query_BD.astype(jnp.bfloat16).astype(compute), values_bD.astype(compute)
+        if platform == "cpu":  # or XLA multiplies bfloat16 after all, in a loop of its own
+            operands = jax.lax.optimization_barrier(operands)
         precision = None
     score_Bb = jnp.einsum(
         "bd,nd->bn", *operands, precision=precision, preferred_element_type=jnp.float32

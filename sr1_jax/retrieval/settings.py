@@ -28,7 +28,8 @@ def _addresses(value: Any) -> str | None:
 
 def _kinds(value: Any) -> str | None:
     good = isinstance(value, (tuple, list)) and len(value) >= 2 and len(set(value)) == len(value)
-    if good and all(kind in ("bm25", "dense") or is_import_path(kind) for kind in value):
+    names = good and all(isinstance(kind, str) for kind in value)
+    if names and all(kind in ("bm25", "dense") or is_import_path(kind) for kind in value):
         return None
     return "hold two or more of bm25, dense and module:factory, each once"
 
