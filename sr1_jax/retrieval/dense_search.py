@@ -72,7 +72,11 @@ class VectorSearch:
         share = -(-vectors.count // mesh.size)
         block = -(-min(block, share) // GROUP) * GROUP
         self._rows = -(-share // block) * block  # of each device, those that pad included
-        self._values = _placed(vectors.rows, vectors, self._rows, mesh)
+        rows = vectors.rows
+        if vectors.dtype == "bfloat16" and mesh.devices.flat[0].platform == "cpu":
+            # As bits: XLA's CPU backend would convert all of a bfloat16 array in every search.
+            rows = _bits_of(vectors.rows)
+        self._values = _placed(rows, vectors, self._rows, mesh)
         self._scales = (
             None if vectors.scales is None else _placed(vectors.scales, vectors, self._rows, mesh)
         )
@@ -145,6 +149,10 @@ def _placed(read, vectors: Vectors, rows: int, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(shape, NamedSharding(mesh, _ROWS), part)
 
 
+def _bits_of(rows):
+    return lambda first, last: np.asarray(rows(first, last)).view(np.uint16)
+
+
 def _search(values_ND, scale_N, query_BD, *, k, mesh, block, count, rows, best):
     """What each device finds among its vectors: scores and numbers [devices, B, k]."""
     one_device = functools.partial(
@@ -196,11 +204,11 @@ def _scores(values_bD, scale_b, query_BD, platform):
     if values_bD.dtype == jnp.float32:
         operands, precision = (query_BD, values_bD), jax.lax.Precision.HIGHEST
     else:
-        compute = jnp.float32 if platform == "cpu" else jnp.bfloat16
-        operands = query_BD.astype(jnp.bfloat16).astype(compute), values_bD.astype(compute)
-        if platform == "cpu":  # or XLA multiplies bfloat16 after all, in a loop of its own
-            operands = jax.lax.optimization_barrier(operands)
-        precision = None
+        query_BD, precision = query_BD.astype(jnp.bfloat16), None
+        if platform == "cpu":
+            operands = query_BD.astype(jnp.float32), _as_float32(values_bD)
+        else:
+            operands = query_BD, values_bD.astype(jnp.bfloat16)
     score_Bb = jnp.einsum(
         "bd,nd->bn", *operands, precision=precision, preferred_element_type=jnp.float32
     )
@@ -208,6 +216,13 @@ def _scores(values_bD, scale_b, query_BD, platform):
         score_Bb = score_Bb * scale_b[None]
     # top_k orders -0.0 below 0.0.
     return jnp.where(score_Bb == 0, 0.0, score_Bb)
+
+
+def _as_float32(x: jax.Array) -> jax.Array:
+    """Vectors on a CPU as float32: int8, or the bits of bfloat16, the upper half of float32's."""
+    if x.dtype != jnp.uint16:
+        return x.astype(jnp.float32)
+    return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def best_of(score_Bb: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
