@@ -1,19 +1,25 @@
-"""Builds a BM25 index of a corpus, on all cores.
+"""Builds a search index of a corpus: by words (BM25) on all cores, or dense.
 
-python -m sr1_jax.index --corpus=FILE.jsonl[.gz] --index=DIR
+    python -m sr1_jax.index --corpus=FILE.jsonl[.gz] --index=DIR
+    python -m sr1_jax.index --corpus=FILE --index=DIR --kind=dense --encoder=FOLDER [--dtype=int8]
+    python -m sr1_jax.index --corpus=FILE --index=DIR --config=FILE.py [--config.retrieval.KEY=…]
 
 The corpus may also be a parquet file or the folder of a TFDS data set; docs/retrieval.md has its
-forms.
+forms. With --config the section retrieval of a run says which index is built, and with what. A
+dense index is built on the accelerators, and goes on where it was interrupted; --export writes its
+vectors besides, as .npy or as a flat index of FAISS.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import ml_collections
 import rich.console
 from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,11 +27,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from sr1_jax import cli
 from sr1_jax.evaluation.progress import duration
 from sr1_jax.paths import local_path
-from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.retrieval import BM25Retriever, check_retrieval
 from sr1_jax.retrieval import bm25_build as building
-from sr1_jax.retrieval.bm25 import none_or
+from sr1_jax.retrieval.bm25 import bm25_options
+from sr1_jax.retrieval.settings import RETRIEVAL
+from sr1_jax.retrieval.vector_files import write_faiss, write_npy
+from sr1_jax.retrieval.vectors import DTYPES
 from sr1_jax.terminal import one_line
+from sr1_jax.training.settings import RUN, default_config, unknown_setting
 
+_STAGES = {
+    "bm25": (building.COUNTING, building.MERGING),
+    "dense": ("reading passages", "embedding"),  # as `dense_build` calls them
+}
 # Where there is no terminal, a line of progress at most so often.
 _EVERY_SECONDS = 30.0
 
@@ -43,27 +57,106 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("stemmer", "english", "Snowball stemmer, or none.", **define)
     flags.DEFINE_string("stopwords", "en", "Stop-word language, or none.", **define)
     flags.DEFINE_integer("workers", 0, "Processes; 0 for one a core.", lower_bound=0, **define)
+    flags.DEFINE_enum("kind", None, ["bm25", "dense"], "Of index; bm25 by default.", **define)
+    flags.DEFINE_string("encoder", None, "Of a dense index: folder of the model.", **define)
+    flags.DEFINE_enum("dtype", None, DTYPES, "Of a dense index: bfloat16 by default.", **define)
+    flags.DEFINE_string("vectors", None, "Made elsewhere: .npy, a flat index of FAISS.", **define)
+    flags.DEFINE_string("export", None, "Writes vectors: .npy, .faiss.", **define)
+    cli.config_flag(values, RUN, unknown_setting)
     cli.parse(values, argv, required=("corpus", "index"), usage=__doc__)
     corpus, index = local_path(values.corpus, "--corpus"), local_path(values.index, "--index")
+    retrieval = _settings(values)
+    export = None if values.export is None else _export_path(values.export)
+    check_retrieval(retrieval)
     began = time.perf_counter()
     print(one_line(f"indexing {corpus} …"), flush=True)
-    with _shown() as progress:
-        retriever = BM25Retriever.build(
-            corpus,
-            index,
-            k1=values.k1,
-            b=values.b,
-            stemmer=none_or(values.stemmer),
-            stopwords=none_or(values.stopwords),
-            workers=values.workers,
-            progress=progress,
-        )
+    with _shown(retrieval.kind) as progress:
+        if retrieval.kind == "dense":
+            retriever = _build_dense(retrieval, corpus, index, progress)
+        else:
+            options = bm25_options(retrieval)
+            retriever = BM25Retriever.build(
+                corpus, index, **options, workers=values.workers, progress=progress
+            )
     seconds = duration(time.perf_counter() - began)
     print(one_line(f"{len(retriever):,} passages indexed in {seconds}: {index}"))
+    if retrieval.kind == "dense":
+        _tell_cut(retriever)
+    if export is not None:
+        (write_npy if export.suffix == ".npy" else write_faiss)(export, retriever.vectors)
+        print(one_line(f"vectors written: {export}"))
+
+
+# Flags that say something of one kind alone.
+_OF_KIND = {
+    "bm25": ("k1", "b", "stemmer", "stopwords", "workers"),
+    "dense": ("encoder", "dtype", "vectors", "export"),
+}
+# Flag -> key of the section retrieval.
+_KEYS = {
+    **{name: name for name in ("kind", "k1", "b", "stemmer", "stopwords")},
+    **{name: f"dense.{name}" for name in ("encoder", "dtype", "vectors")},
+}
+
+
+def _settings(values: flags.FlagValues) -> ml_collections.ConfigDict:
+    """The section retrieval of --config, or the defaults, with what flags say instead.
+
+    Raises:
+        ValueError: a value out of range, a kind of which no index is built, or a flag that says
+            nothing of the kind.
+    """
+    retrieval = (default_config() if values.config is None else values.config).retrieval
+    for flag, key in _KEYS.items():
+        if values[flag].present:
+            *section, name = key.split(".")
+            (retrieval[section[0]] if section else retrieval)[name] = values[flag].value
+    if retrieval.kind not in _OF_KIND:
+        raise ValueError(
+            f"retrieval.kind={retrieval.kind!r}: indexes are built of bm25 and dense; give "
+            "--kind=bm25 or --kind=dense."
+        )
+    for flag in _OF_KIND["dense" if retrieval.kind == "bm25" else "bm25"]:
+        if values[flag].present:
+            raise ValueError(f"--{flag} says nothing of a {retrieval.kind} index; leave it out.")
+    RETRIEVAL.check(retrieval, "retrieval.")
+    return retrieval
+
+
+def _export_path(text: str) -> Path:
+    path = local_path(text, "--export")
+    if path.suffix not in (".npy", ".faiss", ".index"):
+        raise ValueError(f"--export={text}: name a file .npy, .faiss or .index.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--export={text}: there is no folder {path.parent}.")
+    return path
+
+
+def _build_dense(
+    retrieval: ml_collections.ConfigDict, corpus: Path, index: Path, progress: building.Progress
+) -> Any:
+    from sr1_jax.retrieval.dense import DenseRetriever, encoder_of
+
+    options = retrieval.dense
+    return DenseRetriever.build(
+        corpus,
+        index,
+        encoder_of(options),
+        dtype=options.dtype,
+        vectors=local_path(options.vectors, "--vectors") if options.vectors else None,
+        search=options.search,
+        progress=progress,
+    )
+
+
+def _tell_cut(retriever: Any) -> None:
+    cut, most = retriever.manifest["cut_passages"], retriever.embedder.recipe.max_tokens
+    if cut:
+        print(f"{cut:,} passages are longer than {most} tokens: their vectors are of the beginning")
 
 
 @contextmanager
-def _shown() -> Iterator[building.Progress]:
+def _shown(kind: str) -> Iterator[building.Progress]:
     """Shows progress on stderr: a bar for each stage at a terminal, elsewhere a line at times."""
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:
@@ -75,8 +168,8 @@ def _shown() -> Iterator[building.Progress]:
     )  # fmt: skip
     with Progress(*columns, console=console) as bars:
         tasks = {
-            stage: bars.add_task(stage, total=1.0, start=stage == building.COUNTING)
-            for stage in (building.COUNTING, building.MERGING)
+            stage: bars.add_task(stage, total=1.0, start=stage == _STAGES[kind][0])
+            for stage in _STAGES[kind]
         }
 
         def show(stage: str, share: float) -> None:
@@ -99,6 +192,4 @@ def _lines() -> building.Progress:
 
 
 if __name__ == "__main__":
-    # Building an index must not take the accelerator from a training run.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     cli.run(main)

@@ -105,14 +105,14 @@ def open_served(
     Raises:
         ValueError, OSError: see `open_retriever`.
     """
-    from sr1_jax.retrieval import BM25Retriever, check_retrieval, open_retriever
-    from sr1_jax.retrieval.open import needs_corpus
+    from sr1_jax.retrieval import check_retrieval, open_retriever
+    from sr1_jax.retrieval.open import needs_corpus, open_as_built
     from sr1_jax.retrieval.settings import RETRIEVAL
 
     corpus = corpus or _path(config.data.corpus, "data.corpus")
     index = index or _path(config.data.index, "data.index")
     if as_built and index and not corpus:
-        return BM25Retriever.load(index)
+        return open_as_built(index)
     RETRIEVAL.check(config.retrieval, "retrieval.")
     check_retrieval(config.retrieval)
     if needs_corpus(config.retrieval) and not (corpus or index):

@@ -1,14 +1,18 @@
 """The program that builds an index."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+from small_encoders import write_bert
 
 from sr1_jax import cli
 from sr1_jax.index import main
 from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.retrieval.open import open_as_built
+from sr1_jax.retrieval.vector_files import read_vectors
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def failed(tmp_path, monkeypatch, capsys):
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}"], "not empty"),
         (["--corpus={tmp}/corpus.jsonl"], "--index"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--k1=x"], "--k1"),
-        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--b=7"], "b must be"),
+        (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--b=7"], "retrieval.b must lie"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--nope=7"], "nope"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "more"], "unexpected argument"),
     ],
@@ -104,3 +108,54 @@ def test_as_a_program(tmp_path):
     assert done.stdout == f"indexing {path} …\n"
     assert done.stderr.startswith(f"error: {path}:2: malformed JSON")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_dense_index(corpus, tmp_path, capsys):
+    encoder = write_bert(tmp_path / "e5")
+    index, export = tmp_path / "index", tmp_path / "vectors.faiss"
+    flags = ["--kind=dense", f"--encoder={encoder}", "--dtype=float32", f"--export={export}"]
+    main(["index", f"--corpus={corpus}", f"--index={index}", *flags])
+    assert capsys.readouterr().out.splitlines()[2] == f"vectors written: {export}"
+    vectors = read_vectors(export)
+    assert (vectors.count, vectors.width) == (2, 24)
+    assert len(open_as_built(index).search(["the cat"], 3)[0]) == 2
+    other = tmp_path / "other"
+    main(["index", f"--corpus={corpus}", f"--index={other}", *flags[:3], f"--vectors={export}"])
+    assert (other / "vectors.npy").read_bytes() == (index / "vectors.npy").read_bytes()
+
+
+def test_settings_of_a_file(corpus, tmp_path):
+    encoder = write_bert(tmp_path / "e5")
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from sr1_jax.training.settings import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.retrieval.kind, config.retrieval.k1 = 'dense', 1.5\n"
+        f"    config.retrieval.dense.encoder = {str(encoder)!r}\n"
+        "    return config\n"
+    )
+    where = [f"--corpus={corpus}", f"--index={tmp_path / 'index'}", f"--config={file}"]
+    main(["index", *where, "--config.retrieval.dense.dtype=int8"])
+    assert open_as_built(tmp_path / "index").manifest["dtype"] == "int8"
+    shutil.rmtree(tmp_path / "index")
+    main(["index", *where, "--kind=bm25", "--b=0.5"])
+    manifest = open_as_built(tmp_path / "index").manifest
+    assert (manifest["k1"], manifest["b"]) == (1.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind=dense"], "retrieval.dense.encoder is empty"),
+        (["--kind=dense", "--encoder=/none"], "retrieval.dense.encoder=/none: there is no"),
+        (["--kind=dense", "--k1=1"], "--k1 says nothing of a dense index"),
+        (["--encoder=x"], "--encoder says nothing of a bm25 index"),
+        (["--kind=http"], "--kind"),
+        (["--kind=dense", "--encoder={tmp}", "--export=x.bin"], "name a file .npy"),
+    ],
+)
+def test_flags_that_do_not_fit(corpus, tmp_path, failed, arguments, message):
+    where = ["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index"]
+    assert message in failed(*where, *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]

@@ -23,6 +23,7 @@ class SafetensorsFiles:
     Args:
         folder: with *.safetensors, and where they are several, perhaps their index.
         only: the one file to read, if not all.
+        ignored: ends of names of tensors that are passed over, of whatever dtype.
 
     Attributes:
         shapes: of every tensor, by name.
@@ -37,7 +38,8 @@ class SafetensorsFiles:
         "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16
     }  # fmt: skip
 
-    def __init__(self, folder: Path, only: str | None = None):
+    def __init__(self, folder: Path, only: str | None = None, ignored: tuple[str, ...] = ()):
+        self._ignored = ignored
         self.shapes: dict[str, Shape] = {}
         self.files: dict[str, Path] = {}
         self._place_of: dict[str, tuple[int, np.dtype]] = {}
@@ -83,6 +85,8 @@ class SafetensorsFiles:
             header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
             data = raw.tell()
             for name in tensors.keys():  # noqa: SIM118 (a handle, not a mapping)
+                if name.endswith(self._ignored):
+                    continue
                 if name in self.files:
                     raise ValueError(
                         f"{file}: {name} is in {self.files[name].name} too; only one of the "

@@ -58,6 +58,12 @@ def read_manifest(index_dir: Path, *, kind: str, version: int) -> dict[str, Any]
     return manifest
 
 
+def format_of(index_dir: Path) -> str | None:
+    """The "format" of the index in a folder; None where there is none."""
+    manifest = _parse_manifest(index_dir)
+    return None if manifest is None else manifest.get("format")
+
+
 def check_replaceable(index_dir: Path, *, kind: str) -> None:
     """Refuses to let an index of `kind` take the place of anything but its like.
 
@@ -94,17 +100,25 @@ def new_folder(index_dir: Path) -> Iterator[Path]:
     have the old files mapped keep them.
     """
     target = index_dir.resolve()
-    token = uuid.uuid4().hex[:8]
-    building = target.with_name(f".{target.name}.{token}.building")
-    replaced = target.with_name(f".{target.name}.{token}.replaced")
+    building = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.building")
     building.mkdir(parents=True)
     try:
         yield building
+        put_in_place(building, target)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def put_in_place(building: Path, index_dir: Path) -> None:
+    """Gives a complete index its name; an index that is there gives way, or stays if this fails."""
+    target = index_dir.resolve()
+    replaced = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.replaced")
+    try:
         if target.exists():
             os.rename(target, replaced)
         os.rename(building, target)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
         if replaced.exists() and not target.exists():
             os.rename(replaced, target)
         raise

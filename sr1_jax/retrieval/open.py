@@ -12,9 +12,11 @@ import ml_collections
 
 from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.retrieval.base import Retriever
-from sr1_jax.retrieval.bm25 import bm25_options, open_bm25
+from sr1_jax.retrieval.bm25 import BM25Retriever, bm25_options, open_bm25
 from sr1_jax.retrieval.cache import with_cache
 from sr1_jax.retrieval.http_retriever import check_http, open_http
+from sr1_jax.retrieval.hybrid import open_hybrid
+from sr1_jax.retrieval.index_folder import format_of
 from sr1_jax.retrieval.noise import check_noise, with_noise
 from sr1_jax.retrieval.stand_ins import Delayed, open_empty
 
@@ -38,14 +40,39 @@ class Kind(NamedTuple):
     elsewhere: bool = False
 
 
+def _open_dense(config, corpus, index):
+    # Here, not above: searches by words need no JAX.
+    from sr1_jax.retrieval.dense import open_dense
+
+    return open_dense(config, corpus, index)
+
+
+def _check_dense(config: Mapping[str, Any]) -> None:
+    from sr1_jax.retrieval.dense import check_dense
+
+    check_dense(config)
+
+
+def _open_hybrid(config, corpus, index):
+    return open_hybrid(config, corpus, index, open_kind=lambda kind: _find(kind).open)
+
+
+def _check_hybrid(config: Mapping[str, Any]) -> None:
+    for kind in config["hybrid"]["kinds"]:
+        _find(kind).check(config)
+
+
 KINDS = {
     "bm25": Kind(open_bm25, bm25_options, needs_corpus=True),
+    "dense": Kind(_open_dense, _check_dense, needs_corpus=True),
+    "hybrid": Kind(_open_hybrid, _check_hybrid, needs_corpus=True),
     "empty": Kind(open_empty),
     "http": Kind(open_http, check_http, elsewhere=True),
 }
 
 # What does not decide how an index is built, or what is in it.
 _AROUND = ("http", "noise", "cache", "delay_seconds")
+_SEARCH_ONLY = ("search", "query_prefix")  # of retrieval.dense
 
 
 def open_retriever(
@@ -77,6 +104,19 @@ def open_retriever(
             "no method search(queries, k)."
         )
     return wrapped(retriever, config, corpus)
+
+
+def open_as_built(index: Path) -> Retriever:
+    """The retriever over an index, of the kind and with the options that it was built with.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no index, or it cannot be opened.
+    """
+    if format_of(index) == "sr1_jax.dense":
+        from sr1_jax.retrieval import dense
+
+        return dense.open_as_built(index)
+    return BM25Retriever.load(index)
 
 
 def wrapped(
@@ -124,7 +164,15 @@ def check_retrieval(config: Mapping[str, Any]) -> None:
 
 def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what an index is: without those of what stands around it."""
-    return {key: value for key, value in dict(config).items() if key not in _AROUND}
+    settings = {key: value for key, value in dict(config).items() if key not in _AROUND}
+    kinds = {config["kind"], *(config["hybrid"]["kinds"] if config["kind"] == "hybrid" else ())}
+    for kind in ("dense", "hybrid"):
+        if kind not in kinds:
+            settings.pop(kind, None)
+    if "dense" in settings:
+        dense = dict(settings["dense"]).items()
+        settings["dense"] = {key: value for key, value in dense if key not in _SEARCH_ONLY}
+    return settings
 
 
 def for_other_corpus(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from sr1_jax.import_path import is_import_path
 from sr1_jax.retrieval.wire import addresses
-from sr1_jax.settings import Section, Setting, above, at_least, between, one_of, or_none
+from sr1_jax.settings import (
+    Section,
+    Setting,
+    above,
+    at_least,
+    between,
+    increasing_lengths,
+    one_of,
+    or_none,
+)
 
 
 def _addresses(value: Any) -> str | None:
@@ -14,6 +24,14 @@ def _addresses(value: Any) -> str | None:
     except (ValueError, AttributeError):
         return "hold addresses, http://HOST:PORT/retrieve, with commas between them"
     return None
+
+
+def _kinds(value: Any) -> str | None:
+    good = isinstance(value, (tuple, list)) and len(value) >= 2 and len(set(value)) == len(value)
+    names = good and all(isinstance(kind, str) for kind in value)
+    if names and all(kind in ("bm25", "dense") or is_import_path(kind) for kind in value):
+        return None
+    return "hold two or more of bm25, dense and module:factory, each once"
 
 
 # Of the client of retrieval.kind="http". A resumed run may ask other servers: it is held to what
@@ -71,6 +89,70 @@ CACHE = Section(
     free_on_resume=True,
 )
 
+# Of retrieval.kind="dense". What stands in `search` decides nothing of the index.
+DENSE = Section(
+    {
+        "encoder": Setting("", "folder of the model that makes vectors of texts"),
+        "encoder_dtype": Setting(
+            "float32", "what it computes in: float32, bfloat16", one_of("float32", "bfloat16")
+        ),
+        "pooling": Setting(
+            None,
+            "mean, cls or last token; None: as the model says",
+            or_none(one_of("mean", "cls", "last")),
+            str,
+        ),
+        "normalized": Setting(None, "vectors of length 1; None: as the model says", type=bool),
+        "max_tokens": Setting(
+            None, "of a text, the rest is cut; None: as the model says", or_none(at_least(1)), int
+        ),
+        "query_prefix": Setting(None, "put before queries; None: as the model says", type=str),
+        "passage_prefix": Setting(None, "put before passages; None: as the model says", type=str),
+        "dtype": Setting(
+            "bfloat16",
+            "what vectors are kept in: float32, bfloat16, int8 with a scale for each",
+            one_of("float32", "bfloat16", "int8"),
+        ),
+        "vectors": Setting(
+            "", "vectors of the corpus made elsewhere: .npy, or a flat index of FAISS"
+        ),
+        "search": Section(
+            {
+                "top_k": Setting(
+                    "exact",
+                    "exact, or approximate: jax.lax.approx_max_k, which is exact on CPUs",
+                    one_of("exact", "approximate"),
+                ),
+                "recall": Setting(
+                    0.95,
+                    "that approximate asks for",
+                    between(0, 1, open_below=True, open_above=True),
+                ),
+                "block": Setting(
+                    8192,
+                    "vectors that a device compares at a time",
+                    at_least(1),
+                    free_on_resume=True,
+                ),
+                "batches": Setting(
+                    (1, 8, 64, 256),
+                    "sizes of batches of queries; each is compiled once",
+                    increasing_lengths(),
+                    free_on_resume=True,
+                ),
+            }
+        ),
+    }
+)
+
+HYBRID = Section(
+    {
+        "kinds": Setting(("bm25", "dense"), "of retrievers whose rankings are fused", _kinds),
+        "k": Setting(60, "added to each rank: the larger, the flatter", at_least(0)),
+        "depth": Setting(100, "passages that each ranking has", at_least(1)),
+    }
+)
+
 RETRIEVAL = Section(
     {
         "kind": Setting("bm25", "a kind of retriever by name, or module:factory"),
@@ -78,6 +160,8 @@ RETRIEVAL = Section(
         "b": Setting(0.4, "of BM25: strength of length normalisation", between(0, 1)),
         "stemmer": Setting("english", "of BM25: a Snowball stemmer, or none"),
         "stopwords": Setting("en", "of BM25: language of the words left out, or none"),
+        "dense": DENSE,
+        "hybrid": HYBRID,
         "http": HTTP,
         "noise": NOISE,
         "cache": CACHE,

@@ -1,0 +1,343 @@
+"""Dense retrieval: passages whose vectors are nearest to that of the query, by inner product.
+
+Karpukhin et al. 2020 (arXiv 2004.04906): an encoder makes a vector of each passage once, and of
+each query when it is asked. Both the encoder and all vectors are on the devices of this process;
+the search is exact (`dense_search`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from sr1_jax.models.encoder_folder import TextEncoder, load_encoder
+from sr1_jax.paths import local_path
+from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.bm25_build import Progress, no_progress
+from sr1_jax.retrieval.corpus_files import corpus_sha256
+from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_folder
+from sr1_jax.retrieval.dense_search import Found, VectorSearch
+from sr1_jax.retrieval.embedder import Embedder
+from sr1_jax.retrieval.index_folder import read_manifest
+from sr1_jax.retrieval.passages import PassageStore
+from sr1_jax.retrieval.vectors import Vectors
+from sr1_jax.sharding import make_mesh
+
+T = TypeVar("T")
+# Runs a function that starts device programs, when and where such may be started.
+Dispatch = Callable[[Callable[[], T]], T]
+
+_PASSAGES = 64  # embedded at a time by each device
+
+
+class DenseRetriever:
+    """Dense search; make one with `build` or `load`. Searches may come from several threads.
+
+    Attributes:
+        manifest: what `index.json` records.
+        embedder: makes vectors of queries.
+        vectors: of the passages, as they are on disk.
+        dispatch: runs each search's device programs, one search at a time; by default in the
+            thread that searches. Replaced by who has to say when a device may be used, such as an
+            engine whose main thread alone may start programs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        embedder: Embedder,
+        mesh: Mesh,
+        *,
+        mmap: bool = True,
+        search: Mapping[str, Any] | None = None,
+    ):
+        self.manifest, self.embedder = manifest, embedder
+        self.dispatch: Dispatch = _one_at_a_time()
+        self._options = {"top_k": "exact", "recall": 0.95} | dict(search or {})
+        self._passages = PassageStore(folder, mmap=mmap)
+        self.vectors = read_folder(folder, manifest["dtype"])
+        self._search = _vector_search(self.vectors, mesh, self._options)
+        self._cut, self._lock = 0, threading.Lock()
+
+    @property
+    def corpus_sha256(self) -> str:
+        """Of the corpus that was indexed."""
+        return self.manifest["corpus_sha256"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of corpus, encoder and options: equal where searches find the same, rounding apart."""
+        keys = ("corpus_sha256", "encoder", "dtype", "vectors_sha256")
+        told = [
+            *(self.manifest[key] for key in keys),
+            self.embedder.recipe.query_prefix,
+            self._options["top_k"],
+            self._options["recall"] if self._options["top_k"] == "approximate" else None,
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """Number of passages."""
+        return len(self._passages)
+
+    def passage(self, number: int) -> Passage:
+        """A passage by its place in the corpus, from 0; its score is 0."""
+        return Passage(*self._passages[number], score=0.0)
+
+    def counts(self) -> dict[str, float]:
+        """Queries so far whose end was cut, since they were longer than the encoder takes."""
+        return {"cut_queries": float(self._cut)}
+
+    @classmethod
+    def build(
+        cls,
+        corpus_path: str | os.PathLike,
+        index_dir: str | os.PathLike,
+        encoder: TextEncoder,
+        *,
+        dtype: str = "bfloat16",
+        vectors: Path | None = None,
+        mesh: Mesh | None = None,
+        search: Mapping[str, Any] | None = None,
+        progress: Progress = no_progress,
+    ) -> DenseRetriever:
+        """Indexes a corpus and loads the index; a build that was interrupted goes on.
+
+        The index appears in `index_dir` when it is complete, and only then replaces an older one.
+
+        Args:
+            corpus_path: see `read_corpus` for its forms.
+            index_dir: a new or empty folder, or one that holds an older dense index.
+            encoder: of `load_encoder`.
+            dtype: that vectors are kept in: float32, bfloat16 or int8.
+            vectors: a file of vectors made elsewhere, see `read_vectors`.
+            mesh: devices that embed and search; all of this process by default.
+            search: settings `retrieval.dense.search`, or some of them.
+            progress: called with what is being done and the share of it that is done.
+
+        Raises:
+            FileNotFoundError, ValueError: see `build_folder`.
+        """
+        mesh = mesh or _own_devices()
+        embedder = Embedder(encoder, mesh, (_PASSAGES * mesh.size,))
+        options = {"dtype": dtype, "vectors": vectors, "progress": progress}
+        build_folder(Path(corpus_path), Path(index_dir), embedder, **options)
+        del embedder  # its weights; queries have batches of their own
+        return cls.load(index_dir, encoder, mesh=mesh, search=search)
+
+    @classmethod
+    def load(
+        cls,
+        index_dir: str | os.PathLike,
+        encoder: TextEncoder,
+        *,
+        mesh: Mesh | None = None,
+        search: Mapping[str, Any] | None = None,
+        mmap: bool = True,
+    ) -> DenseRetriever:
+        """Opens an index.
+
+        Args:
+            index_dir: where `build` put it.
+            encoder, mesh, search: as for `build`.
+            mmap: map the passages instead of reading them into memory.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: the folder is no dense index, is damaged, of another version or of another
+                encoder.
+        """
+        index_dir, mesh = Path(index_dir), mesh or _own_devices()
+        manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
+        if manifest["encoder"] != encoder.fingerprint:
+            raise ValueError(
+                f"{index_dir} was built with another encoder than {encoder.path}, or with another "
+                "pooling, length or prefix of passages: set retrieval.dense.* to those of the "
+                "index, or build it again."
+            )
+        batches = (search or {}).get("batches", (1, 8, 64, 256))
+        embedder = Embedder(encoder, mesh, batches)
+        return cls(index_dir, manifest, embedder, mesh, search=search, mmap=mmap)
+
+    def search(self, queries: list[str], k: int) -> list[list[Passage]]:
+        """Finds the `k` best passages for each query.
+
+        Args:
+            queries: any strings; what is longer than the encoder takes is cut, and counted.
+            k: passages a query, at least 1; may exceed the corpus.
+
+        Returns:
+            One list a query, best first, equal scores in corpus order; `k` passages each, or the
+            whole corpus.
+
+        Raises:
+            ValueError: `k` is less than 1, or `queries` is not a list of strings.
+        """
+        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
+            raise ValueError(f"queries must be a list of strings, found {queries!r}.")
+        if operator.index(k) < 1:
+            raise ValueError(f"k must be at least 1, found {k}.")
+        if not queries:
+            return []
+        found = self.dispatch(lambda: self._find(queries, k))
+        return [
+            [Passage(*self._passages[number], score=score) for number, score in zip(*of_query)]
+            for of_query in zip(found.number_Bk.tolist(), found.score_Bk.tolist())
+        ]
+
+    def _find(self, queries: list[str], k: int) -> Found:
+        """All device programs of a search, of fixed shapes: those of a batch, a length and a k."""
+        vector_BD, cut = self.embedder.queries(queries)
+        with self._lock:
+            self._cut += cut
+        return self._search(vector_BD, k)
+
+
+def _one_at_a_time() -> Dispatch:
+    lock = threading.Lock()
+
+    def dispatch(function: Callable[[], T]) -> T:
+        with lock:
+            return function()
+
+    return dispatch
+
+
+def _vector_search(vectors: Vectors, mesh: Mesh, options: Mapping[str, Any]) -> VectorSearch:
+    given = {key: options[key] for key in ("recall", "block", "batches") if key in options}
+    return VectorSearch(vectors, mesh, approximate=options["top_k"] == "approximate", **given)
+
+
+def _own_devices() -> Mesh:
+    return make_mesh(devices=jax.local_devices())
+
+
+def open_dense(
+    config: Mapping[str, Any], corpus: Path | None = None, index: Path | None = None
+) -> DenseRetriever:
+    """The dense index in a folder; built there if it is not, or is of another corpus or encoder.
+
+    Args:
+        config: has the section `dense`.
+        corpus: see `read_corpus`. Without one the index has to be there.
+        index: the folder. Without one the index is built in a temporary folder and kept in memory.
+
+    Raises:
+        FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
+        ValueError: neither corpus nor index is given; an option out of range; an index of another
+            encoder or dtype without a corpus; a fault in the encoder, the corpus or the index;
+            or there are several processes.
+    """
+    check_dense(config)
+    options = config["dense"]
+    if jax.process_count() > 1:
+        raise ValueError(
+            "retrieval.kind=dense searches in one process so far; serve the index with "
+            "python -m sr1_jax.serve and set retrieval.kind=http."
+        )
+    if corpus is None and index is None:
+        raise ValueError("Dense retrieval needs a corpus, or the folder of an index of one.")
+    encoder = encoder_of(options)
+    search = dict(options["search"])
+    build = {
+        "dtype": options["dtype"],
+        "vectors": _path(options["vectors"], "retrieval.dense.vectors"),
+        "search": search,
+    }
+    if index is None:
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "index"
+            DenseRetriever.build(corpus, built, encoder, **build)
+            return DenseRetriever.load(built, encoder, search=search, mmap=False)
+    if corpus is None:
+        return _load_of(index, encoder, options["dtype"], search)
+    if _is_built_of(index, corpus, encoder, build):
+        return DenseRetriever.load(index, encoder, search=search)
+    return DenseRetriever.build(corpus, index, encoder, **build)
+
+
+def encoder_of(options: Mapping[str, Any]) -> TextEncoder:
+    """The encoder that the settings `retrieval.dense` name.
+
+    Raises:
+        ValueError: see `load_encoder`.
+    """
+    recipe = ("pooling", "normalized", "max_tokens", "query_prefix", "passage_prefix")
+    folder = local_path(options["encoder"], "retrieval.dense.encoder")
+    return load_encoder(
+        folder, dtype=options["encoder_dtype"], **{key: options[key] for key in recipe}
+    )
+
+
+def _path(text: str, name: str) -> Path | None:
+    return local_path(text, name) if text else None
+
+
+def open_as_built(index: Path) -> DenseRetriever:
+    """A dense index with the encoder that it was built with, from where that was then.
+
+    Raises:
+        FileNotFoundError, ValueError: see `DenseRetriever.load` and `load_encoder`.
+    """
+    manifest = read_manifest(index, kind=FORMAT, version=VERSION)
+    encoder = load_encoder(manifest["encoder_path"], **manifest["recipe"])
+    return DenseRetriever.load(index, encoder)
+
+
+def _load_of(
+    index: Path, encoder: TextEncoder, dtype: str, search: dict[str, Any]
+) -> DenseRetriever:
+    kept = read_manifest(index, kind=FORMAT, version=VERSION)["dtype"]
+    if kept != dtype:
+        raise ValueError(
+            f"{index} keeps its vectors as {kept}, but retrieval.dense.dtype is {dtype}: set it to "
+            "that of the index, or build the index again."
+        )
+    return DenseRetriever.load(index, encoder, search=search)
+
+
+def _is_built_of(index: Path, corpus: Path, encoder: TextEncoder, build: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a whole index of all that, in today's form."""
+    try:
+        manifest = read_manifest(index, kind=FORMAT, version=VERSION)
+    except (FileNotFoundError, ValueError):
+        return False  # whether it may be replaced is for `build` to say
+    vectors = build["vectors"]
+    same = (
+        manifest["encoder"] == encoder.fingerprint
+        and manifest["dtype"] == build["dtype"]
+        and manifest["vectors"] == (vectors and vectors.name)
+    )
+    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus)
+
+
+def check_dense(config: Mapping[str, Any]) -> None:
+    """Refuses settings that no dense index can be opened with; reads nothing.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if unread := sorted(config.get("options", {})):
+        raise ValueError(
+            f"retrieval.options.{unread[0]}: dense takes no options; its settings are "
+            "retrieval.dense.*."
+        )
+    folder = config["dense"]["encoder"]
+    if not folder:
+        raise ValueError(
+            "retrieval.dense.encoder is empty; name the folder of an encoder, such as that of "
+            "E5, BGE or MiniLM with config.json and *.safetensors."
+        )
+    if not local_path(folder, "retrieval.dense.encoder").is_dir():
+        raise ValueError(f"retrieval.dense.encoder={folder}: there is no such folder.")
