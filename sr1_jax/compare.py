@@ -107,6 +107,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     if path.is_file():
         return _of_evaluation(path)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such workdir, nor file of results.")
     path = path / "result.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: the run has not finished; run sr1_jax.train.")

@@ -15,7 +15,7 @@ import rich.console
 from absl import flags
 
 from sr1_jax import cli
-from sr1_jax.paths import local_path, local_paths
+from sr1_jax.paths import local_path, local_paths, write_whole
 from sr1_jax.retrieval.supporting import Report, complete_corpus
 from sr1_jax.terminal import one_line
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     report_path = local_path(values.report, "--report") if values.report else None
     report = _complete(values.corpus, values.questions, values.out)
     if report_path:
-        report_path.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        write_whole(report_path, json.dumps(report.to_dict(), indent=2) + "\n")
     _print(report, values.out)
 
 

@@ -230,8 +230,12 @@ def test_runs_that_cannot_be_compared(finished, tmp_path):
         (tmp_path / name / "result.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             compare.main(["compare", demo, str(tmp_path / name)])
-    with pytest.raises(ValueError, match=r"none/result\.json does not exist: the run has not"):
-        compare.main(["compare", demo, str(tmp_path / "none")])
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(ValueError, match=r"begun/result\.json does not exist: the run has not"):
+        compare.main(["compare", demo, str(tmp_path / "begun")])
+    for name in ("none", "demo/eval/mistyped.json"):
+        with pytest.raises(ValueError, match=f"{name}: there is no such workdir, nor file of res"):
+            compare.main(["compare", demo, str(tmp_path / name)])
     with pytest.raises(
         ValueError, match="at least two workdirs of finished runs, or files of results"
     ):

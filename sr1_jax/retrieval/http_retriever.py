@@ -121,12 +121,13 @@ class HttpRetriever:
         return found
 
     def connect(self) -> None:
-        """Asks the servers what they search, and sets `fingerprint`.
+        """Asks the servers what they search, sets `fingerprint`, and has each answer one query.
 
         A server without `/health`, such as the original's, says nothing and is taken as it is.
 
         Raises:
-            ConnectionError: no server answers, or one wants another token.
+            ConnectionError: no server answers, or one wants another token, has nothing at this
+                path, or answers in another form.
             ValueError: the servers search different indices.
         """
         faults: dict[str, Fault] = {}
@@ -135,8 +136,15 @@ class HttpRetriever:
             time.sleep(self._pause(again))
             for url in self._urls:
                 try:
-                    fingerprints[url] = self._fingerprint_of(url)
+                    fingerprint = self._fingerprint_of(url)
+                    self._try(url)
+                    fingerprints[url] = fingerprint
                 except Fault as fault:
+                    if not fault.again:
+                        raise ConnectionError(
+                            f"{url} does not answer a query: {fault.message}. "
+                            "See docs/serving.md for the form, and retrieval.http.urls."
+                        ) from fault
                     faults[url] = fault
             if fingerprints:
                 break
@@ -150,11 +158,7 @@ class HttpRetriever:
 
     def _fingerprint_of(self, url: str) -> str:
         status, _, body = self._exchange("GET", urljoin(url, "health"))
-        if status in (401, 403):
-            raise ConnectionError(
-                f"{url} refuses the token (status {status}): {shown(body)}. Give the right one in "
-                f"the file retrieval.http.token_file, or in {TOKEN_VARIABLE}."
-            )
+        _check_token(url, status, body)
         if status >= 500:
             raise Fault("status", f"status {status}: {shown(body)}")
         try:
@@ -162,6 +166,17 @@ class HttpRetriever:
         except ValueError:
             return ""
         return str(told.get("fingerprint", "")) if isinstance(told, Mapping) else ""
+
+    def _try(self, url: str) -> None:
+        """A query of one word: a wrong path or token shows before anything expensive."""
+        status, _, answer = self._exchange("POST", url, request_body(["search"], 1))
+        _check_token(url, status, answer)
+        if status != 200:
+            raise Fault("status", f"status {status}: {shown(answer)}", may_pass(status))
+        try:
+            results_of(answer, 1, 1)
+        except ValueError as error:
+            raise Fault("malformed", str(error), again=False) from error
 
     def _request(self, queries: list[str], k: int) -> list[list[Passage]]:
         """One request, on as many addresses and as often as need be."""
@@ -236,6 +251,15 @@ class HttpRetriever:
     def _pause(self, again: int) -> float:
         """Most seconds before an address is asked again for the so-manyth time."""
         return pause_seconds(again, self._backoff_seconds)
+
+
+def _check_token(url: str, status: int, answer: bytes) -> None:
+    """Raises ConnectionError if a server wants another token."""
+    if status in (401, 403):
+        raise ConnectionError(
+            f"{url} refuses the token (status {status}): {shown(answer)}. Give the right one in "
+            f"the file retrieval.http.token_file, or in {TOKEN_VARIABLE}."
+        )
 
 
 def open_http(

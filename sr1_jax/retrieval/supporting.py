@@ -88,7 +88,7 @@ def complete_corpus(
     Args:
         corpus: see `read_corpus`; it is left as it is.
         questions: files in the forms above.
-        out: a `.jsonl` or `.jsonl.gz` file that is not there yet.
+        out: a `.jsonl` or `.jsonl.gz` file that is not there yet; its folder is made if need be.
         progress: told the share of the corpus that is copied.
 
     Raises:
@@ -106,6 +106,7 @@ def complete_corpus(
     for path in questions:
         report.files.append(_read_questions(path, file_of))
     missing = dict(file_of)
+    out.parent.mkdir(parents=True, exist_ok=True)
     opened = gzip.open if out.suffix == ".gz" else open
     with replacing(out) as temporary, opened(temporary, "wb") as file:
         for chunk in chunks:

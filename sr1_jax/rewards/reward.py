@@ -174,6 +174,8 @@ def _pairs(terms: Any) -> list[tuple[str, float]]:
         if name in seen:
             raise ValueError(f"reward.terms names {name!r} twice; add up the weights.")
         seen.add(name)
+    if not any(weight for _, weight in terms):
+        raise ValueError(f"reward.terms={terms!r}: all weights are 0, which teaches nothing.")
     for one, other in SAME:
         if {one, other} <= seen:
             raise ValueError(f"reward.terms names {one!r} and {other!r}, which are one term.")

@@ -68,7 +68,10 @@ CURRICULUM = Section(
         "momentum": Setting(
             0.5, "weight of the newest share in a rate", between(0, 1, open_below=True)
         ),
-        "new": Setting(0.5, "share of what is drawn that was not asked yet", between(0, 1)),
+        # With 0 the questions of the first step would be asked for ever.
+        "new": Setting(
+            0.5, "share of what is drawn that was not asked yet", between(0, 1, open_below=True)
+        ),
     }
 )
 

@@ -239,9 +239,32 @@ def test_the_token_is_borne(fake_retriever, tmp_path, monkeypatch):
     with FaultyServer(fake_retriever()) as server:
         for token_file in (str(file), ""):
             open_retriever(settings(urls=server.url, token_file=token_file)).search(["a"], 1)
+    # Each one's first request is that of `connect`.
     assert [headers["Authorization"] for headers in server.headers] == [
-        "Bearer sesame", "Bearer of-the-environment",
+        "Bearer sesame", "Bearer sesame",
+        "Bearer of-the-environment", "Bearer of-the-environment",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("404", r"does not answer a query: status 404.*retrieval\.http\.urls"),
+        ("401", r"refuses the token \(status 401\).*retrieval\.http\.token_file"),
+        ("cut", r"does not answer a query: .*JSON"),
+    ],
+)
+def test_what_would_fail_every_search_is_told_before_the_first(fake_retriever, fault, message):
+    with (
+        FaultyServer(fake_retriever(), first([fault])) as server,
+        pytest.raises(ConnectionError, match=message),
+    ):
+        open_retriever(settings(urls=server.url))
+
+
+def test_a_server_that_is_only_busy_is_asked_again(fake_retriever):
+    with FaultyServer(fake_retriever(), first(["503"])) as server:
+        assert open_retriever(settings(urls=server.url)).search(["a"], 1)
 
 
 @pytest.mark.parametrize(("content", "message"), [(" ", "is empty"), ("a b", "printable ASCII")])

@@ -180,7 +180,7 @@ def test_faults_leave_nothing_behind(corpus, tmp_path, text, message):
 
 def test_the_program(corpus, tmp_path, capsys):
     questions = _lines(tmp_path / "m.jsonl", [MUSIQUE])
-    out, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+    out, report = tmp_path / "new" / "out.jsonl", tmp_path / "other" / "report.json"
     arguments = [f"--corpus={corpus}", f"--questions={questions}", f"--out={out}"]
     program.main(["complete_corpus", *arguments, f"--report={report}"])
     text, errors = capsys.readouterr()

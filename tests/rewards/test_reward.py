@@ -136,6 +136,7 @@ def test_cut_episodes_train_unless_they_are_masked(make):
         ((("em", "1"),), r"pairs, not \('em', '1'\)"),
         ((("em", float("inf")),), "pairs, not"),
         ((("em", 1.0), ("em", 2.0)), "names 'em' twice"),
+        ((("em", 0.0), ("f1", 0)), "all weights are 0"),
         ((("bleu", 1.0),), "reward.terms has 'bleu'; a term is one of em, f1, "),
         ((("own_terms:none", 1.0),), "none is not there in .*own_terms.py"),
         ((("own_terms:VALUE", 1.0),), "VALUE is not callable in"),

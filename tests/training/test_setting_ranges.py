@@ -30,7 +30,6 @@ GOOD = {
     ("data.limit", ()): "all questions",
     ("data.weights", ()): "sets are drawn as they occur",
     ("data.curriculum.target", 0.0): ZERO_IS_A_RATE,
-    ("data.curriculum.new", 0.0): ZERO_IS_A_RATE,
     ("data.world_people", 0): ZERO_IS_OFF,
     ("warm_start.micro_batch", 0): "all of a batch",
     ("warm_start.checkpoint_every", 0): ZERO_IS_OFF,
