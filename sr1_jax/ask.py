@@ -46,7 +46,7 @@ from sr1_jax.sharding import make_mesh
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_mesh, check_paths
 from sr1_jax.training.policies import check_base, trained_policy
-from sr1_jax.training.saved_run import find_run
+from sr1_jax.training.saved_run import find_run, step_flag
 from sr1_jax.training.settings import RUN, unknown_setting
 
 _PROMPT = "\nquestion  "
@@ -60,7 +60,7 @@ class Choices(NamedTuple):
     temperature: float | None = None
     passages: int = 0
     base: bool = False
-    step: int | None = None
+    step: int | str | None = None
 
     def check(self) -> None:
         """Refuses what cannot be.
@@ -88,8 +88,7 @@ def main(argv: Sequence[str]) -> None:
     define, default = {"flag_values": values}, Choices()
     flags.DEFINE_string("workdir", "", "Folder of a run, whose policy answers; without it base.path"
                         " or base.workdir name one. It keeps the index.", **define)  # fmt: skip
-    flags.DEFINE_integer("step", None, "The checkpoint after so many steps; without it the "
-                         "newest.", **define)  # fmt: skip
+    step_flag(values)
     flags.DEFINE_bool("base", default.base, "The policy that the run started from.", **define)
     flags.DEFINE_string("corpus", "", "Passages, JSON lines; where none is given those of the "
                         "config.", **define)  # fmt: skip

@@ -1,7 +1,8 @@
 """What the rollout engine asks of a search engine."""
 
+import operator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,15 @@ class Retriever(Protocol):
             ValueError: `k` is less than 1.
         """
         ...
+
+
+def check_search(queries: Any, k: int) -> None:
+    """Refuses what no retriever is asked.
+
+    Raises:
+        ValueError: `k` is less than 1, or `queries` is not a list of strings.
+    """
+    if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
+        raise ValueError(f"queries must be a list of strings, found {queries!r}.")
+    if operator.index(k) < 1:
+        raise ValueError(f"k must be at least 1, found {k}.")

@@ -21,7 +21,6 @@ import functools
 import hashlib
 import json
 import math
-import operator
 import os
 import tempfile
 import threading
@@ -31,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.bm25_build import Progress, build_index, no_progress
 from sr1_jax.retrieval.bm25_search import Postings, Searcher
 from sr1_jax.retrieval.corpus_files import corpus_sha256
@@ -180,10 +179,7 @@ class BM25Retriever:
         Raises:
             ValueError: `k` is less than 1, or `queries` is not a list of strings.
         """
-        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
-            raise ValueError(f"queries must be a list of strings, found {queries!r}.")
-        if operator.index(k) < 1:
-            raise ValueError(f"k must be at least 1, found {k}.")
+        check_search(queries, k)
         search = functools.partial(self._search_some, k=k)
         if self.threads == 1 or len(queries) <= _SHARE:
             return search(queries)

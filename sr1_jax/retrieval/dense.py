@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 import tempfile
 import threading
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.models.encoder_folder import TextEncoder, load_encoder
 from sr1_jax.paths import local_path
-from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_folder
@@ -184,10 +183,7 @@ class DenseRetriever:
         Raises:
             ValueError: `k` is less than 1, or `queries` is not a list of strings.
         """
-        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
-            raise ValueError(f"queries must be a list of strings, found {queries!r}.")
-        if operator.index(k) < 1:
-            raise ValueError(f"k must be at least 1, found {k}.")
+        check_search(queries, k)
         if not queries:
             return []
         found = self.dispatch(lambda: self._find(queries, k))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sr1_jax.lock import lock_workdir
-from sr1_jax.paths import sha256_of
+from sr1_jax.paths import sha256_of, write_whole
 from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.embedder import Embedder
@@ -199,9 +198,7 @@ class _Build:
 
     def _save(self, **changes: int) -> None:
         self._state |= changes
-        new = self._state_file.with_suffix(".new")
-        new.write_text(json.dumps(self._state), encoding="utf-8")
-        os.replace(new, self._state_file)
+        write_whole(self._state_file, json.dumps(self._state))
 
 
 def _check_finite(vector_nD: np.ndarray, first: int, passages: PassageStore) -> None:

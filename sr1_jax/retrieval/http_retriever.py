@@ -31,7 +31,7 @@ from sr1_jax.http_exchange import (
     shown,
 )
 from sr1_jax.paths import local_path
-from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.wire import addresses, request_body, results_of
 
 TOKEN_VARIABLE = "SR1_JAX_RETRIEVAL_TOKEN"
@@ -111,10 +111,7 @@ class HttpRetriever:
             SearchFailedError: no address gave an answer that can be used; names the last one and
                 what came back.
         """
-        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
-            raise ValueError(f"queries must be a list of strings, found {queries!r}.")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, found {k}.")
+        check_search(queries, k)
         found: list[list[Passage]] = []
         for start in range(0, len(queries), self._queries):
             found += self._request(queries[start : start + self._queries], k)
@@ -140,7 +137,7 @@ class HttpRetriever:
                     self._try(url)
                     fingerprints[url] = fingerprint
                 except Fault as fault:
-                    if not fault.again:
+                    if not fault.again or fault.kind == "malformed":
                         raise ConnectionError(
                             f"{url} does not answer a query: {fault.message}. "
                             "See docs/serving.md for the form, and retrieval.http.urls."
@@ -171,12 +168,7 @@ class HttpRetriever:
         """A query of one word: a wrong path or token shows before anything expensive."""
         status, _, answer = self._exchange("POST", url, request_body(["search"], 1))
         _check_token(url, status, answer)
-        if status != 200:
-            raise Fault("status", f"status {status}: {shown(answer)}", may_pass(status))
-        try:
-            results_of(answer, 1, 1)
-        except ValueError as error:
-            raise Fault("malformed", str(error), again=False) from error
+        _found(status, answer, 1, 1)
 
     def _request(self, queries: list[str], k: int) -> list[list[Passage]]:
         """One request, on as many addresses and as often as need be."""
@@ -216,12 +208,7 @@ class HttpRetriever:
         with self._lock:
             self._counts["attempts"] += 1
         status, _, answer = self._exchange("POST", url, body)
-        if status != 200:
-            raise Fault("status", f"status {status}: {shown(answer)}", may_pass(status))
-        try:
-            return results_of(answer, queries, k)
-        except ValueError as error:
-            raise Fault("malformed", str(error)) from error
+        return _found(status, answer, queries, k)
 
     def _exchange(self, method: str, url: str, body: bytes | None = None) -> Reply:
         """See `exchange`."""
@@ -251,6 +238,16 @@ class HttpRetriever:
     def _pause(self, again: int) -> float:
         """Most seconds before an address is asked again for the so-manyth time."""
         return pause_seconds(again, self._backoff_seconds)
+
+
+def _found(status: int, answer: bytes, queries: int, k: int) -> list[list[Passage]]:
+    """What a reply to so many queries says; raises Fault if it cannot be used."""
+    if status != 200:
+        raise Fault("status", f"status {status}: {shown(answer)}", may_pass(status))
+    try:
+        return results_of(answer, queries, k)
+    except ValueError as error:
+        raise Fault("malformed", str(error)) from error
 
 
 def _check_token(url: str, status: int, answer: bytes) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sr1_jax.retrieval.base import Passage, Retriever
+from sr1_jax.retrieval.base import Passage, Retriever, check_search
 
 
 class HybridRetriever:
@@ -73,8 +73,7 @@ class HybridRetriever:
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
         """See `Retriever.search`; scores are those of the formula."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1, found {k}.")
+        check_search(queries, k)
         depth = max(k, self._depth)
         rankings = [each.search(queries, depth) for each in self._retrievers.values()]
         return [fused(of_query, self._k)[:k] for of_query in zip(*rankings)]

@@ -16,11 +16,11 @@ A flat index is its header and all vectors one after the other as float32, writt
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from sr1_jax.paths import replacing
 from sr1_jax.retrieval.vectors import Vectors
 
 _HEADER = struct.Struct("<4siqqqBi")
@@ -100,8 +100,7 @@ def _check_lengths(path: Path, vectors: Vectors) -> None:
 
 def write_npy(path: Path, vectors: Vectors) -> None:
     """Writes vectors as float32 .npy; the file appears when it is whole."""
-
-    def write(part: Path) -> None:
+    with replacing(path) as part:
         shape = (vectors.count, vectors.width)
         mapped = np.lib.format.open_memmap(part, "w+", np.float32, shape)
         for first in range(0, vectors.count, _ROWS):
@@ -109,28 +108,13 @@ def write_npy(path: Path, vectors: Vectors) -> None:
             mapped[first:last] = vectors.float32(first, last)
         mapped.flush()
 
-    _when_whole(path, write)
-
 
 def write_faiss(path: Path, vectors: Vectors) -> None:
     """Writes vectors as FAISS's IndexFlatIP; the file appears when it is whole."""
-
-    def write(part: Path) -> None:
-        with open(part, "wb") as file:
-            header = b"IxFI", vectors.width, vectors.count, _UNUSED, _UNUSED, 1, _METRICS[b"IxFI"]
-            file.write(_HEADER.pack(*header))
-            file.write(_COUNT.pack(vectors.count * vectors.width))
-            for first in range(0, vectors.count, _ROWS):
-                rows_nD = vectors.float32(first, min(first + _ROWS, vectors.count))
-                file.write(np.ascontiguousarray(rows_nD, "<f4").data)
-
-    _when_whole(path, write)
-
-
-def _when_whole(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, open(part, "wb") as file:
+        header = b"IxFI", vectors.width, vectors.count, _UNUSED, _UNUSED, 1, _METRICS[b"IxFI"]
+        file.write(_HEADER.pack(*header))
+        file.write(_COUNT.pack(vectors.count * vectors.width))
+        for first in range(0, vectors.count, _ROWS):
+            rows_nD = vectors.float32(first, min(first + _ROWS, vectors.count))
+            file.write(np.ascontiguousarray(rows_nD, "<f4").data)

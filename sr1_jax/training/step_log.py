@@ -18,6 +18,7 @@ from sr1_jax.evaluation.scores import hops_of, means_by, score
 from sr1_jax.evaluation.trajectory_log import write_trajectories
 from sr1_jax.evaluation.wandb_board import WandbBoard
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import write_whole
 from sr1_jax.rewards import exact_match
 from sr1_jax.training.dynamic_sampling import Sampled
 from sr1_jax.training.same_settings import as_json_values
@@ -98,9 +99,8 @@ class StepLog(contextlib.AbstractContextManager):
             return
         self._writer.close()
         undone = [row for row in read_metrics(self._workdir) if row["step"] > step]
-        path = self._workdir / "undone" / f"{number}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in undone))
+        lines = "".join(json.dumps(row) + "\n" for row in undone)
+        write_whole(self._workdir / "undone" / f"{number}.jsonl", lines)
         self._writer = MetricsWriter(self._workdir, start_step=step)
 
     def __exit__(self, *_) -> None:
