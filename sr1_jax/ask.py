@@ -30,6 +30,7 @@ from sr1_jax.asking import (
     View,
     answer_all,
     asking_config,
+    check_text,
     converse,
     make_console,
     write_all,
@@ -38,7 +39,7 @@ from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation import methods
 from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Tokenizer
-from sr1_jax.paths import local_path
+from sr1_jax.paths import path_or_none
 from sr1_jax.protocol.tags import THINK
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rollout import SplitEngine
@@ -113,8 +114,8 @@ def main(argv: Sequence[str]) -> None:
     asker, tokenizer, tags = load(
         values.config,
         Choices(**{name: values[name].value for name in Choices._fields}),
-        workdir=_path_or_none(values, "workdir"),
-        corpus=_path_or_none(values, "corpus"),
+        workdir=path_or_none(values.workdir, "--workdir"),
+        corpus=path_or_none(values.corpus, "--corpus"),
     )
     for question in questions:
         asker.check(question)
@@ -189,8 +190,7 @@ def load(
 def _check_questions(questions: Sequence[str], *, as_json: bool) -> None:
     """Refuses to wait for questions where nobody types any."""
     for question in questions:
-        if not question.strip():
-            raise ValueError("A question is empty; ask something.")
+        check_text(question)
     if questions:
         return
     if as_json:
@@ -250,10 +250,6 @@ def _request_tags(engine: SplitEngine) -> list[str]:
     """The tags of the blocks in which a policy asks its tools."""
     found = (tool.request_tag for tool in engine.tags.tools)
     return [tag for tag in found if tag != THINK]
-
-
-def _path_or_none(values: flags.FlagValues, name: str) -> Path | None:
-    return local_path(values[name].value, f"--{name}") if values[name].value else None
 
 
 def _converse(asker: Asker, view: View) -> None:

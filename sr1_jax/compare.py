@@ -35,7 +35,7 @@ from sr1_jax.evaluation.tables import (
     print_scores,
     score_columns,
 )
-from sr1_jax.paths import local_path
+from sr1_jax.paths import local_path, path_or_none
 from sr1_jax.rewards import exact_match
 from sr1_jax.terminal import one_line
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", "", "Also write the table as Markdown.", flag_values=values)
     names = cli.parse(values, argv, required=(), usage=__doc__, positional=True)
     paths = [local_path(name, "workdir") for name in names]
-    output = local_path(values.output, "--output") if values.output else None
+    output = path_or_none(values.output, "--output")
     if len(paths) < 2:
         raise ValueError("Name at least two workdirs of finished runs, or files of results.")
     found = [read_result(path) for path in paths]

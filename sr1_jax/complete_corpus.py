@@ -15,7 +15,7 @@ import rich.console
 from absl import flags
 
 from sr1_jax import cli
-from sr1_jax.paths import local_path, local_paths, write_whole
+from sr1_jax.paths import local_path, local_paths, path_or_none, write_whole
 from sr1_jax.retrieval.supporting import Report, complete_corpus
 from sr1_jax.terminal import one_line
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("out", None, "Corpus to write, .jsonl or .jsonl.gz.", **define)
     flags.DEFINE_string("report", "", "File for the report, JSON.", **define)
     cli.parse(values, argv, required=("corpus", "questions", "out"), usage=__doc__)
-    report_path = local_path(values.report, "--report") if values.report else None
+    report_path = path_or_none(values.report, "--report")
     report = _complete(values.corpus, values.questions, values.out)
     if report_path:
         write_whole(report_path, json.dumps(report.to_dict(), indent=2) + "\n")

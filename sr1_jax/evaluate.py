@@ -38,7 +38,7 @@ from sr1_jax.evaluation.scores import questions_sha256
 from sr1_jax.evaluation.weights import params_fingerprint
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import local_path
+from sr1_jax.paths import local_path, path_or_none
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.rewards import Judge
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         values.config,
         local_path(values.workdir, "--workdir"),
         _specs(values.questions),
-        local_path(values.corpus, "--corpus") if values.corpus else None,
+        path_or_none(values.corpus, "--corpus"),
         Options(**{name: values[name].value for name in Options._fields}),
         listed=Path(values.results) if values.results else None,
     )

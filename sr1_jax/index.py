@@ -26,10 +26,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from sr1_jax import cli
 from sr1_jax.evaluation.progress import duration
-from sr1_jax.paths import local_path
-from sr1_jax.retrieval import BM25Retriever, check_retrieval
+from sr1_jax.paths import local_path, path_or_none
+from sr1_jax.retrieval import BM25Retriever, check_retrieval, dense_build
 from sr1_jax.retrieval import bm25_build as building
 from sr1_jax.retrieval.bm25 import bm25_options
+from sr1_jax.retrieval.dense import DenseRetriever, encoder_of
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.retrieval.vector_files import write_faiss, write_npy
 from sr1_jax.retrieval.vectors import DTYPES
@@ -38,7 +39,7 @@ from sr1_jax.training.settings import RUN, default_config, unknown_setting
 
 _STAGES = {
     "bm25": (building.COUNTING, building.MERGING),
-    "dense": ("reading passages", "embedding"),  # as `dense_build` calls them
+    "dense": (dense_build.READING, dense_build.EMBEDDING),
 }
 # Where there is no terminal, a line of progress at most so often.
 _EVERY_SECONDS = 30.0
@@ -135,15 +136,13 @@ def _export_path(text: str) -> Path:
 def _build_dense(
     retrieval: ml_collections.ConfigDict, corpus: Path, index: Path, progress: building.Progress
 ) -> Any:
-    from sr1_jax.retrieval.dense import DenseRetriever, encoder_of
-
     options = retrieval.dense
     return DenseRetriever.build(
         corpus,
         index,
         encoder_of(options),
         dtype=options.dtype,
-        vectors=local_path(options.vectors, "--vectors") if options.vectors else None,
+        vectors=path_or_none(options.vectors, "--vectors"),
         search=options.search,
         progress=progress,
     )

@@ -29,6 +29,11 @@ def local_path(text: str, name: str) -> Path:
     return Path(text)
 
 
+def path_or_none(text: str, name: str) -> Path | None:
+    """As `local_path`; None for "", which names none."""
+    return local_path(text, name) if text else None
+
+
 def local_paths(text: str, name: str) -> list[Path]:
     """The paths of several files, given with commas between them; "" names none.
 

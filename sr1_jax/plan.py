@@ -27,7 +27,7 @@ from rich.markup import escape
 
 from sr1_jax import cli
 from sr1_jax.chips import chip_of
-from sr1_jax.paths import local_path
+from sr1_jax.paths import path_or_none
 from sr1_jax.planning.plan import Plan, as_json, make_plan
 from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_float("occupancy", None, "Assumed share of busy decode slots.", **define)
     cli.parse(values, argv, required=("config",), usage=__doc__)
     topologies = [*([values.topology] if values.topology else []), *values.sweep]
-    file = local_path(values.json, "--json") if values.json else None
+    file = path_or_none(values.json, "--json")
     if not topologies:
         raise ValueError("--topology is missing, e.g. --topology=v5e:8x8 (or --sweep=…).")
     for topology in topologies:

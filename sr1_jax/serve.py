@@ -26,7 +26,7 @@ from absl import flags
 
 from sr1_jax import cli
 from sr1_jax.config_files import override, split_overrides
-from sr1_jax.paths import local_path
+from sr1_jax.paths import path_or_none
 
 TOKEN_VARIABLE = "SR1_JAX_SERVE_TOKEN"
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     _check_exposure(values.host, token, values.without_token)
     retriever = open_served(
         config,
-        _path(values.corpus, "--corpus"),
-        _path(values.index, "--index"),
+        path_or_none(values.corpus, "--corpus"),
+        path_or_none(values.index, "--index"),
         as_built=values.config is None and not overrides,
     )
     serve(retriever, values, token)
@@ -86,10 +86,6 @@ def _config_of(overrides: Sequence[tuple[str, str | None]]) -> ml_collections.Co
     return config
 
 
-def _path(text: str, name: str) -> Path | None:
-    return local_path(text, name) if text else None
-
-
 def open_served(
     config: ml_collections.ConfigDict, corpus: Path | None, index: Path | None, *, as_built: bool
 ) -> Any:
@@ -109,8 +105,8 @@ def open_served(
     from sr1_jax.retrieval.open import needs_corpus, open_as_built
     from sr1_jax.retrieval.settings import RETRIEVAL
 
-    corpus = corpus or _path(config.data.corpus, "data.corpus")
-    index = index or _path(config.data.index, "data.index")
+    corpus = corpus or path_or_none(config.data.corpus, "data.corpus")
+    index = index or path_or_none(config.data.index, "data.index")
     if as_built and index and not corpus:
         return open_as_built(index)
     RETRIEVAL.check(config.retrieval, "retrieval.")

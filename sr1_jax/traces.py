@@ -34,7 +34,7 @@ from sr1_jax.imitation.shown import Searches
 from sr1_jax.imitation.split import distinct, is_taken, write_lines, write_rest
 from sr1_jax.imitation.stage import Stage
 from sr1_jax.imitation.writer import as_rows, write_traces
-from sr1_jax.paths import local_path, local_paths
+from sr1_jax.paths import local_path, local_paths, path_or_none
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import needs_corpus
@@ -114,15 +114,11 @@ def main(argv: Sequence[str]) -> None:
         local_paths(values.questions, "--questions"),
         local_path(values.out, "--out"),
         Choices(**{name: values[name].value for name in Choices._fields}),
-        corpus=_path_or_none(values, "corpus"),
-        rest=_path_or_none(values, "rest"),
-        report_path=_path_or_none(values, "report"),
-        workdir=_path_or_none(values, "workdir"),
+        corpus=path_or_none(values.corpus, "--corpus"),
+        rest=path_or_none(values.rest, "--rest"),
+        report_path=path_or_none(values.report, "--report"),
+        workdir=path_or_none(values.workdir, "--workdir"),
     )
-
-
-def _path_or_none(values: flags.FlagValues, name: str) -> Path | None:
-    return local_path(values[name].value, f"--{name}") if values[name].value else None
 
 
 def write(

@@ -2,7 +2,7 @@
 reads, at a terminal or as data."""
 
 from sr1_jax.asking.answer import Answered, as_data
-from sr1_jax.asking.asker import Asker, asking_config
+from sr1_jax.asking.asker import Asker, asking_config, check_text
 from sr1_jax.asking.conversation import answer_all, converse, write_all
 from sr1_jax.asking.view import View, make_console
 
@@ -13,6 +13,7 @@ __all__ = [
     "answer_all",
     "as_data",
     "asking_config",
+    "check_text",
     "converse",
     "make_console",
     "write_all",

@@ -67,8 +67,7 @@ class Asker:
         Raises:
             ValueError: naming it.
         """
-        if not question.strip():
-            raise ValueError("A question is empty; ask something.")
+        check_text(question)
         if not self._engine.fits(_as_question(question)):
             raise ValueError(
                 f"The question {question[:40]!r}… leaves no room for an answer: shorten it, or "
@@ -107,6 +106,16 @@ class Asker:
     def _prefill(self) -> None:
         """Feeds what all prompts begin with."""
         self._engine.prefill(_as_question("?"))
+
+
+def check_text(question: str) -> None:
+    """Refuses a question without words, which is known before anything is loaded.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if not question.strip():
+        raise ValueError("A question is empty; ask something.")
 
 
 def _as_question(question: str) -> Question:

@@ -7,6 +7,7 @@ the search is exact (`dense_search`).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ import jax
 from jax.sharding import Mesh
 
 from sr1_jax.models.encoder_folder import TextEncoder, load_encoder
-from sr1_jax.paths import local_path
+from sr1_jax.models.encoder_recipe import Recipe
+from sr1_jax.paths import local_path, path_or_none
 from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
@@ -29,6 +31,7 @@ from sr1_jax.retrieval.dense_search import Found, VectorSearch
 from sr1_jax.retrieval.embedder import Embedder
 from sr1_jax.retrieval.index_folder import read_manifest
 from sr1_jax.retrieval.passages import PassageStore
+from sr1_jax.retrieval.settings import DENSE
 from sr1_jax.retrieval.vectors import Vectors
 from sr1_jax.sharding import make_mesh
 
@@ -63,7 +66,7 @@ class DenseRetriever:
     ):
         self.manifest, self.embedder = manifest, embedder
         self.dispatch: Dispatch = _one_at_a_time()
-        self._options = {"top_k": "exact", "recall": 0.95} | dict(search or {})
+        self._options = _search_options(search)
         self._passages = PassageStore(folder, mmap=mmap)
         self.vectors = read_folder(folder, manifest["dtype"])
         self._search = _vector_search(self.vectors, mesh, self._options)
@@ -165,8 +168,7 @@ class DenseRetriever:
                 "pooling, length or prefix of passages: set retrieval.dense.* to those of the "
                 "index, or build it again."
             )
-        batches = (search or {}).get("batches", (1, 8, 64, 256))
-        embedder = Embedder(encoder, mesh, batches)
+        embedder = Embedder(encoder, mesh, _search_options(search)["batches"])
         return cls(index_dir, manifest, embedder, mesh, search=search, mmap=mmap)
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
@@ -210,8 +212,13 @@ def _one_at_a_time() -> Dispatch:
     return dispatch
 
 
+def _search_options(search: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All settings `retrieval.dense.search`: those given, and of the others the defaults."""
+    return dict(DENSE.defaults().search) | dict(search or {})
+
+
 def _vector_search(vectors: Vectors, mesh: Mesh, options: Mapping[str, Any]) -> VectorSearch:
-    given = {key: options[key] for key in ("recall", "block", "batches") if key in options}
+    given = {key: options[key] for key in ("recall", "block", "batches")}
     return VectorSearch(vectors, mesh, approximate=options["top_k"] == "approximate", **given)
 
 
@@ -248,7 +255,7 @@ def open_dense(
     search = dict(options["search"])
     build = {
         "dtype": options["dtype"],
-        "vectors": _path(options["vectors"], "retrieval.dense.vectors"),
+        "vectors": path_or_none(options["vectors"], "retrieval.dense.vectors"),
         "search": search,
     }
     if index is None:
@@ -269,15 +276,11 @@ def encoder_of(options: Mapping[str, Any]) -> TextEncoder:
     Raises:
         ValueError: see `load_encoder`.
     """
-    recipe = ("pooling", "normalized", "max_tokens", "query_prefix", "passage_prefix")
+    recipe = [field.name for field in dataclasses.fields(Recipe)]
     folder = local_path(options["encoder"], "retrieval.dense.encoder")
     return load_encoder(
         folder, dtype=options["encoder_dtype"], **{key: options[key] for key in recipe}
     )
-
-
-def _path(text: str, name: str) -> Path | None:
-    return local_path(text, name) if text else None
 
 
 def open_as_built(index: Path) -> DenseRetriever:

@@ -26,13 +26,18 @@ from sr1_jax.paths import sha256_of, write_whole
 from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.embedder import Embedder
-from sr1_jax.retrieval.index_folder import check_replaceable, put_in_place, write_manifest
+from sr1_jax.retrieval.index_folder import (
+    DENSE_FORMAT,
+    check_replaceable,
+    put_in_place,
+    write_manifest,
+)
 from sr1_jax.retrieval.passage_build import write_passages
 from sr1_jax.retrieval.passages import PassageStore
 from sr1_jax.retrieval.vector_files import read_vectors
 from sr1_jax.retrieval.vectors import Vectors, as_dtype
 
-FORMAT, VERSION = "sr1_jax.dense", 1
+FORMAT, VERSION = DENSE_FORMAT, 1
 READING, EMBEDDING = "reading passages", "embedding"
 _STATE, _VECTORS, _SCALES = "state.json", "vectors.npy", "scales.npy"
 _CHUNK = 4096  # passages between two saves of the state

@@ -15,7 +15,6 @@ higher score, or by the same one further ahead, since groups follow each other a
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -69,9 +68,7 @@ class VectorSearch:
     ):
         self.count, self.width, self.dtype = vectors.count, vectors.width, vectors.dtype
         self._mesh, self._batches = mesh, batches
-        share = -(-vectors.count // mesh.size)
-        block = -(-min(block, share) // GROUP) * GROUP
-        self._rows = -(-share // block) * block  # of each device, those that pad included
+        block, self._rows = _layout(vectors.count, mesh.size, block)
         rows = vectors.rows
         if vectors.dtype == "bfloat16" and mesh.devices.flat[0].platform == "cpu":
             # As bits: XLA's CPU backend would convert all of a bfloat16 array in every search.
@@ -133,6 +130,13 @@ def merged(score_PBk: np.ndarray, number_PBk: np.ndarray, k: int) -> Found:
         np.take_along_axis(score_BM, best_Bk, axis=1),
         np.take_along_axis(number_BM, best_Bk, axis=1).astype(np.int64),
     )
+
+
+def _layout(count: int, devices: int, block: int) -> tuple[int, int]:
+    """Vectors of a block, and of a device, those that pad the last block included."""
+    share = -(-count // devices)
+    block = -(-min(block, share) // GROUP) * GROUP
+    return block, -(-share // block) * block
 
 
 def _placed(read, vectors: Vectors, rows: int, mesh: Mesh) -> jax.Array:
@@ -251,7 +255,5 @@ def _approximately_best(score_Bb, k, *, recall):
 
 def bytes_a_device(count: int, width: int, dtype: str, devices: int, block: int = 8192) -> int:
     """Memory that the vectors take of each device, padding included."""
-    share = -(-count // devices)
-    block = -(-min(block, share) // GROUP) * GROUP
-    rows = math.ceil(share / block) * block
+    _, rows = _layout(count, devices, block)
     return rows * (width * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] + 4 * (dtype == "int8"))

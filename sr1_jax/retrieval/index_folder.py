@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_FILE = "index.json"
+# The "format" of a dense index; here, so that it can be told from others without JAX.
+DENSE_FORMAT = "sr1_jax.dense"
 
 
 def write_manifest(folder: Path, fields: dict[str, Any]) -> None:

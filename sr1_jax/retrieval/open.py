@@ -16,7 +16,7 @@ from sr1_jax.retrieval.bm25 import BM25Retriever, bm25_options, open_bm25
 from sr1_jax.retrieval.cache import with_cache
 from sr1_jax.retrieval.http_retriever import check_http, open_http
 from sr1_jax.retrieval.hybrid import open_hybrid
-from sr1_jax.retrieval.index_folder import format_of
+from sr1_jax.retrieval.index_folder import DENSE_FORMAT, format_of
 from sr1_jax.retrieval.noise import check_noise, with_noise
 from sr1_jax.retrieval.stand_ins import Delayed, open_empty
 
@@ -112,7 +112,7 @@ def open_as_built(index: Path) -> Retriever:
     Raises:
         FileNotFoundError, ValueError: there is no index, or it cannot be opened.
     """
-    if format_of(index) == "sr1_jax.dense":
+    if format_of(index) == DENSE_FORMAT:
         from sr1_jax.retrieval import dense
 
         return dense.open_as_built(index)

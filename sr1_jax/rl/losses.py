@@ -153,7 +153,7 @@ def ratio_extremes(
     """
     require_same_shape(logp=logp_BT, old_logp=old_logp_BT, mask=mask_BT)
     log_ratio_BT = masked_input(logp_BT, mask_BT) - masked_input(old_logp_BT, mask_BT)
-    ratio_BT = jnp.exp(jnp.clip(log_ratio_BT, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    ratio_BT = _ratio(log_ratio_BT, mask_BT, "token", None)
     extremes = {
         "ratio_max": jnp.max(ratio_BT, initial=1.0),
         "ratio_min": jnp.min(ratio_BT, initial=1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,12 @@ class RunCheckpoints:
     @property
     def last_good(self) -> int | None:
         """The newest checkpoint that a run may go back to; None without one."""
-        return max((step for step, told in self._told.items() if told.get(_GOOD, 1)), default=None)
+        return _last_good(self._told)
 
     @property
     def best_step(self) -> int | None:
         """The checkpoint with the best score, the first of equal ones; None where none has one."""
-        scored = {step: told[_SCORE] for step, told in self._told.items() if _SCORE in told}
-        return min(scored, key=lambda step: (-scored[step], step), default=None)
+        return _best(self._told)
 
     def is_best(self, score: float | None) -> bool:
         """Whether a policy with this score would be better than all that have been kept."""
@@ -172,13 +172,20 @@ class Kept(preservation_policy.PreservationPolicy):
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """One answer a checkpoint, oldest first."""
         del context
-        told = [info.metrics or {} for info in checkpoints]
-        kept = set(range(max(len(told) - self.newest, 0), len(told)))
-        good = [number for number, one in enumerate(told) if one.get(_GOOD, 1)]
-        kept |= set(good[-1:])
-        scored = [number for number, one in enumerate(told) if _SCORE in one]
-        kept |= set(sorted(scored, key=lambda number: -told[number][_SCORE])[:1])
-        return [number in kept for number in range(len(told))]
+        told = {number: info.metrics or {} for number, info in enumerate(checkpoints)}
+        kept = {_last_good(told), _best(told)}
+        return [number in kept or number >= len(told) - self.newest for number in told]
+
+
+def _last_good(told: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The last step whose checkpoint a run may go back to; None without one."""
+    return max((step for step, one in told.items() if one.get(_GOOD, 1)), default=None)
+
+
+def _best(told: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The first step with the best score; None where none has one."""
+    scored = {step: one[_SCORE] for step, one in told.items() if _SCORE in one}
+    return min(scored, key=lambda step: (-scored[step], step), default=None)
 
 
 def check_shared(folder: Path) -> None:
