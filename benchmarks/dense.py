@@ -5,11 +5,12 @@
     python benchmarks/dense.py --encoder=FOLDER [--passages=2000]
 
 The vectors are drawn around 10,000 centres, as those of texts lie, and have length 1; queries are
-drawn around the same centres. Printed are seconds a batch (the median and the least of some rounds)
-and, but for float32, the share of the k best of float32 that is found. `--others` adds faiss-cpu's
-IndexFlatIP, if it is installed, over the same vectors and on as many threads as there are cores; it
-and ours are measured in turns, so that a load on the machine is a load on both, and what both find
-is compared. The approximate search is exact on CPUs; its recall is worth printing on TPUs alone.
+drawn around the same centres. Printed are the median times of a batch and, but for float32, the
+share of the k best of float32 that is found. `--others` adds faiss-cpu's IndexFlatIP, if it is
+installed, over the same vectors and on as many threads as there are cores; it and ours are measured
+in turns, so that a load on the machine is a load on both, the ratio of their times is printed, and
+what both find is compared. The approximate search is exact on CPUs; its recall is worth printing on
+TPUs alone.
 
 With --encoder, how many passages of 100 words it embeds in a second.
 """
@@ -17,11 +18,11 @@ With --encoder, how many passages of 100 words it embeds in a second.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
+from timing import compare
 
 
 def draw(count: int, centre_CD: np.ndarray, seed: int) -> np.ndarray:
@@ -35,12 +36,6 @@ def draw(count: int, centre_CD: np.ndarray, seed: int) -> np.ndarray:
         rows += rng.standard_normal(rows.shape, dtype=np.float32) * (0.7 / width**0.5)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return vector_ND
-
-
-def seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 def recall(found_Bk: np.ndarray, exact_Bk: np.ndarray) -> float:
@@ -68,50 +63,36 @@ def measure(arguments: argparse.Namespace) -> None:
         vectors = Vectors.of(*as_dtype(vector_ND, dtype))
         batches = tuple(sorted(arguments.batches))
         search = VectorSearch(vectors, mesh, block=arguments.block, batches=batches)
-        others = {"ours": lambda some, s=search: s(some, arguments.k).number_Bk}
+        engines = {}
         if arguments.others and dtype == "float32":
-            others["faiss"] = open_faiss(vector_ND, arguments.k)
+            engines["faiss"] = open_faiss(vector_ND, arguments.k)
+        engines["ours"] = lambda some, s=search: s(some, arguments.k).number_Bk
         for batch in batches:
-            report(dtype, query_BD[:batch], others, arguments.rounds)
-        found_Bk = others["ours"](query_BD)
+            sides = {
+                name: lambda find=find, some=query_BD[:batch]: find(some)
+                for name, find in engines.items()
+            }
+            compare(sides, arguments.rounds, f"{dtype:9} batch {batch:4} ")
+        found_Bk = engines["ours"](query_BD)
         if dtype == "float32":
             exact_Bk = found_Bk
-            if "faiss" in others:
-                same = recall(others["faiss"](query_BD), found_Bk)
+            if "faiss" in engines:
+                same = recall(engines["faiss"](query_BD), found_Bk)
                 print(f"float32   both find the same: {same:.2%} of the {arguments.k} best")
         elif exact_Bk is not None:
             print(f"{dtype:9} recall@{arguments.k} {recall(found_Bk, exact_Bk):.4f}")
-        del search, others
+        del search, engines
 
 
 def open_faiss(vector_ND: np.ndarray, k: int) -> Callable[[np.ndarray], np.ndarray]:
     import faiss
 
-    faiss.omp_set_num_threads(_cores())
+    from sr1_jax.retrieval.processes import cores
+
+    faiss.omp_set_num_threads(cores())
     index = faiss.IndexFlatIP(vector_ND.shape[1])
     index.add(vector_ND)
     return lambda some: index.search(some, k)[1]
-
-
-def _cores() -> int:
-    from sr1_jax.retrieval.processes import cores
-
-    return cores()
-
-
-def report(dtype: str, query_BD: np.ndarray, engines: dict[str, Callable], rounds: int) -> None:
-    for search in engines.values():
-        search(query_BD)  # compiles
-    times = {name: [] for name in engines}
-    for _ in range(rounds):
-        for name, search in engines.items():
-            times[name].append(seconds(lambda search=search: search(query_BD)))
-    for name, taken in times.items():
-        print(
-            f"{dtype:9} batch {len(query_BD):4} {name:6} median {statistics.median(taken):.4f} s, "
-            f"least {min(taken):.4f} s",
-            flush=True,
-        )
 
 
 def measure_encoder(folder: str, count: int) -> None:
@@ -125,8 +106,9 @@ def measure_encoder(folder: str, count: int) -> None:
     mesh = make_mesh()
     embedder = Embedder(load_encoder(folder), mesh, (64 * mesh.size,))
     embedder.passages(passages[: 64 * mesh.size])  # compiles
-    taken = seconds(lambda: embedder.passages(passages))
-    print(f"{count / taken:.0f} passages a second")
+    began = time.perf_counter()
+    embedder.passages(passages)
+    print(f"{count / (time.perf_counter() - began):.0f} passages a second")
 
 
 def main() -> None:

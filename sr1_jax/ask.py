@@ -5,9 +5,9 @@
 
 Several questions are answered one after the other; without any, at a terminal, a prompt takes them.
 There Ctrl-C breaks off an answer and Ctrl-D ends. With --workdir the policy of a run answers, its
-newest checkpoint or that of --step; without it what base.path or base.workdir names, a pretrained
-model or an exported folder, with the adapters of lora.path. --json writes one JSON object a
-question.
+newest checkpoint or that of --step=N or --step=best; without it what base.path or base.workdir
+names, a pretrained model or an exported folder, with the adapters of lora.path. --json writes one
+JSON object a question.
 """
 
 from __future__ import annotations

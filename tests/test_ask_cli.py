@@ -151,6 +151,7 @@ class Loaded(Exception):
     [
         (("--workdir=run",), (False, 8)),
         (("--workdir=run", "--step=4"), (False, 4)),
+        (("--workdir=run", "--step=best"), (False, 4)),
         (("--workdir=run", "--base"), (True, None)),
         ((), (True, None)),
     ],
@@ -158,7 +159,8 @@ class Loaded(Exception):
 def test_checkpoints_of_a_run(folder, monkeypatch, arguments, asked):
     with RunCheckpoints(folder / "run" / "checkpoints", keep=5) as checkpoints:
         for step in (4, 8):
-            checkpoints.save(step, {"x": jnp.zeros(1)}, {"config": {}, "position": 0})
+            facts = {"config": {}, "position": 0}
+            checkpoints.save(step, {"x": jnp.zeros(1)}, facts, score=1 / step)
 
     def load(config, workdir, mesh, *, base, step):
         raise Loaded(base, step)
