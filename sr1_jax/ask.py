@@ -205,7 +205,7 @@ def _check_settings(config: ml_collections.ConfigDict, method: str) -> None:
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
-    check_retrieval(config.retrieval)
+    check_retrieval(config.retrieval, config.rollout.passages)
     methods.check_method(method)
     methods.check_templates(config, method)
 

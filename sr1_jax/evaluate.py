@@ -40,9 +40,11 @@ from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path, path_or_none
 from sr1_jax.retrieval import Retriever, fingerprint_of
+from sr1_jax.retrieval.hooks import told_at_end
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.rewards import Judge
 from sr1_jax.sharding import make_mesh
+from sr1_jax.terminal import one_line
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_mesh, check_paths
 from sr1_jax.training.policies import check_base, trained_policy
@@ -158,6 +160,8 @@ def evaluate(
             names = [entry.name for row in entries.values() for entry in row]
             join_examples(Path(options.examples), subject.folder, names)
         _summarise(subject.folder, entries, settings)
+        if told := told_at_end(retriever):
+            print(one_line(told))
         if listed is not None:
             names = [f"{entry.name}.json" for row in entries.values() for entry in row]
             listed.write_text(json.dumps([str(subject.folder / name) for name in names]) + "\n")

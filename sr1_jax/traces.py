@@ -37,6 +37,7 @@ from sr1_jax.imitation.writer import as_rows, write_traces
 from sr1_jax.paths import local_path, local_paths, path_or_none
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.retrieval.hooks import told_at_end
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.terminal import one_line
 from sr1_jax.training import task
@@ -183,6 +184,8 @@ def write(
     rows = as_rows(traces, tokenizer)
     write_lines(out, (json.dumps(row, ensure_ascii=False) for row in rows))
     report.print(rich.get_console())
+    if told := told_at_end(retriever):
+        print(one_line(told))
     print(one_line(f"{len(traces):,} traces of {len(questions):,} questions: {out}"))
     return report
 

@@ -160,7 +160,7 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
 def _check_inputs(config: ml_collections.ConfigDict) -> None:
     """Refuses a run without data or without a policy to start from."""
     data, world = config.data, config.data.world_people > 0
-    check_retrieval(config.retrieval)
+    check_retrieval(config.retrieval, config.rollout.passages)
     _check_tools(config.environment.tools)
     if config.steps:
         check_key(config.reward)
@@ -222,6 +222,12 @@ def _check_deterministic(config: ml_collections.ConfigDict) -> None:
                 f"rollout.deterministic=True excludes environment.options.{tag}.failure='empty': "
                 "which calls fail depends on the clock. Set it to 'raise'."
             )
+    web = config.retrieval.web
+    if config.retrieval.kind == "web" and web.max_requests and web.when_used_up == "empty":
+        raise ValueError(
+            "rollout.deterministic=True excludes retrieval.web.when_used_up='empty': which "
+            "searches are the last depends on the clock. Set it to 'stop'."
+        )
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:
