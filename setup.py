@@ -12,6 +12,9 @@ SERVE = [
     "prometheus-client>=0.20",  # metrics
 ]
 
+# Tools of Model Context Protocol servers.
+MCP = ["mcp>=2.0,<3", "jsonschema>=4.20"]
+
 README = Path(__file__).parent / "README.md"
 
 setup(
@@ -50,10 +53,12 @@ setup(
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
+        "mcp": MCP,
         "wandb": ["wandb>=0.17"],  # log.wandb
         "parquet": ["pyarrow>=14"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
+            *MCP,
             "pytest>=8",
             "pytest-xdist>=3.5",  # `make test` on several cores
             "hypothesis>=6.100",

@@ -28,6 +28,7 @@ from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.sets import is_name, read_set
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation import methods, results
 from sr1_jax.evaluation.answer_set import QuestionFile, Subject, answer_set, join_examples
 from sr1_jax.evaluation.finished import FinishedResults
@@ -199,6 +200,7 @@ def _check_settings(config: ml_collections.ConfigDict, names: Sequence[str]) -> 
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_tools(config.environment.tools, config)
     for method in names:
         methods.check_templates(config, method)
 

@@ -26,6 +26,7 @@ from sr1_jax import cli
 from sr1_jax.data.questions import Question, read_questions, stratified
 from sr1_jax.environment import make_environment
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation import methods
 from sr1_jax.imitation.asked import VARIANTS
 from sr1_jax.imitation.plans import Options
@@ -194,6 +195,7 @@ def _check_config(config: ml_collections.ConfigDict, corpus: Path | None) -> Non
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_tools(config.environment.tools, config)
     if not config.base.path:
         raise ValueError(
             "base.path is not set: traces are written in the tokens of a pretrained model; give "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation.methods import (
     check_templates,
     check_trains,
@@ -16,10 +15,8 @@ from sr1_jax.evaluation.methods import (
     rollout_config,
 )
 from sr1_jax.evaluation.wandb_board import check_wandb
-from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
-from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
 from sr1_jax.rl import settings as learner_settings
@@ -161,7 +158,7 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     """Refuses a run without data or without a policy to start from."""
     data, world = config.data, config.data.world_people > 0
     check_retrieval(config.retrieval, config.rollout.passages)
-    _check_tools(config.environment.tools)
+    check_tools(config.environment.tools, config)
     if config.steps:
         check_key(config.reward)
     phases = phases_of(config.warm_start.phases)
@@ -199,17 +196,6 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
         )
     if not config.base.path:
         raise ValueError("base.path is not set: name the model to start from.")
-
-
-def _check_tools(names: Sequence[str]) -> None:
-    """Refuses tools that are not there; none is made yet."""
-    for name in names:
-        if is_import_path(name):
-            load(name, "environment.tools")
-        elif name != SEARCH:
-            raise ValueError(
-                f"environment.tools has {name!r}; a tool is {SEARCH}, or module:factory."
-            )
 
 
 def _check_deterministic(config: ml_collections.ConfigDict) -> None:
