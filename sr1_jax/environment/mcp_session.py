@@ -23,7 +23,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import httpx2
@@ -100,6 +100,16 @@ class Server:
         return [value for name in names if name and (value := os.environ.get(name, "").strip())]
 
 
+class _Lost(NamedTuple):
+    """What came of a call whose connection ended.
+
+    Attributes:
+        wrote: see `_Link.wrote`.
+    """
+
+    wrote: str
+
+
 class Session:
     """A session with a server; methods may be called from several threads at once.
 
@@ -113,7 +123,8 @@ class Session:
     def __init__(self, server: Server):
         self._server = server
         self._link: _Link | None = None
-        self._connecting, self._free = asyncio.Lock(), asyncio.Semaphore(server.parallel)
+        self._connecting, self._alone = asyncio.Lock(), asyncio.Lock()
+        self._free = asyncio.Semaphore(server.parallel)
         self.connections = 0
 
     def tools(self) -> list[Tool]:
@@ -144,16 +155,6 @@ class Session:
         """
         return _run(self._call_all(name, arguments, timeout_seconds), timeout_seconds)
 
-    def close(self) -> None:
-        """Ends the session, and with it a server that was started here."""
-        with contextlib.suppress(TimeoutError):
-            _run(self._close(), _CLOSE_SECONDS)
-
-    async def _close(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
-
     async def _tools(self) -> list[Tool]:
         link = await self._connected()
         found: list[Tool] = []
@@ -183,23 +184,35 @@ class Session:
         self, name: str, arguments: Mapping[str, Any], seconds: float
     ) -> CallToolResult | mcp.MCPError:
         async with self._free:
-            lost = ""
-            for _ in range(2):
-                link = await self._connected()
-                try:
-                    return await link.client.call_tool(
-                        name, dict(arguments), read_timeout_seconds=seconds
-                    )
-                except mcp.MCPError as error:
-                    if error.code == REQUEST_TIMEOUT:
-                        raise TimeoutError(f"no answer within {seconds:g} seconds") from error
-                    if error.code != CONNECTION_CLOSED and not link.ended:
-                        return error
-                    lost = link.wrote()
-                except (anyio.ClosedResourceError, anyio.BrokenResourceError, httpx2.HTTPError):
-                    lost = link.wrote()
-                await self._drop(link)
-        raise ConnectionError(f"the MCP server {self._server} ended during a call, twice{lost}")
+            result = await self._try(name, arguments, seconds)
+        if not isinstance(result, _Lost):
+            return result
+        # Once more, with nothing beside it: what ends a server takes others with it once at most.
+        async with self._alone, contextlib.AsyncExitStack() as stack:
+            for _ in range(self._server.parallel):
+                await stack.enter_async_context(self._free)
+            result = await self._try(name, arguments, seconds)
+        if not isinstance(result, _Lost):
+            return result
+        raise ConnectionError(
+            f"the MCP server {self._server} ended during a call, twice{result.wrote}"
+        )
+
+    async def _try(
+        self, name: str, arguments: Mapping[str, Any], seconds: float
+    ) -> CallToolResult | mcp.MCPError | _Lost:
+        link = await self._connected()
+        try:
+            return await link.client.call_tool(name, dict(arguments), read_timeout_seconds=seconds)
+        except mcp.MCPError as error:
+            if error.code == REQUEST_TIMEOUT:
+                raise TimeoutError(f"no answer within {seconds:g} seconds") from error
+            if error.code != CONNECTION_CLOSED and not link.ended:
+                return error
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError, httpx2.HTTPError):
+            pass
+        await self._drop(link)
+        return _Lost(link.wrote())
 
     async def _drop(self, link: _Link) -> None:
         """Forgets a link that was lost, unless another call has done so."""
@@ -210,7 +223,7 @@ class Session:
     async def _connected(self) -> _Link:
         async with self._connecting:
             if self._link is not None and self._link.ended:
-                self._link = None
+                await self._drop(self._link)
             if self._link is None:
                 self._link = await self._connect()
                 self.connections += 1
@@ -334,7 +347,9 @@ class _Tail:
         return "".join(self._lines.copy())[-200:].strip()
 
     def close(self) -> None:
+        """Waits a moment for what was written last."""
         self.file.close()
+        self._reader.join(0.2)
 
 
 @functools.cache
@@ -373,6 +388,8 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, mcp.MCPError) and error.code == CONNECTION_CLOSED:
+        return "it ended"
     return f"{type(error).__name__}: {error}" if str(error) else repr(error)
 
 
@@ -381,7 +398,9 @@ _LINKS: set[_Link] = set()
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """Ends all sessions of this process, and the servers that were started for them."""
     for link in list(_LINKS):
         with contextlib.suppress(Exception):
             _run(link.close(), _CLOSE_SECONDS)
+    session_of.cache_clear()

@@ -1,4 +1,4 @@
-"""A Model Context Protocol server for tests: `mcp_server.py stdio`, or `mcp_server.py http PORT`."""
+"""A Model Context Protocol server for tests: `mcp_server.py stdio`, or `… http PORT`."""
 
 import asyncio
 import os
