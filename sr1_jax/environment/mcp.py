@@ -5,7 +5,7 @@
     --config.environment.options.lookup.tool=search_articles
 
 The name behind the colon is the tag, and its options are environment.options.<tag>; `:tool` stands
-for the one tag whose options name a command or a url. Needs `pip install sr1_jax[mcp]`.
+for the one tag whose options name a command or a url. Needs `pip install 'sr1_jax[mcp]'`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ try:
     import mcp
     from mcp_types import CallToolResult, EmbeddedResource, ResourceLink, TextContent, Tool
 except ModuleNotFoundError as error:
-    raise ValueError(f"needs the package {error.name}: pip install sr1_jax[mcp]") from error
+    raise ValueError(f"needs the package {error.name}: pip install 'sr1_jax[mcp]'") from error
 
 from sr1_jax.environment.mcp_session import Server, Session, session_of
 from sr1_jax.environment.settings import CALLS, MCP, CallOptions

@@ -1,6 +1,7 @@
 """A Model Context Protocol server for tests: `mcp_server.py stdio`, or `… http PORT`."""
 
 import asyncio
+import contextlib
 import os
 import sys
 
@@ -41,7 +42,8 @@ def fragile(query: str) -> str:
     word, _, flag = query.partition(" ")
     if word == "die" and (not flag or os.path.exists(flag)):
         if flag:
-            os.remove(flag)
+            with contextlib.suppress(FileNotFoundError):  # of several calls at once
+                os.remove(flag)
         print("the end is near, says", os.environ.get("TOKEN_OF_TESTS"), file=sys.stderr)
         sys.stderr.flush()
         os._exit(3)

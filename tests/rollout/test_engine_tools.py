@@ -163,12 +163,12 @@ def test_a_tool_of_an_mcp_server(scripted, mcp_lookup, tmp_path):
     (tmp_path / "flag").touch()
     segments = (
         "<think>a</think><lookup>fine</lookup>",
-        f"<lookup>die {tmp_path / 'flag'}</lookup>",
+        "<lookup>die flag</lookup>",
         "<lookup>fail</lookup>",
         "<answer>42</answer>",
     )
     sizes = dict(max_searches=4, max_context_tokens=500)
-    run, engine = scripted(segments, (mcp_lookup(),), **sizes)
+    run, engine = scripted(segments, (mcp_lookup(folder=str(tmp_path)),), **sizes)
     for t in run:
         assert (t.answer, t.status, len(t.calls)) == ("42", "answered", 3)
         assert [call.record.error for call in t.calls] == [False, False, True]
@@ -176,7 +176,7 @@ def test_a_tool_of_an_mcp_server(scripted, mcp_lookup, tmp_path):
     assert not (tmp_path / "flag").exists()
     assert (engine.stats["lookup_calls"], engine.stats["lookup_errors"]) == (9, 3)
     assert engine.stats["lookup_connections"] == 1  # the first one was made before the run
-    with pytest.raises(RuntimeError, match="tool lookup failed 3 times.*answered with an error"):
+    with pytest.raises(RuntimeError, match=r"tool lookup failed 3 times.*answered with an error"):
         scripted(segments[2:], (mcp_lookup(errors="fail"),))
 
 
