@@ -30,13 +30,21 @@ import httpx2
 import mcp
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, CallToolResult, Tool
+from mcp_types import (
+    CONNECTION_CLOSED,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    REQUEST_TIMEOUT,
+    CallToolResult,
+    Tool,
+)
 
 from sr1_jax.http_exchange import pause_seconds, read_key, shown
 
 KEY_OWNER = "the MCP server"
-# Of what a server writes to stderr, the end is kept for messages.
-_TAIL_LINES, _CLOSE_SECONDS = 20, 8.0
+# Of what a server writes to stderr, the end is kept for messages, which quote so many characters.
+_TAIL_LINES, _QUOTED = 20, 200
+_CLOSE_SECONDS = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +158,7 @@ class Session:
             with which the server refused the call.
 
         Raises:
-            ConnectionError: the server cannot be reached, or ended twice during a call.
+            ConnectionError: the server cannot be reached, fails, or ended twice during a call.
             TimeoutError: not all calls were answered in time.
         """
         return _run(self._call_all(name, arguments, timeout_seconds), timeout_seconds)
@@ -207,7 +215,11 @@ class Session:
         except mcp.MCPError as error:
             if error.code == REQUEST_TIMEOUT:
                 raise TimeoutError(f"no answer within {seconds:g} seconds") from error
-            if error.code != CONNECTION_CLOSED and not link.ended:
+            # Of a server over HTTP that was started anew the second one: it knows no such session.
+            lost = link.ended or error.code in (CONNECTION_CLOSED, INVALID_REQUEST)
+            if not lost and error.code == INTERNAL_ERROR:
+                raise ConnectionError(f"the MCP server {self._server} failed: {error}") from error
+            if not lost:
                 return error
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, httpx2.HTTPError):
             pass
@@ -286,6 +298,8 @@ class _Link:
         text = self._tail.text()
         for secret in self._server.secrets():
             text = text.replace(secret, "…")
+        if len(text) > _QUOTED:
+            text = text[-_QUOTED:].partition("\n")[2] or text[-_QUOTED:]
         return f"; it wrote {shown(text)}" if text else ""
 
     async def _keep(self, ready: asyncio.Future) -> None:
@@ -344,7 +358,7 @@ class _Tail:
                 self._lines.append(line[:1000])
 
     def text(self) -> str:
-        return "".join(self._lines.copy())[-200:].strip()
+        return "".join(self._lines.copy()).strip()
 
     def close(self) -> None:
         """Waits a moment for what was written last."""
