@@ -27,7 +27,8 @@ try:
 except ModuleNotFoundError as error:
     raise ValueError(f"needs the package {error.name}: pip install 'sr1_jax[mcp]'") from error
 
-from sr1_jax.environment.mcp_session import Server, Session, session_of
+from sr1_jax.environment.mcp_link import Server
+from sr1_jax.environment.mcp_session import Session, session_of
 from sr1_jax.environment.settings import CALLS, MCP, CallOptions
 from sr1_jax.environment.tool import Observation
 from sr1_jax.http_exchange import address_problem

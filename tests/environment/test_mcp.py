@@ -19,6 +19,7 @@ from sr1_jax.environment import Observation, Tool, make_environment, mcp_session
 from sr1_jax.environment import mcp as mcp_tools
 from sr1_jax.environment.mcp import McpRecord, text_of
 from sr1_jax.environment.pool import ToolPool
+from sr1_jax.environment.settings import ENVIRONMENT
 from sr1_jax.environment.tool import check_tools
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.training.settings import default_config
@@ -340,10 +341,17 @@ def test_the_one_tag_that_has_a_server_is_meant():
         mcp_tools.tool(config)
 
 
+def test_where_a_server_is_may_change_in_a_resumed_run():
+    given = {"url": "http://a/mcp", "tool": "x", "threads": 2, "arguments": {"limit": 3}}
+    kept = ENVIRONMENT.without_free({"tools": (), "options": {"lookup": given}})
+    assert kept["options"]["lookup"] == {"tool": "x", "arguments": {"limit": 3}}
+
+
 def test_a_server_ends_with_the_program():
     program = f"""
 import sys
-from sr1_jax.environment.mcp_session import Server, session_of
+from sr1_jax.environment.mcp_link import Server
+from sr1_jax.environment.mcp_session import session_of
 session = session_of(Server(command=({sys.executable!r}, {str(SERVER)!r}, "stdio")))
 print(session.call("fragile", [{{"query": "who"}}], 60.0)[0].content[0].text)
 """
