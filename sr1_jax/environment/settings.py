@@ -91,12 +91,6 @@ MCP = Section(
     }
 )
 
-# Where a server is may change between the starts of a run, what is asked of it may not.
-_PLACE = (
-    "command", "url", "variables", "key_variable", "connect_seconds", "connect_attempts",
-    "connect_backoff_seconds", "parallel",
-)  # fmt: skip
-
 ENVIRONMENT = Section(
     {
         "tools": Setting(
@@ -106,9 +100,7 @@ ENVIRONMENT = Section(
         "options": Section(
             {"search": CALLS},
             open=True,
-            others=Section(
-                {**CALLS.parts, **{name: MCP.parts[name] for name in _PLACE}}, free_on_resume=True
-            ),
+            others=CALLS,
         ),
     }
 )

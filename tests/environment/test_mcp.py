@@ -19,7 +19,6 @@ from sr1_jax.environment import Observation, Tool, make_environment, mcp_session
 from sr1_jax.environment import mcp as mcp_tools
 from sr1_jax.environment.mcp import McpRecord, text_of
 from sr1_jax.environment.pool import ToolPool
-from sr1_jax.environment.settings import ENVIRONMENT
 from sr1_jax.environment.tool import check_tools
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.training.settings import default_config
@@ -339,12 +338,6 @@ def test_the_one_tag_that_has_a_server_is_meant():
     config.environment.options.other = ml_collections.ConfigDict({"url": "http://h/mcp"})
     with pytest.raises(ValueError, match=r"a command or a url \(lookup, other\); write sr1"):
         mcp_tools.tool(config)
-
-
-def test_where_a_server_is_may_change_in_a_resumed_run():
-    given = {"url": "http://a/mcp", "tool": "x", "threads": 2, "arguments": {"limit": 3}}
-    kept = ENVIRONMENT.without_free({"tools": (), "options": {"lookup": given}})
-    assert kept["options"]["lookup"] == {"tool": "x", "arguments": {"limit": 3}}
 
 
 def test_a_server_ends_with_the_program():
