@@ -30,7 +30,7 @@ def test_two_processes_give_what_one_gives(
     engine = make_engine(retriever, slots=8, passages=1, long_prompts="skip")
     want = engine.run(asked, seed=1, samples=2)
     assert len(want) == 18
-    for rows, stats in runs:
+    for rows, stats, collectives in runs:
         assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
         for t, row in zip(want, rows):
             assert row["ids"] == t.ids.tolist() and row["mask"] == t.mask.tolist()
@@ -38,6 +38,8 @@ def test_two_processes_give_what_one_gives(
         for key in ("episodes", "decoded_tokens", "search_calls", "skipped_prompts"):
             assert stats[key] == engine.stats[key] > 0
         assert stats == runs[0][1]
+        # What to call next is agreed from host to host; the trajectories go over the devices.
+        assert collectives["while playing"] == 0 < collectives["ever"]
 
 
 @pytest.mark.slow
@@ -46,7 +48,7 @@ def test_fewer_questions_than_processes(run_cluster, make_config, make_engine, q
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     runs = run_cluster(devices=1, tensor=1, rollout=plain, questions=questions[:1], samples=3)
     want = make_engine(slots=4, max_searches=0).run(questions[:1], seed=1, samples=3)
-    for rows, _ in runs:
+    for rows, _, _ in runs:
         assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
 
 
