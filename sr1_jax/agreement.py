@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sr1_jax import host_channel
+from sr1_jax import hosts
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ def gather(value: _T) -> list[_T]:
         return [value]
     data = np.frombuffer(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL), np.uint8)
     short = bytes(data) if len(data) <= _SHORT else b""
-    told = host_channel.exchange(_SIZE.pack(len(data)) + short)
+    told = hosts.exchange(_SIZE.pack(len(data)) + short)
     sizes = [_SIZE.unpack_from(one)[0] for one in told]
     longest = max(sizes)
     # What comes from here was pickled by a process of this very run.

@@ -11,8 +11,7 @@ PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
     tuple(
-        "abstract chips host_channel http_exchange import_path paths settings sharding "
-        "terminal".split()
+        "abstract chips hosts http_exchange import_path paths settings sharding terminal".split()
     ),
     ("cluster", "agreement", "config_files", "lock"),
     ("cli",),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sr1_jax import host_channel
+from sr1_jax import hosts
 from sr1_jax.sharding import RULES, named
 
 
@@ -128,5 +128,5 @@ class SlotLayout:
         if self._alone:
             return numbers[None]
         # From host to host: the programs dispatched so far go on meanwhile.
-        parts = host_channel.exchange(numbers.tobytes())
+        parts = hosts.exchange(numbers.tobytes())
         return np.stack([np.frombuffer(part, np.int32) for part in parts])
