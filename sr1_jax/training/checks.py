@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.settings import CallOptions
 from sr1_jax.evaluation.methods import (
     check_templates,
     check_trains,
@@ -222,6 +223,15 @@ def _check_deterministic(config: ml_collections.ConfigDict) -> None:
                 f"rollout.deterministic=True excludes environment.options.{tag}.failure='empty': "
                 "which calls fail depends on the clock. Set it to 'raise'."
             )
+    retrieval, search = config.retrieval, config.environment.options.get(SEARCH, {})
+    kinds = retrieval.hybrid.kinds if retrieval.kind == "hybrid" else (retrieval.kind,)
+    batch = search.get("batch", CallOptions().batch)
+    if "dense" in kinds and batch != 1:
+        raise ValueError(
+            f"rollout.deterministic=True excludes retrieval.kind={retrieval.kind!r} with "
+            f"environment.options.search.batch={batch}: which queries share a batch depends on the "
+            "clock, and vectors of other batches round differently. Set it to 1."
+        )
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:

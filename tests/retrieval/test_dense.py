@@ -347,12 +347,6 @@ def test_what_an_index_is_held_to(config):
     assert not {"dense", "hybrid"} & set(index_settings(config))
 
 
-def test_several_processes_are_refused(config, corpus, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"one process so far; serve the index"):
-        open_retriever(config, corpus)
-
-
 def test_a_damaged_index_is_refused(tmp_path, corpus, encoder):
     DenseRetriever.build(corpus, tmp_path / "index", encoder, mesh=mesh_of(1))
     manifest = json.loads((tmp_path / "index" / "index.json").read_text())

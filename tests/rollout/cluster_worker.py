@@ -36,6 +36,16 @@ class SlowRetriever:
         return [[Passage(f"{q}-1", "T1", f"on {q[:12]}", 1.0)] for q in queries]
 
 
+def retriever_of(settings, index):
+    """A slow one, or the dense index that the settings name, which both processes share."""
+    if "dense" not in settings:
+        return SlowRetriever(0.01 * index)
+    from sr1_jax.models.encoder_folder import load_encoder
+    from sr1_jax.retrieval.dense import DenseRetriever
+
+    return DenseRetriever.load(settings["dense"], load_encoder(settings["encoder"]))
+
+
 def count_collectives():
     """Counts calls that wait for a collective of the devices; returns what is counted, by when."""
     counted = {"ever": 0, "while playing": 0}
@@ -80,7 +90,7 @@ def main(folder, coordinator, index):
         config,
         # Slower in one process than in the other.
         environment=Environment.of_search(
-            SlowRetriever(0.01 * index),
+            retriever_of(settings, index),
             config,
             template="compact_search",
             reader=settings.get("reader", ""),
