@@ -15,11 +15,12 @@ higher score, or by the same one further ahead, since groups follow each other a
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sr1_jax.retrieval.vectors import Vectors
@@ -67,8 +68,8 @@ class VectorSearch:
         batches: tuple[int, ...] = (1, 8, 64, 256),
     ):
         self.count, self.width, self.dtype = vectors.count, vectors.width, vectors.dtype
-        self._mesh, self._batches = mesh, batches
-        block, self._rows = _layout(vectors.count, mesh.size, block)
+        self._mesh, self._batches, self._block = mesh, batches, block
+        self._rows = _layout(vectors.count, mesh.size, block)[1]
         rows = vectors.rows
         if vectors.dtype == "bfloat16" and mesh.devices.flat[0].platform == "cpu":
             # As bits: XLA's CPU backend would convert all of a bfloat16 array in every search.
@@ -78,12 +79,8 @@ class VectorSearch:
             None if vectors.scales is None else _placed(vectors.scales, vectors, self._rows, mesh)
         )
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        best = functools.partial(_approximately_best, recall=recall) if approximate else best_of
-        self._program = jax.jit(
-            functools.partial(
-                _search, mesh=mesh, block=block, count=vectors.count, rows=self._rows, best=best
-            ),
-            static_argnames=("k",),
+        self._program = search_program(
+            mesh, vectors.count, block, approximate=approximate, recall=recall
         )
 
     def __call__(self, query_BD: np.ndarray, k: int) -> Found:
@@ -108,10 +105,49 @@ class VectorSearch:
         padded_BD = np.zeros((size, self.width), np.float32)
         padded_BD[:count] = query_BD
         queries = jax.device_put(padded_BD, self._replicated)
-        more = max(_LEAST_K, 1 << (k - 1).bit_length())
-        found = self._program(self._values, self._scales, queries, k=min(more, self._rows))
+        more = padded_k(k, self.count, self._mesh, self._block)
+        found = self._program(self._values, self._scales, queries, k=more)
         score_PBk, number_PBk = (np.asarray(x)[:, :count] for x in found)
         return merged(score_PBk, number_PBk, k)
+
+
+def search_program(
+    mesh: Mesh, count: int, block: int, *, approximate: bool = False, recall: float = 0.95
+) -> Any:
+    """The jitted search of `count` vectors on a mesh, called with values [n, D] and scales [n] or
+    None, both as `part_shapes` says, queries [B, D] and k. The arguments are those of
+    `VectorSearch`."""
+    block, rows = _layout(count, mesh.size, block)
+    best = functools.partial(_approximately_best, recall=recall) if approximate else best_of
+    program = functools.partial(_search, mesh=mesh, block=block, count=count, rows=rows, best=best)
+    return jax.jit(program, static_argnames=("k",))
+
+
+def padded_k(k: int, count: int, mesh: Mesh, block: int) -> int:
+    """Passages that a program looks for when k are wanted: few programs serve any k."""
+    return min(max(_LEAST_K, 1 << (k - 1).bit_length()), _layout(count, mesh.size, block)[1])
+
+
+def part_shapes(
+    count: int, width: int, dtype: str, mesh: Mesh, block: int
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
+    """Values and scales of `count` vectors on the devices of a mesh, padding included."""
+    rows = _layout(count, mesh.size, block)[1] * mesh.size
+    values = jax.ShapeDtypeStruct(
+        (rows, width), jnp.dtype(dtype), sharding=_placement(jnp.dtype(dtype), mesh)
+    )
+    if dtype != "int8":
+        return values, None
+    return values, jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=NamedSharding(mesh, _ROWS))
+
+
+def _placement(dtype: Any, mesh: Mesh) -> NamedSharding | Format:
+    """Where values lie, and how: a TPU would lay out int8 in tiles of 32 rows, from which the
+    product reads no block without all of them being laid out anew."""
+    where = NamedSharding(mesh, _ROWS)
+    if dtype != jnp.int8 or mesh.devices.flat[0].platform != "tpu":
+        return where
+    return Format(Layout((0, 1), ((8, 128), (4, 1))), where)
 
 
 def merged(score_PBk: np.ndarray, number_PBk: np.ndarray, k: int) -> Found:
@@ -150,7 +186,9 @@ def _placed(read, vectors: Vectors, rows: int, mesh: Mesh) -> jax.Array:
         padding = ((0, last - first - len(values)), *((0, 0) for _ in trailing))
         return np.pad(values, padding) if padding[0][1] else values
 
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, _ROWS), part)
+    placed = jax.make_array_from_callback(shape, NamedSharding(mesh, _ROWS), part)
+    where = _placement(placed.dtype, mesh)
+    return jax.device_put(placed, where, donate=True) if isinstance(where, Format) else placed
 
 
 def _bits_of(rows):
@@ -173,23 +211,19 @@ def _search(values_ND, scale_N, query_BD, *, k, mesh, block, count, rows, best):
 
 def _search_device(values_nD, scale_n, query_BD, *, k, mesh, block, count, rows, best):
     first = jax.lax.axis_index(MESH_AXES) * rows
-    blocks = rows // block
     platform = mesh.devices.flat[0].platform
 
-    def one(_, operands):
-        place, values, scale = operands
-        score_Bb = _scores(values, scale, query_BD, platform)
-        number_b = first + place * block + jnp.arange(block)
-        score_Bb = jnp.where(number_b[None] < count, score_Bb, -jnp.inf)
-        score_Bk, place_Bk = best(score_Bb, min(k, block))
-        return None, (score_Bk, place * block + place_Bk)
+    def part(x, start):
+        return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block)
 
-    operands = (
-        jnp.arange(blocks),
-        values_nD.reshape(blocks, block, -1),
-        None if scale_n is None else scale_n.reshape(blocks, block),
-    )
-    _, (score_PBk, place_PBk) = jax.lax.scan(one, None, operands)
+    def one(_, start):
+        score_bB = _scores(part(values_nD, start), part(scale_n, start), query_BD, platform)
+        real_b = first + start + jnp.arange(block) < count
+        score_bB = jnp.where(real_b[:, None], score_bB, -jnp.inf)
+        score_Bk, place_Bk = best(score_bB, min(k, block))
+        return None, (score_Bk, start + place_Bk)
+
+    _, (score_PBk, place_PBk) = jax.lax.scan(one, None, jnp.arange(0, rows, block))
     score_BM, place_BM = (
         jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in (score_PBk, place_PBk)
     )
@@ -200,7 +234,7 @@ def _search_device(values_nD, scale_n, query_BD, *, k, mesh, block, count, rows,
 
 
 def _scores(values_bD, scale_b, query_BD, platform):
-    """Inner products [B, b] in float32.
+    """Inner products [b, B] in float32.
 
     Where vectors are kept in fewer bits, so are the queries; CPUs, which have no products of
     bfloat16, compute with the same numbers in float32.
@@ -213,13 +247,13 @@ def _scores(values_bD, scale_b, query_BD, platform):
             operands = query_BD.astype(jnp.float32), _as_float32(values_bD)
         else:
             operands = query_BD, values_bD.astype(jnp.bfloat16)
-    score_Bb = jnp.einsum(
-        "bd,nd->bn", *operands, precision=precision, preferred_element_type=jnp.float32
+    score_bB = jnp.einsum(
+        "bd,nd->nb", *operands, precision=precision, preferred_element_type=jnp.float32
     )
     if scale_b is not None:
-        score_Bb = score_Bb * scale_b[None]
+        score_bB = score_bB * scale_b[:, None]
     # top_k orders -0.0 below 0.0.
-    return jnp.where(score_Bb == 0, 0.0, score_Bb)
+    return jnp.where(score_bB == 0, 0.0, score_bB)
 
 
 def _as_float32(x: jax.Array) -> jax.Array:
@@ -229,28 +263,29 @@ def _as_float32(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def best_of(score_Bb: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k best of each row and their places, best first, the first of equal ones first.
+def best_of(score_bB: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k best of each column and their places [B, k], best first, the first of equal ones first.
 
     Args:
-        score_Bb: any float dtype; without NaN. Rows as long as a multiple of `GROUP` are fastest.
-        k: at most the length of a row.
+        score_bB: any float dtype; without NaN. Columns as long as a multiple of `GROUP` are
+            fastest.
+        k: at most the length of a column.
     """
-    batch, length = score_Bb.shape
+    length, batch = score_bB.shape
     groups = length // GROUP
     if length % GROUP or k * 2 > groups:
-        return jax.lax.top_k(score_Bb, k)
-    score_BgG = score_Bb.reshape(batch, groups, GROUP)
-    _, group_Bk = jax.lax.top_k(score_BgG.max(axis=-1), k)
+        return jax.lax.top_k(score_bB.T, k)
+    score_gGB = score_bB.reshape(groups, GROUP, batch)
+    _, group_Bk = jax.lax.top_k(score_gGB.max(axis=1).T, k)
     group_Bk = jnp.sort(group_Bk, axis=-1)  # in corpus order, as top_k below counts
-    candidate_BM = jnp.take_along_axis(score_BgG, group_Bk[:, :, None], axis=1).reshape(batch, -1)
-    best_Bk, place_Bk = jax.lax.top_k(candidate_BM, k)
+    candidate_kGB = jnp.take_along_axis(score_gGB, group_Bk.T[:, None], axis=0)
+    best_Bk, place_Bk = jax.lax.top_k(candidate_kGB.reshape(k * GROUP, batch).T, k)
     group_Bk = jnp.take_along_axis(group_Bk, place_Bk // GROUP, axis=1)
     return best_Bk, group_Bk * GROUP + place_Bk % GROUP
 
 
-def _approximately_best(score_Bb, k, *, recall):
-    return jax.lax.approx_max_k(score_Bb, k, recall_target=recall)
+def _approximately_best(score_bB, k, *, recall):
+    return jax.lax.approx_max_k(score_bB.T, k, recall_target=recall)
 
 
 def bytes_a_device(count: int, width: int, dtype: str, devices: int, block: int = 8192) -> int:

@@ -135,7 +135,7 @@ def test_groups_give_the_best_of_a_block(data):
     k = data.draw(st.sampled_from([1, 2, 3, 8, 33]))
     score_Bb = np.random.default_rng(seed).integers(0, high, (3, groups * GROUP)).astype(np.float32)
     score_Bb[1, data.draw(st.integers(0, groups * GROUP - 1)) :] = -np.inf
-    value_Bk, place_Bk = best_of(jnp.asarray(score_Bb), k)
+    value_Bk, place_Bk = best_of(jnp.asarray(score_Bb.T), k)
     expected = np.argsort(-score_Bb, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(place_Bk, expected)
     np.testing.assert_array_equal(value_Bk, np.take_along_axis(score_Bb, expected, axis=1))
