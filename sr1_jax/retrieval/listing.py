@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sr1_jax.abstract import Program, placed
 from sr1_jax.models.encoder import Encoder, EncoderConfig, pool
-from sr1_jax.retrieval.dense_search import padded_k, part_shapes, search_program
+from sr1_jax.retrieval.dense_search import Layout, padded_k, search_program
 from sr1_jax.sharding import MESH_AXES, make_mesh
 
 QUERY_TOKENS = 32  # of the longest query of a batch, the prefix included
@@ -113,18 +113,19 @@ def dense_programs(
     count = -(-index.passages * len(own) // len(devices))
     rows_n = NamedSharding(mesh, PartitionSpec(MESH_AXES))
     replicated = NamedSharding(mesh, PartitionSpec())
-    vectors = part_shapes(count, index.width, options["dtype"], mesh, search["block"])
+    layout = Layout.of(count, options["dtype"], mesh, search["block"])
+    vectors = layout.shapes(index.width, options["dtype"], mesh)
     program = search_program(
         mesh,
         count,
-        search["block"],
+        layout,
         approximate=search["top_k"] == "approximate",
         recall=search["recall"],
     )
     programs = []
     for batch in sorted(search["batches"]):
         query_BD = jax.ShapeDtypeStruct((batch, index.width), jnp.float32, sharding=replicated)
-        settings = {"k": padded_k(k, count, mesh, search["block"])}
+        settings = {"k": padded_k(k, layout)}
         programs.append(Program(Search(batch), program, (*vectors, query_BD), settings))
     config = dataclasses.replace(index.encoder, dtype=options["encoder_dtype"])
     graph, params = nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))

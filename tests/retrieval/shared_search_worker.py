@@ -47,8 +47,8 @@ def main(folder, coordinator, process):
     ask_all()
     told = {
         "found": [[(p.id, p.title, p.text) for p in passages] for passages in found],
-        "rows": retriever.inner._search._own._rows if hasattr(retriever, "inner")
-        else retriever._search._own._rows,
+        "rows": retriever.inner._search._own._layout.rows if hasattr(retriever, "inner")
+        else retriever._search._own._layout.rows,
         "compiled_again": len(compiled),
     }  # fmt: skip
     (folder / f"{process}.json").write_text(json.dumps(told))

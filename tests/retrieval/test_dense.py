@@ -278,7 +278,10 @@ def test_opens_builds_and_builds_again(tmp_path, corpus, config, monkeypatch):
     assert len(built) == 1 and again.fingerprint == first.fingerprint
     assert first.embedder.recipe.query_prefix == "query: "  # by the name of the folder
     assert open_retriever(config, index=index).search(QUERIES, 2) == first.search(QUERIES, 2)
-    assert open_as_built(index).search(QUERIES, 2) == first.search(QUERIES, 2)
+    # Batches of other sizes round differently.
+    for found, want in zip(open_as_built(index).search(QUERIES, 2), first.search(QUERIES, 2)):
+        assert [p.id for p in found] == [p.id for p in want]
+        assert [p.score for p in found] == pytest.approx([p.score for p in want], rel=1e-5)
     config.dense.query_prefix = "who "  # of queries alone: the index stays
     other = open_retriever(config, copy, index)
     assert len(built) == 1 and other.fingerprint != first.fingerprint
