@@ -214,9 +214,9 @@ DENSE = Section(
                     between(0, 1, open_below=True, open_above=True),
                 ),
                 "block": Setting(
-                    8192,
-                    "vectors that a device compares at a time",
-                    at_least(1),
+                    0,
+                    "vectors that a device compares at a time; 0: as suits its kind",
+                    at_least(0),
                     free_on_resume=True,
                 ),
                 "batches": Setting(

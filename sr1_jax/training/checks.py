@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.settings import CallOptions
 from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation.methods import (
     check_templates,
@@ -17,6 +18,7 @@ from sr1_jax.evaluation.methods import (
 from sr1_jax.evaluation.wandb_board import check_wandb
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import local_path, local_paths
+from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
 from sr1_jax.rl import settings as learner_settings
@@ -213,6 +215,15 @@ def _check_deterministic(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "rollout.deterministic=True excludes retrieval.web.when_used_up='empty': which "
             "searches are the last depends on the clock. Set it to 'stop'."
+        )
+    retrieval, search = config.retrieval, config.environment.options.get(SEARCH, {})
+    kinds = retrieval.hybrid.kinds if retrieval.kind == "hybrid" else (retrieval.kind,)
+    batch = search.get("batch", CallOptions().batch)
+    if "dense" in kinds and batch != 1:
+        raise ValueError(
+            f"rollout.deterministic=True excludes retrieval.kind={retrieval.kind!r} with "
+            f"environment.options.search.batch={batch}: which queries share a batch depends on the "
+            "clock, and vectors of other batches round differently. Set it to 1."
         )
 
 
