@@ -42,8 +42,8 @@ class EncoderConfig:
         positions: rows of the table of positions.
         first_position: the row of a sequence's first token; Roberta leaves out those up to its
             padding id.
-        types: rows of the table of token types; a text alone uses the first, and the second text of a
-            pair the second.
+        types: rows of the table of token types; a text alone uses the first, the second of a pair
+            the second.
         norm_eps: added to the variance.
         activation: of `ACTIVATIONS`.
         dtype: what activations are computed in; parameters are float32.

@@ -13,9 +13,9 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -28,16 +28,12 @@ from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_folder
 from sr1_jax.retrieval.dense_search import Found, VectorSearch
+from sr1_jax.retrieval.dispatch import Dispatch, one_at_a_time, own_devices
 from sr1_jax.retrieval.embedder import Embedder
 from sr1_jax.retrieval.index_folder import read_manifest
 from sr1_jax.retrieval.passages import PassageStore
 from sr1_jax.retrieval.settings import DENSE
 from sr1_jax.retrieval.vectors import Vectors
-from sr1_jax.sharding import make_mesh
-
-T = TypeVar("T")
-# Runs a function that starts device programs, when and where such may be started.
-Dispatch = Callable[[Callable[[], T]], T]
 
 _PASSAGES = 64  # embedded at a time by each device
 
@@ -65,7 +61,7 @@ class DenseRetriever:
         search: Mapping[str, Any] | None = None,
     ):
         self.manifest, self.embedder = manifest, embedder
-        self.dispatch: Dispatch = _one_at_a_time()
+        self.dispatch: Dispatch = one_at_a_time()
         self._options = _search_options(search)
         self._passages = PassageStore(folder, mmap=mmap)
         self.vectors = read_folder(folder, manifest["dtype"])
@@ -131,7 +127,7 @@ class DenseRetriever:
         Raises:
             FileNotFoundError, ValueError: see `build_folder`.
         """
-        mesh = mesh or _own_devices()
+        mesh = mesh or own_devices()
         embedder = Embedder(encoder, mesh, (_PASSAGES * mesh.size,))
         options = {"dtype": dtype, "vectors": vectors, "progress": progress}
         build_folder(Path(corpus_path), Path(index_dir), embedder, **options)
@@ -160,7 +156,7 @@ class DenseRetriever:
             ValueError: the folder is no dense index, is damaged, of another version or of another
                 encoder.
         """
-        index_dir, mesh = Path(index_dir), mesh or _own_devices()
+        index_dir, mesh = Path(index_dir), mesh or own_devices()
         manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
         if manifest["encoder"] != encoder.fingerprint:
             raise ValueError(
@@ -202,16 +198,6 @@ class DenseRetriever:
         return self._search(vector_BD, k)
 
 
-def _one_at_a_time() -> Dispatch:
-    lock = threading.Lock()
-
-    def dispatch(function: Callable[[], T]) -> T:
-        with lock:
-            return function()
-
-    return dispatch
-
-
 def _search_options(search: Mapping[str, Any] | None) -> dict[str, Any]:
     """All settings `retrieval.dense.search`: those given, and of the others the defaults."""
     return dict(DENSE.defaults().search) | dict(search or {})
@@ -220,10 +206,6 @@ def _search_options(search: Mapping[str, Any] | None) -> dict[str, Any]:
 def _vector_search(vectors: Vectors, mesh: Mesh, options: Mapping[str, Any]) -> VectorSearch:
     given = {key: options[key] for key in ("recall", "block", "batches")}
     return VectorSearch(vectors, mesh, approximate=options["top_k"] == "approximate", **given)
-
-
-def _own_devices() -> Mesh:
-    return make_mesh(devices=jax.local_devices())
 
 
 def open_dense(
