@@ -159,7 +159,7 @@ def train_reranker(
     Args:
         model_folder: of an encoder or a cross-encoder.
         paths: question files.
-        output: must not exist, or be empty; it is written last.
+        output: must not exist, or be empty; it is written when the training is over.
         choices: see `Choices`.
         retrieval: the section of the settings: what finds passages, without its reranker.
         corpus, index: see `open_retriever`.
@@ -190,11 +190,12 @@ def train_reranker(
     rows: dict[str, dict[str, list[float]]] = {name: {} for name in dev_of}
     _measure(rows, "found", retriever, dev_of)
     trained = _train(examples, choices, model, report)
-    _measure(rows, "trained", _reranked(retriever, trained, choices), dev_of)
-    report["recall"] = {"tops": _TOPS, **rows}
+    # Before it is measured, which may take as long as the training.
     with working("writing the reranker"):
         module = nnx.merge(trained.graph, jax.device_get(trained.params))
         save_cross_encoder(module, model_folder, output)
+    _measure(rows, "trained", _reranked(retriever, trained, choices), dev_of)
+    report["recall"] = {"tops": _TOPS, **rows}
     if report_path is not None:
         write_whole(report_path, json.dumps(report, indent=2) + "\n")
     _print(rows, dev_of)
