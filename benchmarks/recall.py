@@ -3,10 +3,10 @@
     python benchmarks/recall.py --corpus=FILE --questions=FILE[,FILE...] [--kinds=bm25,dense,hybrid]
         [--encoder=FOLDER] [--rerank=FOLDER --depth=20] [--limit=100] [--indexes=FOLDER]
 
-Each kind is searched with the first --limit questions of each file, as drawn by a hash of their ids;
-with --rerank each is besides ranked by that cross-encoder. Questions answered yes or no are left
-out, as they are in docs/retrieval.md. Printed is, for each file, the share of questions with an answer, in
-whole words, in the first 1, 2, 3 and 10 passages; --indexes keeps what is built.
+Each kind is asked --limit questions of each file, drawn by a hash of their ids; with --rerank what
+it finds is besides ranked by that cross-encoder. Questions answered yes or no are left out, as they
+are in docs/retrieval.md. Printed is, for each file, the share of questions with an answer, in whole
+words, in the first 1, 2, 3 and 10 passages; --indexes keeps what is built.
 """
 
 from __future__ import annotations
