@@ -97,3 +97,13 @@ def draw_texts(count, seed=0, longest=12):
     rng = np.random.default_rng(seed)
     words = [word for word in WORDS[5:] if not word.startswith("##")]
     return [" ".join(rng.choice(words, rng.integers(1, longest))) for _ in range(count)]
+
+
+def write_cross_encoder(folder, seed=0, *, labels=1, **changes):
+    """Writes a BertForSequenceClassification; returns its folder."""
+    config = BERT | changes
+    tensors = bert_tensors(config, seed, "bert.")
+    rng = np.random.default_rng(seed + 1000)
+    tensors["classifier.weight"] = rng.normal(size=(labels, config["hidden_size"])).astype("f4")
+    tensors["classifier.bias"] = rng.normal(size=labels).astype("f4")
+    return write_bert(folder, tensors=tensors, pooling=None, **changes)

@@ -21,11 +21,11 @@ FLOORS = (
     ("environment",),
     ("rollout",),
     ("rl", "evaluation"),
-    ("imitation", "training"),
+    ("imitation", "reranking", "training"),
     ("asking", "experiments", "planning", "world"),
     tuple(
         "__main__ ask compare complete_corpus evaluate export index plan serve sweep table traces "
-        "train".split()
+        "train train_reranker".split()
     ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -42,7 +42,8 @@ class EncoderConfig:
         positions: rows of the table of positions.
         first_position: the row of a sequence's first token; Roberta leaves out those up to its
             padding id.
-        types: rows of the table of token types, of which a text alone uses the first.
+        types: rows of the table of token types; a text alone uses the first, the second of a pair
+            the second.
         norm_eps: added to the variance.
         activation: of `ACTIVATIONS`.
         dtype: what activations are computed in; parameters are float32.
@@ -131,7 +132,7 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """ids_BT, length_B -> hidden_BTD."""
+    """ids_BT, length_B, perhaps type_BT -> hidden_BTD."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -151,16 +152,24 @@ class Encoder(nnx.Module):
 
         self.layers = stacked_layers(rngs)
 
-    def __call__(self, ids_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+    def __call__(
+        self, ids_BT: jax.Array, length_B: jax.Array, type_BT: jax.Array | None = None
+    ) -> jax.Array:
         """Hidden states of right-padded sequences, in the compute dtype; of padding they mean
-        nothing."""
+        nothing.
+
+        Args:
+            ids_BT: int32.
+            length_B: int32, tokens of each row.
+            type_BT: int32, of each token; None: all are of the first type.
+        """
         length = ids_BT.shape[1]
         if length > self.config.max_tokens:
             raise ValueError(f"{length} tokens exceed the encoder's {self.config.max_tokens}.")
         real_BT = jnp.arange(length)[None] < length_B[:, None]
         place_1T = self.config.first_position + jnp.arange(length)[None]
-        type_11 = jnp.zeros((1, 1), jnp.int32)
-        x_BTD = self.norm(self.words(ids_BT) + self.types(type_11) + self.positions(place_1T))
+        types = jnp.zeros((1, 1), jnp.int32) if type_BT is None else type_BT
+        x_BTD = self.norm(self.words(ids_BT) + self.types(types) + self.positions(place_1T))
         layer_def, stack = nnx.split(self.layers)
 
         def one(x_BTD, params):

@@ -108,20 +108,31 @@ def load_encoder(folder: str | Path, *, dtype: str = "float32", **recipe: Any) -
     known = (*BERT, *ROBERTA, *DECODERS)
     if kind not in known:
         raise config.error("model_type", f"be one of {', '.join(known)}")
-    read = _read_decoder if kind in DECODERS else _read_bert
-    tokenizer = _tokenizer(folder)
+    read = _read_decoder if kind in DECODERS else read_bert
+    tokenizer = read_tokenizer(folder)
     module, most_tokens = read(folder, config, kind, dtype)
     found = read_recipe(folder, config, most_tokens, **recipe)
     width = config.integer("hidden_size")
-    if (ids := tokenizer.get_vocab_size()) > config.integer("vocab_size"):
-        raise config.error("vocab_size", f"be at least {ids}, the number of the tokenizer's ids")
+    check_vocabulary(config, tokenizer)
     graph, params = nnx.split(module)
-    fingerprint = _fingerprint(folder, config, found)
+    told = repr(dataclasses.replace(found, query_prefix=""))
+    fingerprint = folder_fingerprint(folder, config, told)
     return TextEncoder(folder, graph, params, tokenizer, found, width, fingerprint)
 
 
-def _fingerprint(folder: Path, config: JsonObject, recipe: Recipe) -> str:
-    digest = hashlib.sha256(repr(dataclasses.replace(recipe, query_prefix="")).encode())
+def check_vocabulary(config: JsonObject, tokenizer: tokenizers.Tokenizer) -> None:
+    """Refuses a tokenizer whose ids the model has no embeddings for.
+
+    Raises:
+        ValueError: naming the file and the key.
+    """
+    if (ids := tokenizer.get_vocab_size()) > config.integer("vocab_size"):
+        raise config.error("vocab_size", f"be at least {ids}, the number of the tokenizer's ids")
+
+
+def folder_fingerprint(folder: Path, config: JsonObject, told: str) -> str:
+    """Hash of a model's weights, tokenizer and config, and of what else is told of its use."""
+    digest = hashlib.sha256(told.encode())
     digest.update(repr(sorted(_what_counts(config.values).items())).encode())
     for pattern in ("*.safetensors", "tokenizer.json", "vocab.txt"):
         for file in sorted(folder.glob(pattern)):
@@ -164,9 +175,20 @@ def encoder_config(config: JsonObject, kind: str, dtype: str) -> EncoderConfig:
         raise error if named else ValueError(f"{config.file}: {error}") from error
 
 
-def _read_bert(folder: Path, config: JsonObject, kind: str, dtype: str) -> tuple[Encoder, int]:
+def read_bert(folder: Path, config: JsonObject, kind: str, dtype: str) -> tuple[Encoder, int]:
+    """An encoder of BERT's family, and how many tokens a sequence has at most.
+
+    Args:
+        folder: with *.safetensors; tensors of heads are passed over.
+        config: its config.json.
+        kind: of `BERT` or `ROBERTA`.
+        dtype: what activations are computed in.
+
+    Raises:
+        ValueError: naming the file and the key or tensor.
+    """
     shape = encoder_config(config, kind, dtype)
-    tensors = _Named(folder, ("", "bert.", "roberta."))
+    tensors = NamedTensors(folder)
     model = nnx.eval_shape(lambda: Encoder(shape, rngs=nnx.Rngs(0)))
     state = nnx.to_flat_state(nnx.state(model))
     filled = []
@@ -183,7 +205,7 @@ def _read_bert(folder: Path, config: JsonObject, kind: str, dtype: str) -> tuple
     return model, shape.max_tokens
 
 
-def _stacked(tensors: _Named, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _stacked(tensors: NamedTensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The tensors of all layers that make up a parameter `layers.PART.LEAF` of this shape."""
     _, part, leaf = name.split(".")
     theirs = _LAYER + _INSIDE[part] + (".bias" if leaf == "bias" else ".weight")
@@ -195,33 +217,72 @@ def _stacked(tensors: _Named, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.stack([tensors.read(theirs.format(layer), stored).T for layer in range(layers)])
 
 
-class _Named:
-    """Tensors by their names without what some files put before all of them, as float32."""
+def bert_tensors(encoder: Encoder) -> dict[str, np.ndarray]:
+    """The tensors of an encoder as transformers names and lays them out, float32: the reverse of
+    `read_bert`."""
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(encoder)):
+        name = ".".join(map(str, path))
+        array = np.asarray(variable.get_value(), np.float32)
+        if path[0] != "layers":
+            tensors[_OUTSIDE[name]] = array
+            continue
+        _, part, leaf = name.split(".")
+        theirs = _LAYER + _INSIDE[part] + (".bias" if leaf == "bias" else ".weight")
+        for layer, own in enumerate(array):
+            if leaf == "kernel":  # [out, in] there
+                inputs = math.prod(own.shape[: 2 if part == "o" else 1])
+                own = own.reshape(inputs, -1).T
+            else:
+                own = own.reshape(-1)
+            tensors[theirs.format(layer)] = np.ascontiguousarray(own)
+    return tensors
 
-    def __init__(self, folder: Path, prefixes: tuple[str, ...]):
+
+class NamedTensors:
+    """Tensors by their names without what some files put before all of them, as float32.
+
+    Args:
+        folder: with *.safetensors.
+
+    Attributes:
+        shapes: by full name.
+        unread: names that stand behind the prefix and were not read yet.
+    """
+
+    _PREFIXES = ("", "bert.", "roberta.")
+
+    def __init__(self, folder: Path):
         files = SafetensorsFiles(folder, ignored=_IGNORED)
         self._folder = folder
         has = "embeddings.word_embeddings.weight"
-        self._prefix = next((p for p in prefixes if p + has in files.shapes), "")
-        self._files = files
+        self._prefix = next((p for p in self._PREFIXES if p + has in files.shapes), "")
+        self._files, self.shapes = files, files.shapes
         cut = len(self._prefix)
         mine = (name[cut:] for name in files.shapes if name.startswith(self._prefix))
         self.unread = set(mine)
 
+    def full_name(self, name: str) -> str:
+        """With what stands before it in the files."""
+        return self._prefix + name
+
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor of this shape.
+        """A tensor of this shape, by its name without the prefix.
 
         Raises:
             ValueError: it is not there, has another shape, or holds numbers that are not finite.
         """
-        full = self._prefix + name
+        return self.read_full(self.full_name(name), shape)
+
+    def read_full(self, full: str, shape: tuple[int, ...]) -> np.ndarray:
+        """As `read`, by the name that the files have."""
         found = self._files.shapes.get(full)
         if found is None:
             raise ValueError(f"{self._folder}: the tensor {full} is in no safetensors file.")
         file = self._files.files[full]
         if found != shape:
             raise ValueError(f"{file}: {full} has shape {found}, but config.json means {shape}.")
-        self.unread.discard(name)
+        self.unread.discard(full.removeprefix(self._prefix))
         array = np.array(self._files.rows(full, 0, found[0]), np.float32)
         if not np.isfinite(array).all():
             raise ValueError(f"{file}: {full} holds numbers that are not finite.")
@@ -258,7 +319,12 @@ def _with_model(name: str) -> str:
     return name if name.startswith("model.") else f"model.{name}"
 
 
-def _tokenizer(folder: Path) -> tokenizers.Tokenizer:
+def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a folder; it neither cuts nor pads.
+
+    Raises:
+        ValueError: naming the file that is missing or cannot be read.
+    """
     file, words = folder / "tokenizer.json", folder / "vocab.txt"
     readers: dict[Path, Callable[[], tokenizers.Tokenizer]] = {
         file: lambda: tokenizers.Tokenizer.from_file(str(file)),

@@ -13,9 +13,9 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -29,17 +29,13 @@ from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_folder
 from sr1_jax.retrieval.dense_search import Found, VectorSearch
+from sr1_jax.retrieval.dispatch import Dispatch, one_at_a_time, own_devices
 from sr1_jax.retrieval.embedder import Embedder
 from sr1_jax.retrieval.index_folder import read_manifest
 from sr1_jax.retrieval.passages import PassageStore
 from sr1_jax.retrieval.settings import DENSE
 from sr1_jax.retrieval.shared_search import SharedSearch, part_of
 from sr1_jax.retrieval.vectors import Vectors
-from sr1_jax.sharding import make_mesh
-
-T = TypeVar("T")
-# Runs a function that starts device programs, when and where such may be started.
-Dispatch = Callable[[Callable[[], T]], T]
 
 _PASSAGES = 64  # embedded at a time by each device
 
@@ -67,7 +63,7 @@ class DenseRetriever:
         search: Mapping[str, Any] | None = None,
     ):
         self.manifest, self.embedder = manifest, embedder
-        self.dispatch: Dispatch = _one_at_a_time()
+        self.dispatch: Dispatch = one_at_a_time()
         self._options = _search_options(search)
         self._passages = PassageStore(folder, mmap=mmap)
         self.vectors = read_folder(folder, manifest["dtype"])
@@ -137,7 +133,7 @@ class DenseRetriever:
         Raises:
             FileNotFoundError, ValueError: see `build_folder`.
         """
-        mesh = mesh or _own_devices()
+        mesh = mesh or own_devices()
         embedder = Embedder(encoder, mesh, (_PASSAGES * mesh.size,))
         options = {"dtype": dtype, "vectors": vectors, "progress": progress}
         build_folder(Path(corpus_path), Path(index_dir), embedder, **options)
@@ -166,7 +162,7 @@ class DenseRetriever:
             ValueError: the folder is no dense index, is damaged, of another version or of another
                 encoder.
         """
-        index_dir, mesh = Path(index_dir), mesh or _own_devices()
+        index_dir, mesh = Path(index_dir), mesh or own_devices()
         manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
         if manifest["encoder"] != encoder.fingerprint:
             raise ValueError(
@@ -208,16 +204,6 @@ class DenseRetriever:
         return self._search(vector_BD, k)
 
 
-def _one_at_a_time() -> Dispatch:
-    lock = threading.Lock()
-
-    def dispatch(function: Callable[[], T]) -> T:
-        with lock:
-            return function()
-
-    return dispatch
-
-
 def _search_options(search: Mapping[str, Any] | None) -> dict[str, Any]:
     """All settings `retrieval.dense.search`: those given, and of the others the defaults."""
     return dict(DENSE.defaults().search) | dict(search or {})
@@ -237,10 +223,6 @@ def _vector_search(
     return SharedSearch(
         VectorSearch(own, mesh, **given), first, vectors.count, name, coordination()
     )
-
-
-def _own_devices() -> Mesh:
-    return make_mesh(devices=jax.local_devices())
 
 
 def open_dense(

@@ -15,6 +15,15 @@ from sr1_jax.sharding import MESH_AXES
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
+def passage_text(title: str, text: str) -> str:
+    """What an encoder reads of a passage: the title, where there is one, a space and the text.
+
+    Search-R1's index has the title in quotation marks and a line break there; to a BERT tokenizer
+    that is white space and two tokens more.
+    """
+    return f"{title} {text}".strip()
+
+
 class Embedded(NamedTuple):
     """Vectors of texts.
 
@@ -61,12 +70,10 @@ class Embedder:
     def passages(self, passages: Sequence[tuple[str, str]]) -> Embedded:
         """Vectors of passages (title, text), behind the prefix of passages.
 
-        Title and text are put together by a space where there is a title. Search-R1's index has the
-        title in quotation marks and a line break there; to a BERT tokenizer that is white space
-        and two tokens more.
+        See `passage_text`.
         """
         prefix = self.recipe.passage_prefix
-        return self.embed([prefix + f"{title} {text}".strip() for title, text in passages])
+        return self.embed([prefix + passage_text(title, text) for title, text in passages])
 
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Vectors of texts as they are."""

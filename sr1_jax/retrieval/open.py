@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from sr1_jax.import_path import blamed, is_import_path, load
+from sr1_jax.paths import local_path
 from sr1_jax.retrieval.base import Retriever
 from sr1_jax.retrieval.bm25 import BM25Retriever, bm25_options, open_bm25
 from sr1_jax.retrieval.cache import with_cache
@@ -76,7 +77,7 @@ KINDS = {
 }
 
 # What does not decide how an index is built, or what is in it.
-_AROUND = ("http", "web", "noise", "cache", "delay_seconds")
+_AROUND = ("http", "web", "rerank", "noise", "cache", "delay_seconds")
 _SEARCH_ONLY = ("search", "query_prefix")  # of retrieval.dense
 
 
@@ -127,10 +128,11 @@ def open_as_built(index: Path) -> Retriever:
 def wrapped(
     retriever: Retriever, config: Mapping[str, Any], corpus: Path | None = None
 ) -> Retriever:
-    """A retriever with the delay, the cache and the noise that the settings ask for.
+    """A retriever with the reranker, the delay, the cache and the noise that the settings ask for.
 
-    The delay is the search engine's own: what the cache holds comes without it. Noise is put over
-    what the cache holds, so that one cache serves every share.
+    The delay is the search engine's own: what the cache holds comes without it. The cache holds
+    what the reranker made of a ranking, which is what takes longest. Noise is put over what the
+    cache holds, so that one cache serves every share.
 
     Args:
         retriever: of any kind.
@@ -138,10 +140,15 @@ def wrapped(
         corpus: to draw noise from.
 
     Raises:
-        ValueError, OSError: see `with_cache` and `with_noise`.
+        ValueError, OSError: see `open_reranker`, `with_cache` and `with_noise`.
     """
     if config.get("delay_seconds", 0.0):
         retriever = Delayed(retriever, config["delay_seconds"])
+    if "rerank" in config and config["rerank"]["model"]:
+        # Here, not above: searches by words need no JAX.
+        from sr1_jax.retrieval.rerank import open_reranker
+
+        retriever = open_reranker(retriever, config["rerank"])
     if "cache" in config:
         retriever = with_cache(retriever, config["cache"])
     if "noise" in config:
@@ -169,8 +176,21 @@ def check_retrieval(config: Mapping[str, Any], passages: int = 1) -> None:
             f"retrieval.kind={config['kind']!r} finds at most {kind.most_passages} passages a "
             f"query, not rollout.passages={passages}."
         )
+    if "rerank" in config:
+        check_rerank(config["rerank"])
     if "noise" in config:
         check_noise(config["noise"])
+
+
+def check_rerank(rerank: Mapping[str, Any]) -> None:
+    """Refuses a reranker that is not there; reads nothing.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    folder = rerank["model"]
+    if folder and not local_path(folder, "retrieval.rerank.model").is_dir():
+        raise ValueError(f"retrieval.rerank.model={folder}: there is no such folder.")
 
 
 def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,6 +238,24 @@ HYBRID = Section(
     }
 )
 
+# A cross-encoder that orders anew what a retriever of any kind found.
+RERANK = Section(
+    {
+        "model": Setting("", "folder of a cross-encoder that ranks what is found; none: as found"),
+        "dtype": Setting(
+            "float32", "what it computes in: float32, bfloat16", one_of("float32", "bfloat16")
+        ),
+        "depth": Setting(20, "passages that are found for it to rank", at_least(1)),
+        "max_tokens": Setting(
+            None,
+            "of query and passage, the rest of the passage is cut; None: 512, or the model's fewer",
+            or_none(at_least(1)),
+            int,
+        ),
+        "batch": Setting(32, "pairs scored at a time", at_least(1), free_on_resume=True),
+    }
+)
+
 RETRIEVAL = Section(
     {
         "kind": Setting("bm25", "a kind of retriever by name, or module:factory"),
@@ -247,6 +265,7 @@ RETRIEVAL = Section(
         "stopwords": Setting("en", "of BM25: language of the words left out, or none"),
         "dense": DENSE,
         "hybrid": HYBRID,
+        "rerank": RERANK,
         "http": HTTP,
         "web": WEB,
         "noise": NOISE,

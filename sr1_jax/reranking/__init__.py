@@ -1,0 +1,1 @@
+"""Training of rerankers: cross-encoders that order what a search found."""
