@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from sr1_jax.exit_codes import ExitCode
 from sr1_jax.http_exchange import Fault, can_be_sent, exchange, may_pass, pause_seconds, shown
 
 _PATH = "/chat/completions"
@@ -40,6 +41,8 @@ INSTRUCTION = (
 
 class JudgeFailedError(RuntimeError):
     """The endpoint gave no verdict that can be used."""
+
+    exit_code = ExitCode.TRANSIENT
 
 
 class Item(NamedTuple):
