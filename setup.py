@@ -29,6 +29,7 @@ setup(
         "flax>=0.12.2",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.31",
+        "etils[epath]>=1.9",  # paths of buckets
         "grain>=0.2.10",
         "tensorflow-datasets>=4.9.8",
         "importlib_resources>=6.4",  # tensorflow-datasets imports it without asking for it

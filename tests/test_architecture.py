@@ -15,7 +15,7 @@ FLOORS = (
         "terminal".split()
     ),
     ("cluster", "agreement", "config_files", "lock"),
-    ("cli",),
+    ("cli", "programs"),
     ("data", "models"),
     ("retrieval", "rewards"),
     ("protocol",),
