@@ -25,8 +25,8 @@ FLOORS = (
     ("imitation", "training"),
     ("asking", "experiments", "planning", "world"),
     tuple(
-        "__main__ ask compare complete_corpus evaluate export index plan serve sweep table traces "
-        "train".split()
+        "__main__ ask compare complete_corpus evaluate export index logged plan serve sweep table "
+        "traces train".split()
     ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
