@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Stands for gcloud, kubectl and docker: writes its arguments to $FAKE/calls and plays what a test
 # put into $FAKE. Of the files states, creates and statuses each call takes one line, the last one
-# again and again; a line that begins with ! is an error message.
+# again and again; a line that begins with ! is an error message. The call whose number is in fail_at
+# fails, whatever it is.
 
 play() { # play FILE DEFAULT
   local line=$2 lines=()
@@ -20,10 +21,21 @@ play() { # play FILE DEFAULT
   printf '\x1e'
 } >>"$FAKE/calls"
 
+if [[ -e $FAKE/fail_at ]]; then
+  echo >>"$FAKE/count"
+  if (($(wc -l <"$FAKE/count") == $(<"$FAKE/fail_at"))); then
+    echo "ERROR: (fake) UNAVAILABLE: the planned failure" >&2
+    exit 1
+  fi
+fi
+
 case " $* " in
   *" describe "*) play states ACTIVE ;;
   *" queued-resources create "* | *" tpu-vm create "*) play creates "" ;;
   *" tpu-vm list "*) [[ ! -e $FAKE/list ]] || cat "$FAKE/list" ;;
+  *" scp "*":sr1_jax/requirements.lock "*) # the one file that is looked at afterwards
+    for argument; do [[ $argument != */requirements.lock.new ]] || echo "jax==1.2.3" >"$argument"; done
+    ;;
   *" ssh "*"worker.sh status"*)
     answer=$(play statuses finished) || exit 255
     for ((worker = 0; worker < $(<"$FAKE/workers"); worker++)); do echo "SR1_WORKER host-$worker $answer"; done
@@ -35,6 +47,7 @@ case " $* " in
     fi
     verb=${command#*worker.sh }
     case ${verb%% *} in
+      choose) answer="has chosen 100 versions" ;;
       setup) answer="is set up" ;;
       start) answer="is started" ;;
       stop) answer="is stopped" ;;

@@ -8,7 +8,9 @@ QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
 DIRECT = ["gcloud", "compute", "tpus", "tpu-vm"]
 PLACE = ["--project=my-project", "--zone=us-east5-b", "--quiet"]
 STATUS = 'bash sr1_jax/worker.sh status 2>/dev/null || echo "SR1_WORKER $(hostname) idle"'
-TRAIN = "-m sr1_jax.train --distributed --config=configs/demo.py --workdir=/mnt/bucket/runs/a"
+TRAIN = "-m sr1_jax.train --distributed --config=configs/demo.py --workdir=gs://bucket/runs/a"
+START = f"bash sr1_jax/worker.sh start --log=gs://bucket/runs/a/logs {TRAIN}"
+STOP = "bash sr1_jax/worker.sh stop --seconds=600"
 
 
 def describe(surface=QUEUED, field="state.state"):
@@ -141,25 +143,27 @@ def test_waiting_has_a_limit(cloud):
     assert cloud.verbs() == ["create"] + ["describe"] * 3
 
 
+def scp(*files, node="all", worker="all"):
+    return [*QUEUED, "scp", *map(str, files), *PLACE, f"--node={node}", f"--worker={worker}"]
+
+
 def test_setup_copies_the_checkout_to_all_workers(cloud):
-    cloud.configure(WORKDIR="gs://my-data/runs/a", ACCELERATOR_TYPE="v6e-16", NODES="2", workers=8)
+    cloud.configure(
+        WORKDIR="gs://my-data/runs/a", MOUNT="yes", ACCELERATOR_TYPE="v6e-16", NODES="2",
+        EXTRAS="wandb,parquet", workers=8,
+    )  # fmt: skip
     result = cloud.run("setup.sh")
     assert result.returncode == 0, result.stderr
-    code = f"{cloud.env['HOME']}/.cache/sr1_jax/run/code.tar.gz"
+    code, lock = cloud.cache / "code.tar.gz", cloud.cache / "requirements.lock"
     assert cloud.calls() == [
         ssh("mkdir -p -m 700 sr1_jax"),
-        [
-            *QUEUED,
-            "scp",
-            f"{cloud.root}/tpu_scripts/worker.sh",
-            code,
-            "run:sr1_jax/",
-            *PLACE,
-            "--node=all",
-            "--worker=all",
-        ],
+        scp(cloud.root / "tpu_scripts/worker.sh", code, "run:sr1_jax/"),
+        ssh("bash sr1_jax/worker.sh choose --python=3.12 --extras=wandb,parquet", 0, 0),
+        scp("run:sr1_jax/requirements.lock", f"{lock}.new", node=0, worker=0),
+        scp(lock, "run:sr1_jax/requirements.lock"),
         ssh("bash sr1_jax/worker.sh setup --python=3.12 --mount=my-data"),
     ]
+    assert lock.read_text() == "jax==1.2.3\n"
     with tarfile.open(code) as archive:
         names = archive.getnames()
     # New files go over; deleted and ignored ones do not.
@@ -169,13 +173,40 @@ def test_setup_copies_the_checkout_to_all_workers(cloud):
 
 def test_setup_can_clone_instead(cloud):
     cloud.configure(REPO="https://example.com/a.git", BRANCH="v1", CONFIG="configs/new.py")
+    cloud.lock()
     assert cloud.run("setup.sh").returncode == 0
-    _, copy, setup = cloud.calls()
+    _, copy, _, setup = cloud.calls()
     assert not any("code.tar.gz" in word for word in copy)
     assert setup == ssh(
         "bash sr1_jax/worker.sh setup --python=3.12 --repo=https://example.com/a.git --branch=v1"
-        " --mount=bucket"
     )
+
+
+def test_versions_are_chosen_once_and_again_when_asked(cloud, tmp_path):
+    lock = cloud.lock("jax==0.1\n")
+    result = cloud.run("setup.sh")
+    assert result.returncode == 0 and f"versions are those of {lock}" in result.stderr
+    assert not any("choose" in call[-1] for call in cloud.calls())
+    assert lock.read_text() == "jax==0.1\n"
+    assert cloud.run("setup.sh", "--upgrade").returncode == 0
+    assert sum("choose" in call[-1] for call in cloud.calls()) == 1
+    assert lock.read_text() == "jax==1.2.3\n"
+    own = tmp_path / "own.lock"
+    own.write_text("jax==0.2\n")
+    cloud.configure(LOCK_FILE=str(own))
+    assert cloud.run("setup.sh").returncode == 0
+    assert scp(own, "run:sr1_jax/requirements.lock") in cloud.calls()
+    refused = cloud.run("setup.sh", "--upgrade")
+    assert refused.returncode == 2 and f"LOCK_FILE={own} chooses the versions" in refused.stderr
+    cloud.configure(LOCK_FILE="/no/lock")
+    assert "LOCK_FILE=/no/lock: there is no such file" in cloud.run("setup.sh").stderr
+
+
+def test_a_choice_that_fails_leaves_no_lock(cloud):
+    (cloud.fake / "fail_at").write_text("3")
+    result = cloud.run("setup.sh")
+    assert result.returncode == 1 and "worker.sh choose" in result.stderr
+    assert not list(cloud.cache.glob("*.lock*"))
 
 
 @pytest.mark.parametrize("script", ["setup.sh", "gke.sh apply"])
@@ -194,6 +225,7 @@ def test_the_token_is_never_shown(cloud, tmp_path, script):
 
 def test_a_worker_that_does_not_answer_is_an_error(cloud):
     cloud.configure(ACCELERATOR_TYPE="v6e-16", workers=3)
+    cloud.lock()
     for script, answer in (("setup.sh", "is set up"), ("launch.sh", "is started")):
         result = cloud.run(script)
         assert result.returncode == 1
@@ -203,14 +235,64 @@ def test_a_worker_that_does_not_answer_is_an_error(cloud):
 
 def test_launch(cloud):
     assert cloud.run("launch.sh").returncode == 0
-    assert cloud.calls() == [ssh(f"bash sr1_jax/worker.sh start {TRAIN}")]
+    assert cloud.calls() == [ssh(START)]
+    cloud.configure(GRACE_SECONDS="30")
     assert cloud.run("launch.sh", "--restart", "--", "--config.seed=3").returncode == 0
-    assert cloud.calls() == [
-        ssh("bash sr1_jax/worker.sh stop"),
-        ssh(f"bash sr1_jax/worker.sh start {TRAIN} --config.seed=3"),
-    ]
+    stop = STOP.replace("600", "30")
+    assert cloud.calls() == [ssh(stop), ssh(f"{START} --config.seed=3")]
     assert cloud.run("launch.sh", "--stop").returncode == 0
-    assert cloud.calls() == [ssh("bash sr1_jax/worker.sh stop")]
+    assert cloud.calls() == [ssh(stop)]
+
+
+def test_the_environment_goes_over_as_a_file(cloud):
+    """That of PASS_ENV from this shell, ENV over it; nobody sees it but who asks for it."""
+    cloud.env |= {"WANDB_API_KEY": "very secret", "XLA_FLAGS": "--a=1 --b", "JAX_PLATFORMS": "cpu"}
+    cloud.env |= {"WANDB_MODE": "online"}
+    cloud.configure(
+        "ENV=LIBTPU_INIT_ARGS=--x=1 --y='2'", "ENV=WANDB_MODE=offline", PASS_ENV="XLA_FLAGS WANDB_*"
+    )
+    result = cloud.run("launch.sh")
+    assert result.returncode == 0, result.stderr
+    file = cloud.cache / "environment"
+    calls = cloud.calls()
+    assert calls == [
+        scp(file, "run:sr1_jax/environment"),
+        ssh(START.replace("/logs", "/logs --environment")),
+    ]
+    lines = [
+        "LIBTPU_INIT_ARGS=--x=1 --y='2'",
+        "WANDB_API_KEY=very secret",
+        "WANDB_MODE=offline",
+        "XLA_FLAGS=--a=1 --b",
+    ]
+    assert file.read_text().splitlines() == lines and file.stat().st_mode & 0o777 == 0o600
+    shown = cloud.run("launch.sh", "--dry-run")
+    assert "very secret" not in shown.stdout + shown.stderr + result.stdout + result.stderr
+    assert cloud.run("launch.sh", "--print-environment").stdout.splitlines() == lines
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"PASS_ENV": "NOT_SET_HERE"}, "PASS_ENV=NOT_SET_HERE: NOT_SET_HERE is not set in this"),
+        ({"PASS_ENV": "A-B"}, "PASS_ENV=A-B: expected names of environment variables"),
+        ({"ENV": "no value"}, "ENV=no value: expected NAME=value"),
+    ],
+)
+def test_an_environment_that_cannot_be(cloud, settings, complaint):
+    cloud.configure(**settings)
+    result = cloud.run("launch.sh")
+    assert result.returncode == 2 and complaint in result.stderr
+    assert cloud.calls() == []
+
+
+def test_a_variable_of_several_lines_is_refused(cloud):
+    cloud.env["XLA_FLAGS"] = "a\nb"
+    cloud.configure(PASS_ENV="XLA_FLAGS")
+    result = cloud.run("launch.sh")
+    assert result.returncode == 1 and "XLA_FLAGS has several lines" in result.stderr
+    assert cloud.calls() == []
 
 
 def test_a_workdir_that_needs_no_mount(cloud):
@@ -224,7 +306,7 @@ def test_a_workdir_that_needs_no_mount(cloud):
 def test_launch_on_a_tpu_vm_names_no_node(cloud):
     cloud.configure(CREATE_WITH="tpu-vm")
     assert cloud.run("launch.sh").returncode == 0
-    command = f"--command=bash sr1_jax/worker.sh start {TRAIN}"
+    command = f"--command={START}"
     assert cloud.calls() == [[*DIRECT, "ssh", "run", *PLACE, "--worker=all", command]]
 
 
@@ -270,9 +352,20 @@ def test_fetch_from_a_bucket_needs_no_tpu(cloud, tmp_path):
     ]
     assert cloud.run("fetch.sh", f"--to={folder}").returncode == 0
     assert folder.is_dir()
-    assert cloud.calls() == [[*rsync, "--exclude=^(checkpoints|base|data)/.*"]]
+    assert cloud.calls() == [[*rsync, "--exclude=^(checkpoints|base|data|programs)/.*"]]
     assert cloud.run("fetch.sh", f"--to={folder}", "--checkpoints").returncode == 0
-    assert cloud.calls() == [rsync]
+    assert cloud.calls() == [[*rsync, "--exclude=^programs/.*"]]
+
+
+def test_fetch_brings_the_log_of_every_worker(cloud, tmp_path):
+    cloud.configure(ACCELERATOR_TYPE="v6e-16", NODES="2")
+    assert cloud.run("fetch.sh", f"--to={tmp_path}/out", "--logs").returncode == 0
+    assert (tmp_path / "out/logs").is_dir()
+    assert cloud.calls()[1:] == [
+        scp("run:sr1_jax/train.log", tmp_path / f"out/logs/{n}-{w}.log", node=n, worker=w)
+        for n in range(2)
+        for w in range(4)
+    ]
 
 
 def test_fetch_from_a_disk_asks_the_first_worker(cloud, tmp_path):
