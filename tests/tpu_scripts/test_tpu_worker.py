@@ -306,7 +306,8 @@ def test_start_needs_a_setup(worker):
 
 def test_pack_leaves_out_what_is_large(worker, tmp_path):
     workdir = tmp_path / "my run"
-    for path in ("metrics.jsonl", "checkpoints/1/a", "base/b", "data/c", "eval/data/d", "programs/p"):
+    files = "metrics.jsonl checkpoints/1/a base/b data/c eval/data/d programs/p".split()
+    for path in files:
         (workdir / path).parent.mkdir(parents=True, exist_ok=True)
         (workdir / path).write_text(path)
 
