@@ -14,7 +14,7 @@ FLOORS = (
         "abstract chips exit_codes http_exchange import_path paths settings sharding "
         "terminal".split()
     ),
-    ("cluster", "agreement", "config_files", "lock"),
+    ("cluster", "agreement", "config_files", "lock", "remembered"),
     ("cli", "programs"),
     ("data", "models"),
     ("retrieval", "rewards"),
