@@ -255,7 +255,9 @@ def _is_built_of(index: Path, corpus: Path, options: Mapping[str, Any]) -> bool:
     except (FileNotFoundError, ValueError):
         return False  # whether it may be replaced is for `build` to say
     same = all(manifest[key] == value for key, value in options.items())
-    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
+    if not (same and corpus.exists()):
+        return False
+    return manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
 
 
 def none_or(name: str | None) -> str | None:

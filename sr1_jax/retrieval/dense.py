@@ -323,7 +323,9 @@ def _is_built_of(index: Path, corpus: Path, encoder: TextEncoder, build: Mapping
         and manifest["dtype"] == build["dtype"]
         and manifest["vectors"] == (vectors and vectors.name)
     )
-    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
+    if not (same and corpus.exists()):
+        return False
+    return manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
 
 
 def check_dense(config: Mapping[str, Any]) -> None:
