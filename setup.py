@@ -25,13 +25,13 @@ setup(
     package_data={"sr1_jax": ["protocol/templates/*.txt"]},
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.8.2",
+        "jax>=0.10.2",
         "flax>=0.12.2",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.31",
         "etils[epath]>=1.9",  # paths of buckets
         "grain>=0.2.10",
-        "tensorflow-datasets>=4.9.8",
+        "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6.4",  # tensorflow-datasets imports it without asking for it
         "bm25s>=0.2.12",  # stop words, and the form of BM25 indexes
         "PyStemmer>=2.2.0.3",  # stemming of words

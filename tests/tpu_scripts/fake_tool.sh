@@ -2,7 +2,8 @@
 # Stands for gcloud, kubectl and docker: writes its arguments to $FAKE/calls and plays what a test
 # put into $FAKE. Of the files states, creates and statuses each call takes one line, the last one
 # again and again; a line that begins with ! is an error message. The call whose number is in fail_at
-# fails, whatever it is.
+# fails, whatever it is. With a file called live the TPUs are there once they were created, and run
+# once training was started: for two looks, then it is finished.
 
 play() { # play FILE DEFAULT
   local line=$2 lines=()
@@ -27,6 +28,20 @@ if [[ -e $FAKE/fail_at ]]; then
     echo "ERROR: (fake) UNAVAILABLE: the planned failure" >&2
     exit 1
   fi
+fi
+
+if [[ -e $FAKE/live ]]; then
+  case " $* " in
+    *" describe "*)
+      [[ -e $FAKE/created ]] || echo '!NOT_FOUND: none' >"$FAKE/states"
+      ;;
+    *" create "*)
+      touch "$FAKE/created"
+      rm -f "$FAKE/states"
+      ;;
+    *"worker.sh start"*) printf '%s\n' 'running, process 1' 'running, process 1' finished >"$FAKE/statuses" ;;
+    *"worker.sh status"*) [[ -e $FAKE/statuses ]] || echo idle >"$FAKE/statuses" ;;
+  esac
 fi
 
 case " $* " in

@@ -256,13 +256,13 @@ def test_prompts_are_looked_at_once(tmp_path):
     assert questions_that_fit(source[:2], Engine(sure=10), skip=False, memory=other) == source[:2]
 
 
-def test_what_the_memory_of_prompts_depends_on(tokenizer, tmp_path):
+def test_what_the_memory_of_prompts_depends_on(small_tokenizer, tmp_path):
     config, contents = default_config(), {"data.questions": "a", "prompt": "b", "base": "c"}
-    key = prompt_memory(config, contents, tokenizer, tmp_path).key
+    key = prompt_memory(config, contents, small_tokenizer, tmp_path).key
     assert key == {
         "data.questions": "a",
         "prompt": "b",
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": small_tokenizer.fingerprint,
         "max_context_tokens": config.rollout.max_context_tokens,
         "max_observation_tokens": config.rollout.max_observation_tokens,
     }
