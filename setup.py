@@ -51,6 +51,7 @@ setup(
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
+        "gcs": ["gcsfs>=2024.6"],  # gs:// where a path is asked for
         "wandb": ["wandb>=0.17"],  # log.wandb
         "parquet": ["pyarrow>=17"],  # corpora and questions in parquet files
         "test": [

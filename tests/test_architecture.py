@@ -10,10 +10,8 @@ import sr1_jax
 PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
-    tuple(
-        "abstract chips exit_codes http_exchange import_path paths settings sharding "
-        "terminal".split()
-    ),
+    ("exit_codes",),
+    tuple("abstract chips http_exchange import_path paths settings sharding terminal".split()),
     ("cluster", "agreement", "config_files", "lock", "remembered"),
     ("cli", "programs"),
     ("data", "models"),

@@ -172,7 +172,9 @@ load_settings() {
   WORKERS=$((NODES * VMS))
   # What training gets as --workdir, and the bucket that must be mounted for it.
   BUCKET='' RUN_FOLDER=$WORKDIR
-  if [[ $WORKDIR == gs://* && $MOUNT == yes ]]; then
+  if [[ $WORKDIR == gs://* && $MOUNT == no && ,$EXTRAS, != *,gcs,* ]]; then
+    EXTRAS=gcs${EXTRAS:+,$EXTRAS} # training reads and writes the bucket itself
+  elif [[ $WORKDIR == gs://* && $MOUNT == yes ]]; then
     BUCKET=${WORKDIR#gs://} RUN_FOLDER=/mnt/${WORKDIR#gs://}
     BUCKET=${BUCKET%%/*}
   fi

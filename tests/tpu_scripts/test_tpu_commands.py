@@ -182,6 +182,20 @@ def test_setup_can_clone_instead(cloud):
     )
 
 
+def test_what_reads_buckets_is_installed_where_one_is_the_workdir(cloud):
+    for settings, extras in (
+        ({}, "--extras=gcs"),
+        ({"EXTRAS": "wandb"}, "--extras=gcs,wandb"),
+        ({"EXTRAS": "wandb,gcs"}, "--extras=wandb,gcs"),
+        ({"WORKDIR": "/shared/runs/a"}, "--python=3.12"),
+        ({"MOUNT": "yes"}, "--python=3.12"),
+    ):
+        cloud.configure(**settings)
+        assert cloud.run("setup.sh", "--upgrade").returncode == 0
+        (chosen,) = [call[-1] for call in cloud.calls() if "choose" in call[-1]]
+        assert chosen.split()[-1] == extras
+
+
 def test_versions_are_chosen_once_and_again_when_asked(cloud, tmp_path):
     lock = cloud.lock("jax==0.1\n")
     result = cloud.run("setup.sh")
