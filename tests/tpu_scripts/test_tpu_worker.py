@@ -4,15 +4,20 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
+from sr1_jax.exit_codes import ExitCode
+
+REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("pgrep") is None,
     reason="workers are Linux machines with procps",
@@ -161,6 +166,35 @@ def test_arguments_survive_from_the_settings_to_python(worker, cloud, tmp_path):
         *("--distributed", "--config=configs/demo.py", "--workdir=gs://bucket/runs/a"),
         *(AWKWARD.replace(" #", "#"), " a  # b ", AWKWARD, "", "two\nlines"),
     ]
+
+
+def test_a_typing_error_ends_the_launcher_at_the_first_try(worker, cloud, tmp_path):
+    """keep.sh, worker.sh, sr1_jax.logged and sr1_jax.train, all as they are."""
+    python = worker.folder / "venv/bin/python"
+    python.write_text(
+        f"#!/bin/sh\nwhile [ ! -e {shlex.quote(str(tmp_path))}/go ]; do sleep 0.05; done\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    (worker.folder / "code/sr1_jax").symlink_to(REPOSITORY / "sr1_jax")
+    (worker.folder / "code/configs").symlink_to(REPOSITORY / "configs")
+    (cloud.fake / "worker_home").write_text(str(tmp_path / "worker home"))
+    workdir = tmp_path / "run"
+    cloud.configure("ARG=--config.rollout.temprature=1", WORKDIR=str(workdir), POLL_SECONDS="1")
+    assert cloud.run("launch.sh").returncode == 0
+    cloud.calls()
+    command = [str(cloud.root / "tpu_scripts/keep.sh"), str(cloud.settings)]
+    keep = subprocess.Popen(command, env=cloud.env, text=True, stderr=subprocess.PIPE)
+    told = ""
+    for line in keep.stderr:
+        told += line
+        if "training is running" in line:
+            (tmp_path / "go").touch()
+    assert keep.wait(120) == ExitCode.BAD_INPUT
+    assert "exit code 2: --config.rollout.temprature" in told and "Did you mean" in told
+    assert "training failed with exit code 2, after which it is not started again" in told
+    assert not any("worker.sh start" in call[-1] for call in cloud.calls())
+    (log,) = (workdir / "logs").iterdir()
+    assert "error: --config.rollout.temprature" in log.read_text()
 
 
 def test_the_environment_reaches_training(worker):
