@@ -9,12 +9,11 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 from absl import flags
 
 from sr1_jax import cluster
 from sr1_jax.config_files import load_config, override, split_overrides
-from sr1_jax.exit_codes import ExitCode, code_of
+from sr1_jax.exit_codes import ExitCode, code_of, is_of_devices
 from sr1_jax.settings import Section
 from sr1_jax.terminal import one_line, printable
 
@@ -193,8 +192,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         code = code_of(error)
         expected = isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError))
         message = one_line(str(error) if expected else repr(error)) or repr(error)
-        from_devices = isinstance(error, jax.errors.JaxRuntimeError)
-        if code == ExitCode.DEFECT or from_devices or os.environ.get("SR1_JAX_TRACEBACK"):
+        shown = code == ExitCode.DEFECT or is_of_devices(error)
+        if shown or os.environ.get("SR1_JAX_TRACEBACK"):
             _print_traceback()
         if cluster.joined():
             cluster.fail(message, code)

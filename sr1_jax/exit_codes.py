@@ -25,8 +25,7 @@ from __future__ import annotations
 import enum
 import errno
 import re
-
-import jax
+import sys
 
 
 class ExitCode(enum.IntEnum):
@@ -86,16 +85,23 @@ def code_of(error: BaseException) -> int:
         return ExitCode.TRANSIENT
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return ExitCode.STORAGE
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if is_of_devices(error):
         return ExitCode.DEFECT  # memory that does not suffice, a program that does not compile
     expected = isinstance(error, (ValueError, OSError, RuntimeError))
     return ExitCode.BAD_INPUT if expected else ExitCode.DEFECT
 
 
+def is_of_devices(error: BaseException) -> bool:
+    """Whether JAX raised it, of a device, its compiler or the network between processes."""
+    # Searches by words import this module, and need no JAX.
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+
+
 def _is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed at another time."""
     rpc = _RPC_CODE.match(str(error))
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if is_of_devices(error):
         # Of the devices' memory: it will not suffice the next time either.
         return rpc is None or rpc[1] in _TRANSIENT_RPC - {"RESOURCE_EXHAUSTED"}
     if isinstance(error, (ConnectionError, TimeoutError)):
