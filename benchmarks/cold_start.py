@@ -8,8 +8,8 @@ written; then it is told to end, and saves. Printed are the seconds from the sta
 that row, those that its processor worked for it, which tell more on a busy machine, and the ratios
 of the medians. `first` is the first start, warm start and scores before training included.
 
-On a machine of two cores under a load of 16, tests/training/tiny_config.py: the first start 35.1 s of
-processors, a restart without programs 18.8 s, with them 6.2 s: 0.33 of that, 0.18 of the first start.
+On a machine of two cores under a load of 16, tests/training/tiny_config.py, seconds of processors,
+once each: the first start 35.1, a restart without programs 18.8, with them 6.2.
 """
 
 from __future__ import annotations

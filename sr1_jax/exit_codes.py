@@ -94,8 +94,8 @@ def code_of(error: BaseException) -> int:
 def is_of_devices(error: BaseException) -> bool:
     """Whether JAX raised it, of a device, its compiler or the network between processes."""
     # Searches by words import this module, and need no JAX.
-    jax = sys.modules.get("jax")
-    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    errors = sys.modules.get("jax.errors")
+    return errors is not None and isinstance(error, errors.JaxRuntimeError)
 
 
 def _is_transient(error: BaseException) -> bool:
