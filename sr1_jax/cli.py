@@ -13,6 +13,7 @@ from absl import flags
 
 from sr1_jax import cluster
 from sr1_jax.config_files import load_config, override, split_overrides
+from sr1_jax.exit_codes import ExitCode, code_of, is_of_devices
 from sr1_jax.settings import Section
 from sr1_jax.terminal import one_line, printable
 
@@ -173,34 +174,31 @@ def _entry(head: str, meaning: str, width: int) -> Iterator[str]:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry point; bad input becomes one line on stderr and exit code 2.
+    """Runs an entry point; an error becomes one line on stderr and a code of `exit_codes`.
 
-    In a cluster every error does, and ends the other processes as well. An error that nobody
-    expected leaves its traceback and code 1. With SR1_JAX_TRACEBACK set, every error is raised.
+    An error that nobody expected, or one of the devices, leaves its traceback as well; with
+    SR1_JAX_TRACEBACK set every error does. In a cluster an error ends the other processes too, with
+    the same code.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         main(sys.argv)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if cluster.joined():
-            cluster.fail("interrupted")
+            cluster.fail("interrupted", code_of(error))
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(code_of(error))
     except Exception as error:
+        code = code_of(error)
         expected = isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError))
         message = one_line(str(error) if expected else repr(error)) or repr(error)
-        shown = os.environ.get("SR1_JAX_TRACEBACK")
-        if cluster.joined():
-            if not expected or shown:
-                _print_traceback()
-            cluster.fail(message)
-        if shown:
-            raise
-        if not expected:
+        shown = code == ExitCode.DEFECT or is_of_devices(error)
+        if shown or os.environ.get("SR1_JAX_TRACEBACK"):
             _print_traceback()
-            sys.exit(1)
+        if cluster.joined():
+            cluster.fail(message, code)
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(code)
 
 
 def notice(text: str) -> None:

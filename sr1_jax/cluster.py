@@ -2,8 +2,9 @@
 
 Processes that compute together wait for each other, so one that fails would leave the others
 waiting for ever. Whoever fails says so to JAX's coordination service, which runs in process 0; a
-thread in every process asks it once a second, and ends its process with the message. A process
-that dies without a word is missed by the service's heartbeats, or by the network.
+thread in every process asks it once a second, and ends its process with the message and the exit
+code of the first that failed. A process that dies without a word is missed by the service's
+heartbeats, or by the network.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import os
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from absl import flags
+
+from sr1_jax.exit_codes import ExitCode
 
 # How often the watching thread asks; how long a failing process waits to be heard.
 _WATCH_SECONDS = 1.0
@@ -60,7 +63,8 @@ def join(
         processes: how many there are; with a coordinator only.
         process: which this is, 0 to processes - 1; with a coordinator only.
         wait_seconds: how long to wait for the others. When it is over, the process ends with a
-            message and code 2, as all do when they disagree on `processes`.
+            message and the code of transient trouble. Where they disagree on `processes`, all end
+            with that of bad input.
 
     Raises:
         ValueError: settings that are incomplete or out of range.
@@ -78,7 +82,8 @@ def join(
         [
             f"error: this process waited {wait_seconds} s for the others ({where}). Were all "
             "started, with the same --coordinator and --processes and each with its own --process, "
-            "and can they reach that port? --join_seconds sets how long to wait."
+            "and can they reach that port? --join_seconds sets how long to wait.",
+            ExitCode.TRANSIENT,
         ],
     )
     late.daemon = True
@@ -124,35 +129,65 @@ def processes() -> int:
     return _state().num_processes or 1
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the process with code 2 after a failure, and with it all others of the cluster."""
-    _fail(message, _state().num_processes)
+class _Failure(NamedTuple):
+    """What the cluster knows of the failure that ends it: that of the process that was first."""
+
+    process: int
+    code: int
+    message: str
+
+    def told(self) -> str:
+        return f"{self.process} {self.code} {self.message}"
+
+    @classmethod
+    def read(cls, told: str) -> _Failure:
+        process, code, message = told.split(" ", 2)
+        return cls(int(process), int(code), message)
 
 
-def _fail(message: str, processes: int) -> NoReturn:
+def fail(message: str, code: int) -> NoReturn:
+    """Ends the process after a failure, and with it all others of the cluster.
+
+    Args:
+        message: said by every process.
+        code: that all end with; where another process has failed before, all end with its code.
+    """
+    _fail(message, code, _state().num_processes)
+
+
+def _fail(message: str, code: int, processes: int) -> NoReturn:
     state = _state()
     print(f"error: process {state.process_id}: {message}", file=sys.stderr, flush=True)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
-        state.client.key_value_set(_FAILURE, f"{state.process_id} {message}")
-    _leave_together(processes)
+    try:
+        state.client.key_value_set(_FAILURE, _Failure(state.process_id, code, message).told())
+    except jax.errors.JaxRuntimeError:  # another was first, or the first process is gone
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            first = _Failure.read(state.client.key_value_try_get(_FAILURE))
+            print(f"error: process {first.process} failed: {first.message}", file=sys.stderr)
+            code = first.code
+    _leave_together(processes, code)
 
 
 def _watch(stop: threading.Event) -> None:
     state = _state()
     while not stop.wait(_WATCH_SECONDS):
         try:
-            failed, _, message = state.client.key_value_try_get(_FAILURE).partition(" ")
+            first = _Failure.read(state.client.key_value_try_get(_FAILURE))
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
                 continue
-            _end(f"error: process 0 does not answer any more: {str(error).splitlines()[0]}")
-        if int(failed) == state.process_id:
+            _end(
+                f"error: process 0 does not answer any more: {str(error).splitlines()[0]}",
+                ExitCode.TRANSIENT,
+            )
+        if first.process == state.process_id:
             return
-        print(f"error: process {failed} failed: {message}", file=sys.stderr, flush=True)
-        _leave_together(state.num_processes)
+        text = f"error: process {first.process} failed: {first.message}"
+        print(text, file=sys.stderr, flush=True)
+        _leave_together(state.num_processes, first.code)
 
 
-def _leave_together(processes: int) -> NoReturn:
+def _leave_together(processes: int, code: int) -> NoReturn:
     """Ends the process when all `processes` have heard of the failure, or some time has passed.
 
     Else those left would see a broken connection instead of the reason.
@@ -169,15 +204,15 @@ def _leave_together(processes: int) -> NoReturn:
             # The service goes with it, so it is the last.
             time.sleep(_WATCH_SECONDS / 2)
     # Not sys.exit: on its way out JAX would wait for the others, and they for this one.
-    _end("")
+    _end("", code)
 
 
-def _end(message: str) -> NoReturn:
+def _end(message: str, code: int) -> NoReturn:
     """Ends the process at once, whatever its threads are waiting for."""
     if message:
         print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(2)
+    os._exit(code)
 
 
 def _state() -> Any:
@@ -216,4 +251,4 @@ def _check_count() -> None:
     expected = state.client.blocking_key_value_get(_EXPECTED, 60_000)
     if int(expected) != state.num_processes:
         message = f"started with --processes={state.num_processes}, process 0 with {expected}."
-        _fail(message, int(expected))
+        _fail(message, ExitCode.BAD_INPUT, int(expected))

@@ -23,6 +23,7 @@ import ml_collections
 import rich
 from absl import flags
 from flax import nnx
+from jax.sharding import Mesh
 
 from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
@@ -40,6 +41,7 @@ from sr1_jax.evaluation.weights import params_fingerprint
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path, path_or_none
+from sr1_jax.programs import kept_programs
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.hooks import told_at_end
 from sr1_jax.retrieval.open import needs_corpus
@@ -135,6 +137,34 @@ def evaluate(
     check_base(config, mesh)
     asked = {"options": options._asdict(), "questions (hashes)": [file.sha256 for file in files]}
     check_same("The evaluation", {"config": config.to_dict()} | asked)
+    with kept_programs(config.compilation_cache, workdir):
+        return _evaluate(
+            config, workdir, files, corpus, options, run, searching, mesh, judge, listed
+        )
+
+
+def _evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    files: Sequence[QuestionFile],
+    corpus: Path | None,
+    options: Options,
+    run: SavedRun,
+    searching: Sequence[str],
+    mesh: Mesh,
+    judge: Judge | None,
+    listed: Path | None,
+) -> list[dict[str, Any]]:
+    """Does what `evaluate` says, once everything is checked.
+
+    Args:
+        files: the questions.
+        run: whose policy answers.
+        searching: those of the methods that search.
+        mesh: that the policy runs on.
+        judge: None: of none.
+        config, workdir, corpus, options, listed: as there.
+    """
     retriever = _retriever(config, corpus, workdir / "data") if searching else None
     changes = _changes_of_all(config, options, run, retriever)
     with working("loading the policy"):

@@ -3,19 +3,24 @@
     python -m sr1_jax.index --corpus=FILE.jsonl[.gz] --index=DIR
     python -m sr1_jax.index --corpus=FILE --index=DIR --kind=dense --encoder=FOLDER [--dtype=int8]
     python -m sr1_jax.index --corpus=FILE --index=DIR --config=FILE.py [--config.retrieval.KEY=…]
+    python -m sr1_jax.index --corpus=FILE --output=gs://BUCKET/FOLDER [--index=DIR]
 
 The corpus may also be a parquet file or the folder of a TFDS data set; docs/retrieval.md has its
 forms. With --config the section retrieval of a run says which index is built, and with what. A
 dense index is built on the accelerators, and goes on where it was interrupted; --export writes its
 vectors besides, as .npy or as a flat index of FAISS.
+
+With --output the index is built in --index, or in a temporary folder, and copied to a bucket, the
+file that makes it complete last. Runs take it by data.index, and none builds it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from sr1_jax.evaluation.progress import duration
 from sr1_jax.paths import local_path, path_or_none
 from sr1_jax.retrieval import BM25Retriever, check_retrieval, dense_build
 from sr1_jax.retrieval import bm25_build as building
+from sr1_jax.retrieval import index_copies as copies
 from sr1_jax.retrieval.bm25 import bm25_options
 from sr1_jax.retrieval.dense import DenseRetriever, encoder_of
 from sr1_jax.retrieval.settings import RETRIEVAL
@@ -53,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
         "corpus", None, "Corpus: .jsonl, .jsonl.gz, .parquet or a TFDS folder.", **define
     )
     flags.DEFINE_string("index", None, "Folder for the index.", **define)
+    flags.DEFINE_string("output", None, "Folder that it is copied to, also gs://…; without "
+                        "--index it is kept nowhere else.", **define)  # fmt: skip
     flags.DEFINE_float("k1", 0.9, "Saturation of word counts.", **define)
     flags.DEFINE_float("b", 0.4, "Strength of length normalisation.", **define)
     flags.DEFINE_string("stemmer", "english", "Snowball stemmer, or none.", **define)
@@ -64,11 +72,32 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("vectors", None, "Made elsewhere: .npy, a flat index of FAISS.", **define)
     flags.DEFINE_string("export", None, "Writes vectors: .npy, .faiss.", **define)
     cli.config_flag(values, RUN, unknown_setting)
-    cli.parse(values, argv, required=("corpus", "index"), usage=__doc__)
-    corpus, index = local_path(values.corpus, "--corpus"), local_path(values.index, "--index")
+    cli.parse(values, argv, required=("corpus",), usage=__doc__)
+    if not (values.index or values.output):
+        raise ValueError("--index is missing, the folder for the index; or give --output.")
     retrieval = _settings(values)
     export = None if values.export is None else _export_path(values.export)
     check_retrieval(retrieval)
+    output = None if values.output is None else copies.check_target(values.output, "--output")
+    with contextlib.ExitStack() as stack:
+        if values.index:
+            index = local_path(values.index, "--index")
+        else:
+            index = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "index"
+        _build(values, retrieval, local_path(values.corpus, "--corpus"), index, export)
+        if output is not None:
+            copies.copy_index(index, output)
+            print(one_line(f"copied: {values.output}"))
+
+
+def _build(
+    values: flags.FlagValues,
+    retrieval: ml_collections.ConfigDict,
+    corpus: Path,
+    index: Path,
+    export: Path | None,
+) -> None:
+    """Builds an index, says so, and writes its vectors where that is asked for."""
     began = time.perf_counter()
     print(one_line(f"indexing {corpus} …"), flush=True)
     with _shown(retrieval.kind) as progress:
@@ -154,7 +183,7 @@ def _tell_cut(retriever: Any) -> None:
         print(f"{cut:,} passages are longer than {most} tokens: their vectors are of the beginning")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _shown(kind: str) -> Iterator[building.Progress]:
     """Shows progress on stderr: a bar for each stage at a terminal, elsewhere a line at times."""
     console = rich.console.Console(stderr=True)

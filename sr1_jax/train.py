@@ -30,6 +30,7 @@ from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.lock import lock_workdir
 from sr1_jax.paths import local_path
+from sr1_jax.programs import kept_programs
 from sr1_jax.retrieval.hooks import counts_of, told_at_end
 from sr1_jax.sharding import make_mesh
 from sr1_jax.terminal import one_line
@@ -79,7 +80,10 @@ def train(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_mesh(config, mesh)
     check_base(config, mesh)  # before the index of a corpus is built
-    with lock_workdir(workdir) if is_first() else contextlib.nullcontext():
+    with (
+        lock_workdir(workdir) if is_first() else contextlib.nullcontext(),
+        kept_programs(config.compilation_cache, workdir),
+    ):
         return _train(config, workdir, mesh, profile)
 
 

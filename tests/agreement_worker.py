@@ -54,6 +54,27 @@ def fail(folder, process):
     agreement.wait_for_all()
 
 
+def _first(folder, process, error):
+    """Process 1 raises, and process 0 another error before its watch can have heard of it."""
+    agreement.wait_for_all()
+    if process == 1:
+        raise error
+    time.sleep(0.3)
+    raise ValueError("the second")
+
+
+def transient_first(folder, process):
+    _first(folder, process, TimeoutError("the first"))
+
+
+def diverged_first(folder, process):
+    _first(folder, process, FloatingPointError("the first"))
+
+
+def terminated_first(folder, process):
+    _first(folder, process, InterruptedError("the first"))
+
+
 def surprise(folder, process):
     """One meets a defect of the program."""
     if process == 0:

@@ -17,6 +17,8 @@ if jaxlib.version.__version__.startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Programs are kept where a test asks for it: never in the user's cache.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 import re
 import socket

@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from sr1_jax import agreement, cluster
+from sr1_jax.exit_codes import ExitCode
 
 WORKER = Path(__file__).parent / "agreement_worker.py"
 
@@ -50,15 +51,24 @@ def test_what_processes_tell_each_other(start, tmp_path):
 
 def test_an_error_of_one_ends_all_with_its_message(start):
     processes = start("fail")
-    assert processes.codes(30) == [2, 2]
+    assert processes.codes(30) == [ExitCode.BAD_INPUT] * 2
     assert "error: process 1 failed: questions.jsonl:7: no answer\n" in processes.err(0)
     assert "error: process 1: questions.jsonl:7: no answer\n" in processes.err(1)
+
+
+@pytest.mark.parametrize("code", [ExitCode.TRANSIENT, ExitCode.DIVERGED, ExitCode.TERMINATED])
+def test_all_end_with_the_code_of_the_first_that_failed(start, code):
+    """The second fails too, in another way, a moment after the first and before it has heard."""
+    processes = start(f"{code.name.lower()}_first")
+    assert processes.codes(30) == [code, code]
+    assert "error: process 1: the first" in processes.err(1)
+    assert "error: process 1 failed: the first" in processes.err(0)
 
 
 @pytest.mark.slow
 def test_a_defect_in_the_first_ends_all(start):
     processes = start("surprise", count=3)
-    assert processes.codes(40) == [2, 2, 2]
+    assert processes.codes(40) == [ExitCode.DEFECT] * 3
     assert "Traceback" in processes.err(0) and "KeyError: 'lost'" in processes.err(0)
     for process in (1, 2):
         assert "error: process 0 failed: KeyError('lost')\n" in processes.err(process)
@@ -82,7 +92,7 @@ def test_one_that_never_starts(start_processes, tmp_path):
     processes = start_processes(
         lambda process, coordinator: (WORKER, "late", tmp_path, coordinator, 2, process), count=1
     )
-    assert processes.codes(60) == [2]
+    assert processes.codes(60) == [ExitCode.TRANSIENT]
     assert time.monotonic() - began >= 5
     assert "this process waited 5 s for the others (2 at 127.0.0.1:" in processes.err(0)
 

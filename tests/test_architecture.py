@@ -10,11 +10,12 @@ import sr1_jax
 PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
+    ("exit_codes",),
     tuple(
         "abstract chips hosts http_exchange import_path paths settings sharding terminal".split()
     ),
-    ("cluster", "agreement", "config_files", "lock"),
-    ("cli",),
+    ("cluster", "agreement", "config_files", "lock", "remembered"),
+    ("cli", "programs"),
     ("data", "models"),
     ("retrieval", "rewards"),
     ("protocol",),
@@ -24,8 +25,8 @@ FLOORS = (
     ("imitation", "reranking", "training"),
     ("asking", "experiments", "planning", "world"),
     tuple(
-        "__main__ ask compare complete_corpus evaluate export index plan serve sweep table traces "
-        "train train_reranker".split()
+        "__main__ ask compare complete_corpus evaluate export index logged plan serve sweep table "
+        "traces train train_reranker".split()
     ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

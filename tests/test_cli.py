@@ -5,11 +5,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
 from sr1_jax import __main__ as listing
 from sr1_jax import cli
+from sr1_jax.exit_codes import ExitCode
 from sr1_jax.terminal import printable
 from sr1_jax.training.settings import MOVED, RUN, unknown_setting
 
@@ -356,14 +358,19 @@ def test_an_error_is_one_line_without_control_characters(failing, error, line):
 
 def test_an_unexpected_error_leaves_its_traceback(failing):
     code, text = failing(TypeError("bad \x1b[2J"))
-    assert code == 1 and "Traceback" in text and text.endswith("TypeError: bad [2J\n")
+    assert code == ExitCode.DEFECT and "Traceback" in text
+    assert text.endswith("TypeError: bad [2J\nerror: TypeError('bad \\x1b[2J')\n")
 
 
-def test_with_tracebacks_asked_for_every_error_is_raised(monkeypatch):
+def test_tracebacks_where_they_are_asked_for_or_a_device_failed(failing, monkeypatch):
+    code, text = failing(jax.errors.JaxRuntimeError("INTERNAL: chip 3 halted"))
+    assert code == ExitCode.TRANSIENT and "Traceback" in text
+    assert text.endswith("error: INTERNAL: chip 3 halted\n")
+    assert "Traceback" not in failing(ValueError("x"))[1]
     monkeypatch.setenv("SR1_JAX_TRACEBACK", "1")
+    code, text = failing(ValueError("x"))
+    assert code == ExitCode.BAD_INPUT and "Traceback" in text and text.endswith("\nerror: x\n")
 
-    def main(argv):
-        raise ValueError("x")
 
-    with pytest.raises(ValueError, match="x"):
-        cli.run(main)
+def test_ctrl_c(failing):
+    assert failing(KeyboardInterrupt()) == (ExitCode.INTERRUPTED, "interrupted\n")

@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small_encoders import write_bert
 
 from sr1_jax import cli
 from sr1_jax.index import main
-from sr1_jax.retrieval import BM25Retriever
+from sr1_jax.retrieval import BM25Retriever, index_copies
 from sr1_jax.retrieval.open import open_as_built
 from sr1_jax.retrieval.vector_files import read_vectors
 
@@ -81,6 +82,63 @@ def failed(tmp_path, monkeypatch, capsys):
 def test_errors_take_one_line(corpus, tmp_path, failed, arguments, message):
     assert message in failed(*arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://bucket/…, which lies in a local folder."""
+    real = index_copies.epath.Path
+    place = tmp_path / "bucket"
+
+    def path(text):
+        return real(str(text).replace("gs://bucket", str(place)))
+
+    monkeypatch.setattr(index_copies.epath, "Path", path)
+    return place
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_index_in_a_bucket(corpus, bucket, tmp_path, capsys, kept):
+    index = tmp_path / "index"
+    command = ["index", f"--corpus={corpus}", "--output=gs://bucket/a/index", "--workers=1"]
+    main([*command, f"--index={index}"] if kept else command)
+    assert "copied: gs://bucket/a/index" in capsys.readouterr().out
+    assert index.exists() == kept
+    found = BM25Retriever.load(Path(bucket / "a" / "index")).search(["cat"], 1)
+    assert found == BM25Retriever.build(corpus, tmp_path / "other").search(["cat"], 1)
+    (bucket / "a" / "index" / "stray").touch()
+    with pytest.raises(ValueError, match=r"--output=gs://bucket/a/index is not replaced: it holds"):
+        main(command)
+    (bucket / "a" / "index" / "stray").unlink()
+    main(command)  # an index gives way to an index
+
+
+def test_a_copy_that_breaks_off_is_no_index(corpus, bucket, tmp_path, monkeypatch):
+    """Nor is what was there before, half of which is gone; the next copy mends it."""
+    command = ["index", f"--corpus={corpus}", "--output=gs://bucket/index", "--workers=1"]
+    main(command)
+    copy, left = shutil.copyfileobj, 3
+
+    def breaks(source, target, size):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise ConnectionResetError("cut")
+        copy(source, target, size)
+
+    monkeypatch.setattr(index_copies.shutil, "copyfileobj", breaks)
+    with pytest.raises(ConnectionResetError):
+        main(command)
+    with pytest.raises(ValueError, match="not a complete"):
+        BM25Retriever.load(bucket / "index")
+    monkeypatch.undo()
+    main([*command[:2], f"--output={bucket / 'index'}", "--workers=1"])
+    assert len(BM25Retriever.load(bucket / "index"))
+
+
+def test_an_output_that_cannot_be_reached_is_told_first(corpus, failed, tmp_path):
+    error = failed(f"--corpus={corpus}", "--output=nowhere://bucket/index")
+    assert "--output=nowhere://bucket/index: it cannot be read" in error
 
 
 def test_a_bucket_is_refused(corpus, failed, tmp_path, monkeypatch):

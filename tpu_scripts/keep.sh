@@ -10,8 +10,11 @@
 #   ARGUMENT     further arguments of sr1_jax.train, such as --config.seed=3
 #
 # Looks every POLL_SECONDS. After trouble it waits BACKOFF_SECONDS, twice as long after each further
-# trouble without a healthy look in between (at most an hour), and gives up after MAX_RESTARTS.
-# TPUs and runs that are there already are taken over. Ctrl-C ends the watch, not the run.
+# trouble without a healthy look in between (at most an hour), and gives up after MAX_RESTARTS. Where
+# training says by its exit code that it would fail again (bad input, a defect, a full disk, diverged:
+# sr1_jax/exit_codes.py) nothing is started again, and this script ends with that code.
+# TPUs and runs that are there already are taken over; one that failed before is set up and launched
+# again. Ctrl-C ends the watch, not the run.
 
 # shellcheck source=SCRIPTDIR/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -53,9 +56,10 @@ bring_up() { step create.sh && set_up_and_launch; }
 
 make_anew() { step teardown.sh --yes && bring_up; }
 
-# What training does, over all workers: running, finished, idle, failed, or unreachable.
+# What training does, over all workers: running, finished, idle, failed, unreachable, or "final N"
+# where it failed with a code N after which it is not started again.
 training_state() {
-  local answers errors failed running finished
+  local answers errors failed running finished code
   status_command all all
   errors=$(mktemp) # gcloud says there how it connects, every time
   if ! answers=$("${TPU_COMMAND[@]}" 2>"$errors"); then
@@ -70,6 +74,12 @@ training_state() {
   finished=$(grep -cE '^SR1_WORKER [^ ]+ finished' <<<"$answers" || true)
   if ((failed)); then
     grep -E '^SR1_WORKER [^ ]+ (failed|stopped)' <<<"$answers" >&2
+    for code in "${FINAL_CODES[@]}"; do
+      if grep -qE "^SR1_WORKER [^ ]+ failed, exit code $code(:|$)" <<<"$answers"; then
+        echo "final $code"
+        return
+      fi
+    done
     echo failed
   elif ((finished == WORKERS)); then
     echo finished
@@ -123,7 +133,8 @@ case $(phase_of "$STATE") in
   gone) bring_up || note "the first start failed" ;;
   ready)
     note "$NAME exists and is $STATE: taken over"
-    [[ $(training_state) != idle ]] || set_up_and_launch || note "the first start failed"
+    # What failed for good before was mended since, or this script would not have been started.
+    [[ $(training_state) != @(idle|final*) ]] || set_up_and_launch || note "the first start failed"
     ;;
 esac
 
@@ -139,6 +150,7 @@ while true; do
         running) IN_A_ROW=0 MISSES=0 ;;
         idle) trouble "nothing runs on $NAME" set_up_and_launch ;;
         failed) trouble "training failed" launch ;;
+        final*) finish "${TRAINING_STATE#final }" "training failed with exit code ${TRAINING_STATE#final }, after which it is not started again: mend what it says above" ;;
         *)
           MISSES=$((MISSES + 1))
           note "workers of $NAME do not answer ($MISSES of 3)"

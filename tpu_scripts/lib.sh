@@ -20,6 +20,11 @@ DRY_RUN=no
 ASSUME_YES=no
 SETTINGS=
 ARG=() # further arguments of the training command, one each
+ENVIRONMENT=() # NAME=value of its environment, one each
+
+# Exit codes after which training is not started again: mending comes first. All others but 0 are
+# trouble that may pass. The same as FINAL in sr1_jax/exit_codes.py, which says what they mean.
+FINAL_CODES=(2 70 74 79 130)
 
 # shellcheck source=SCRIPTDIR/settings.sh
 source "$SCRIPTS/settings.sh"
@@ -246,6 +251,49 @@ copy_to_workers() {
   [[ $CREATE_WITH == tpu-vm ]] || nodes=(--node=all)
   tpu_command scp "${@:1:$#-1}" "$NAME:${*: -1}" "${nodes[@]}" --worker=all
   run "${TPU_COMMAND[@]}"
+}
+
+# copy_from_worker NODE WORKER FILE TARGET: FILE below the home folder there.
+copy_from_worker() {
+  local nodes=()
+  [[ $CREATE_WITH == tpu-vm ]] || nodes=("--node=$1")
+  tpu_command scp "$NAME:$3" "$4" "${nodes[@]}" "--worker=$2"
+  run "${TPU_COMMAND[@]}"
+}
+
+# The environment of training, as lines NAME=value: what PASS_ENV names of this shell's, then ENV.
+environment_lines() {
+  local name pattern patterns
+  local -A values=()
+  read -ra patterns <<<"$PASS_ENV"
+  for pattern in "${patterns[@]}"; do
+    while IFS= read -r name; do
+      # shellcheck disable=SC2053 # a pattern, such as WANDB_*
+      [[ $name != $pattern ]] || values[$name]=${!name}
+    done < <(compgen -e)
+  done
+  for name in "${ENVIRONMENT[@]}"; do values[${name%%=*}]=${name#*=}; done
+  for name in "${!values[@]}"; do
+    [[ ${values[$name]} != *$'\n'* ]] || die "the environment variable $name has several lines, which cannot be passed on"
+    printf '%s=%s\n' "$name" "${values[$name]}"
+  done | sort
+}
+
+# Writes that to ENV_FILE, which only its owner can read; ENV_FILE is empty where there is nothing.
+# Values never stand in a command, a log or a dry run.
+write_environment() {
+  local lines
+  lines=$(environment_lines)
+  ENV_FILE=
+  [[ -n $lines ]] || return 0
+  ENV_FILE=$CACHE/$NAME/environment
+  run mkdir -p "$CACHE/$NAME"
+  if [[ $DRY_RUN == yes ]]; then
+    printf '(umask 077 && %s > %s)\n' "$(quote_all "$0" ${ACTION:+render} "$SETTINGS" --print-environment)" "$(quote "$ENV_FILE")"
+  else
+    rm -f "$ENV_FILE"
+    (umask 077 && printf '%s\n' "$lines" >"$ENV_FILE")
+  fi
 }
 
 # on_all_workers DONE COMMAND: runs a command of worker.sh everywhere and counts the answers.

@@ -8,11 +8,12 @@ KEYS=(
   'PROJECT;required;^[a-z][a-z0-9.:-]{4,}[a-z0-9]$;a Google Cloud project id such as my-project-123'
   'ZONE;required;^[a-z]+-[a-z]+[0-9]+-[a-z]$;a zone such as us-east5-b (a region and a letter)'
   'NAME;required;^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$;at most 40 lower-case letters, digits and dashes, a letter first'
-  'ACCELERATOR_TYPE;required;^;a type such as v4-8, v5litepod-16, v5p-32, v6e-8'
+  'ACCELERATOR_TYPE;required;^;a type such as v4-8, v5litepod-16, v5p-32, v6e-8, tpu7x-16'
   'RUNTIME_VERSION;;^[a-z0-9.-]*$;a TPU software version such as v2-alpha-tpuv6e, or nothing for the usual one'
   'NODES;1;^[1-9][0-9]{0,2}$;the number of slices, 1 or more'
   'CREATE_WITH;queued-resource;^(queued-resource|tpu-vm)$;queued-resource or tpu-vm'
   'CAPACITY;required;^(spot|on-demand|reserved)$;spot, on-demand or reserved'
+  'RESERVATION;;^[a-z0-9./-]*$;the name of a reservation for gke.sh, or nothing'
   'VALID_UNTIL;;^([0-9]+[smhd])*$;how long a request may wait, such as 6h, or nothing'
   'NETWORK;;^[a-z0-9./-]*$;the name of a network, or nothing'
   'SUBNETWORK;;^[a-z0-9./-]*$;the name of a subnetwork, or nothing'
@@ -22,11 +23,16 @@ KEYS=(
   'PYTHON_VERSION;3.12;^3\.[0-9]+$;a Python version such as 3.12'
   'CONFIG;required;^[^ -][^ ]*\.py(:[^ ]*)?$;a config file such as configs/demo.py'
   'WORKDIR;required;^(gs://[a-z0-9][a-z0-9._-]+/[^ ]+|/[^ ]+)$;gs://bucket/folder or an absolute path'
+  'MOUNT;no;^(yes|no)$;yes (gcsfuse mounts the bucket of WORKDIR) or no'
+  'EXTRAS;;^([a-z]+(,[a-z]+)*)?$;extras of setup.py with commas, such as wandb, or nothing'
+  'LOCK_FILE;;^[^ ]*$;a file of pinned versions, or nothing for one that setup.sh makes'
+  'PASS_ENV;;^([A-Za-z_][A-Za-z0-9_]*\*?( +|$))*$;names of environment variables with spaces, such as XLA_FLAGS WANDB_*'
   'HF_TOKEN_FILE;;^.*$;a file that holds a Hugging Face token, or nothing'
   'POLL_SECONDS;30;^[0-9]+$;whole seconds'
   'READY_TIMEOUT_SECONDS;0;^[0-9]+$;whole seconds, 0 for no limit'
   'MAX_RESTARTS;20;^[0-9]+$;a whole number'
   'BACKOFF_SECONDS;60;^[0-9]+$;whole seconds'
+  'GRACE_SECONDS;600;^[1-9][0-9]*$;whole seconds, 1 or more'
   'GKE_CLUSTER;;^[a-z0-9-]*$;the name of a GKE cluster'
   'GKE_LOCATION;;^([a-z]+-[a-z]+[0-9]+(-[a-z])?)?$;the region or zone of the cluster, such as us-east5'
   'GKE_NAMESPACE;default;^[a-z0-9-]+$;a Kubernetes namespace'
@@ -50,7 +56,7 @@ setting_at() {
 
 # Reads the lines of the settings file into variables. Nothing in the file is executed.
 _read_settings() {
-  local text number=0 key value row known=' ARG '
+  local text number=0 key value row known=' ARG ENV '
   local double='^"([^"]*)"[[:space:]]*(#.*)?$' single="^'([^']*)'[[:space:]]*(#.*)?\$"
   for row in "${KEYS[@]}"; do known+="${row%%;*} "; done
   while IFS= read -r text || [[ -n $text ]]; do
@@ -75,6 +81,12 @@ _read_settings() {
       _problem "$SETTINGS:$number: $key=$value: unknown key; there are:$known"
     elif [[ $key == ARG ]]; then
       ARG+=("$value")
+    elif [[ $key == ENV ]]; then
+      if [[ $value =~ ^[A-Za-z_][A-Za-z_0-9]*= ]]; then
+        ENVIRONMENT+=("$value")
+      else
+        _problem "$SETTINGS:$number: ENV=$value: expected NAME=value"
+      fi
     elif line=_line_$key && [[ -n ${!line:-} ]]; then
       _problem "$SETTINGS:$number: $key=$value: already set in line ${!line}"
     else
@@ -115,6 +127,19 @@ _check_together() {
       fi
     done
   fi
+  if [[ $ACCELERATOR_TYPE == tpu7x-* && $(basename "$0") != gke.sh ]]; then
+    _problem "$(setting_at ACCELERATOR_TYPE): Google has this chip on Kubernetes only; use gke.sh"
+  fi
+  if [[ -n $LOCK_FILE && ! -s $LOCK_FILE ]]; then
+    _problem "$(setting_at LOCK_FILE): there is no such file, or it is empty (write the path in full, no ~)"
+  fi
+  local name names
+  read -ra names <<<"$PASS_ENV"
+  for name in "${names[@]}"; do
+    if [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ && -z ${!name+set} ]]; then
+      _problem "$(setting_at PASS_ENV): $name is not set in this environment"
+    fi
+  done
   if [[ $CREATE_WITH == tpu-vm && $NODES != 1 ]]; then
     _problem "$(setting_at NODES): several slices need CREATE_WITH=queued-resource"
   fi
@@ -147,7 +172,9 @@ load_settings() {
   WORKERS=$((NODES * VMS))
   # What training gets as --workdir, and the bucket that must be mounted for it.
   BUCKET='' RUN_FOLDER=$WORKDIR
-  if [[ $WORKDIR == gs://* ]]; then
+  if [[ $WORKDIR == gs://* && $MOUNT == no && ,$EXTRAS, != *,gcs,* ]]; then
+    EXTRAS=gcs${EXTRAS:+,$EXTRAS} # training reads and writes the bucket itself
+  elif [[ $WORKDIR == gs://* && $MOUNT == yes ]]; then
     BUCKET=${WORKDIR#gs://} RUN_FOLDER=/mnt/${WORKDIR#gs://}
     BUCKET=${BUCKET%%/*}
   fi
@@ -155,12 +182,12 @@ load_settings() {
 
 # --- accelerator types ---------------------------------------------------------------------------
 
-ACCELERATOR_TYPES='v4-{8,16,32,64 or a multiple of 128 up to 8192}, v5litepod-{1,4,8,16,32,64,128,256}, v5p-{8,16,32,64 or a multiple of 128 up to 12288}, v6e-{1,4,8,16,32,64,128,256}'
+ACCELERATOR_TYPES='v4-{8,16,32,64 or a multiple of 128 up to 8192}, v5litepod-{1,4,8,16,32,64,128,256}, v5p-{8,16,32,64 or a multiple of 128 up to 12288}, v6e-{1,4,8,16,32,64,128,256}, on GKE tpu7x-{8,16,32,64 or a multiple of 128 up to 18432}'
 
 # Sets what follows from a type: CHIPS and VMS of a slice, its usual TOPOLOGY, GKE's names for it.
-# v4 and v5p types count TensorCores, two a chip; v5litepod and v6e types count chips.
-# Source: https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and .../runtimes,
-# https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+# v4, v5p and tpu7x types count TensorCores, two a chip; v5litepod and v6e types count chips.
+# Source: https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and .../runtimes,
+# https://cloud.google.com/kubernetes-engine/docs/concepts/{plan-tpus,tpu-ironwood}
 accelerator_facts() {
   local family=${1%-*} size=${1##*-}
   case $family in
@@ -168,10 +195,13 @@ accelerator_facts() {
     v5litepod) USUAL_RUNTIME=v2-alpha-tpuv5-lite GKE_ACCELERATOR=tpu-v5-lite-podslice GKE_MACHINE=ct5lp-hightpu ;;
     v5p) USUAL_RUNTIME=v2-alpha-tpuv5 GKE_ACCELERATOR=tpu-v5p-slice GKE_MACHINE=ct5p-hightpu ;;
     v6e) USUAL_RUNTIME=v2-alpha-tpuv6e GKE_ACCELERATOR=tpu-v6e-slice GKE_MACHINE=ct6e-standard ;;
+    tpu7x) USUAL_RUNTIME='' GKE_ACCELERATOR=tpu7x GKE_MACHINE=tpu7x-standard ;;
     *) return 1 ;;
   esac
   case $family in
-    v4 | v5p) _facts_3d "$size" "$([[ $family == v4 ]] && echo 4096 || echo 6144)" ;;
+    v4) _facts_3d "$size" 4096 ;;
+    v5p) _facts_3d "$size" 6144 ;;
+    tpu7x) _facts_3d "$size" 9216 ;;
     *) _facts_2d "$size" ;;
   esac
 }

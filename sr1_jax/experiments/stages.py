@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sr1_jax.exit_codes import FINAL, ExitCode
 from sr1_jax.paths import write_whole
 from sr1_jax.terminal import one_line
 
@@ -76,6 +77,26 @@ class Stage:
         return {"module": self.module, "flags": list(self.flags), "config": self.config}
 
 
+class StagesFailedError(RuntimeError):
+    """Stages of an experiment failed.
+
+    Args:
+        codes: that they ended with, by name.
+
+    Attributes:
+        exit_code: that the experiment ends with: the first that will not do if given again, or
+            else, where all may be given again, that of transient trouble.
+    """
+
+    def __init__(self, codes: Mapping[str, int]):
+        super().__init__(
+            f"{', '.join(codes)} failed; the ends of their logs are above. Mend it and start again "
+            "with the same command: what is done is not done again."
+        )
+        final = (code for code in codes.values() if code in FINAL)
+        self.exit_code = next(final, ExitCode.TRANSIENT)
+
+
 def run_stages(
     stages: Sequence[Stage], folder: Path, *, cluster_flags: Sequence[str] = (), jobs: int = 1
 ) -> None:
@@ -89,8 +110,8 @@ def run_stages(
 
     Raises:
         ValueError: a stage was done here with other settings, found before anything is run.
-        RuntimeError: stages failed; says how, and where their output is. The stages that come after
-            one in its group are not run, other groups are.
+        StagesFailedError: stages failed; says how, and where their output is. The stages that come
+            after one in its group are not run, other groups are.
         InterruptedError: SIGTERM came, and what was under way has ended.
     """
     pending: dict[str, collections.deque[Stage]] = {}
@@ -123,7 +144,7 @@ class _Runner:
         self._folder, self._flags, self._shares = folder, flags, shares
         self._running: dict[int, _Running] = {}
         self._told = False
-        self._failed: list[str] = []
+        self._failed: dict[str, int] = {}
 
     def run(self, pending: dict[str, collections.deque[Stage]]) -> None:
         """Runs what is pending, by group; signals that end this process end the stages first."""
@@ -145,10 +166,7 @@ class _Runner:
                         "command to go on."
                     )
             if self._failed:
-                raise RuntimeError(
-                    f"{', '.join(self._failed)} failed; the ends of their logs are above. Mend it "
-                    "and start again with the same command: what is done is not done again."
-                )
+                raise StagesFailedError(self._failed)
         finally:
             self._stop_all()
             for number, handler in handlers.items():
@@ -184,7 +202,7 @@ class _Runner:
             for line in text.splitlines()[-_SHOWN_LINES:]:
                 print(f"  {one_line(line)}", file=sys.stderr)
             print(f"{stage.name} failed with exit code {code}: {log}", file=sys.stderr, flush=True)
-            self._failed.append(stage.name)
+            self._failed[stage.name] = code
             return
         record = json.dumps(stage.says() | {"seconds": seconds}, indent=1)
         write_whole(stage.record_path(self._folder), record)

@@ -12,6 +12,8 @@ import socket
 import struct
 from typing import Any
 
+from sr1_jax.exit_codes import ExitCode
+
 _LENGTH = struct.Struct(">Q")
 _TOKEN_BYTES = 16
 _CONNECT_SECONDS = 60
@@ -21,6 +23,8 @@ _KEY = "sr1_jax/hosts"
 
 class Ended(RuntimeError):
     """The other end of a connection is gone."""
+
+    exit_code = ExitCode.TRANSIENT
 
 
 class Port:

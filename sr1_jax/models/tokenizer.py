@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
@@ -93,6 +94,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included."""
         return max(self._trusted.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides the ids of a text: equal where all texts have the same ids."""
+        told = (self._trusted.to_str(), self.eos_ids, self.pad_id, self.chat_template)
+        return hashlib.sha256(repr((*told, self.bos_token)).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: nothing in it becomes an added or special token."""

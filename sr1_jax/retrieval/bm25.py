@@ -24,18 +24,21 @@ import math
 import os
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sr1_jax.remembered import note_sha256
 from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.bm25_build import Progress, build_index, no_progress
 from sr1_jax.retrieval.bm25_search import Postings, Searcher
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.index_folder import (
     check_replaceable,
+    memory_of,
     new_folder,
     read_manifest,
     write_manifest,
@@ -239,7 +242,10 @@ def open_bm25(
         return retriever
     if _is_built_of(index, corpus, options):
         return BM25Retriever.load(index)
-    return BM25Retriever.build(corpus, index, **options)
+    began = time.time()
+    retriever = BM25Retriever.build(corpus, index, **options)
+    note_sha256(corpus, memory_of(index), retriever.corpus_sha256, read_since=began)
+    return retriever
 
 
 def _is_built_of(index: Path, corpus: Path, options: Mapping[str, Any]) -> bool:
@@ -249,7 +255,9 @@ def _is_built_of(index: Path, corpus: Path, options: Mapping[str, Any]) -> bool:
     except (FileNotFoundError, ValueError):
         return False  # whether it may be replaced is for `build` to say
     same = all(manifest[key] == value for key, value in options.items())
-    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus)
+    if not (same and corpus.exists()):
+        return False
+    return manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
 
 
 def none_or(name: str | None) -> str | None:

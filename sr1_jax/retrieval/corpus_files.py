@@ -18,6 +18,7 @@ from typing import Any
 from sr1_jax.data.jsonl import parse_line, read_blocks, read_jsonl
 from sr1_jax.data.parquet import read_batches
 from sr1_jax.paths import sha256_of
+from sr1_jax.remembered import remembered_sha256
 
 CHUNK_BYTES = 24 << 20
 _KEYS = ("id", "contents", "title", "text")  # of a passage
@@ -109,14 +110,20 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((f"{path}:{number}", row) for number, row in read_jsonl(path))
 
 
-def corpus_sha256(path: str | os.PathLike) -> str:
-    """Hash of a corpus: of the file, or of the names and hashes of the files in the folder."""
+def corpus_sha256(path: str | os.PathLike, memory: Path | None = None) -> str:
+    """Hash of a corpus: of the file, or of the names and hashes of the files in the folder.
+
+    Args:
+        path: of the corpus.
+        memory: a file in which hashes are remembered; a file of the corpus that it knows, with the
+            size and the time of its last change, is not read again. None: every file is read.
+    """
     path = Path(path)
     if not path.is_dir():
-        return sha256_of(path)
+        return sha256_of(path) if memory is None else remembered_sha256(path, memory)
     digest = hashlib.sha256()
     for file in sorted(file for file in path.iterdir() if file.is_file()):
-        digest.update(f"{file.name} {corpus_sha256(file)}\n".encode())
+        digest.update(f"{file.name} {corpus_sha256(file, memory)}\n".encode())
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sr1_jax.hosts.channel import coordination
 from sr1_jax.models.encoder_folder import TextEncoder, load_encoder
 from sr1_jax.models.encoder_recipe import Recipe
 from sr1_jax.paths import local_path, path_or_none
+from sr1_jax.remembered import note_sha256
 from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
@@ -31,7 +33,7 @@ from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_fo
 from sr1_jax.retrieval.dense_search import Found, VectorSearch
 from sr1_jax.retrieval.dispatch import Dispatch, one_at_a_time, own_devices
 from sr1_jax.retrieval.embedder import Embedder
-from sr1_jax.retrieval.index_folder import read_manifest
+from sr1_jax.retrieval.index_folder import memory_of, read_manifest
 from sr1_jax.retrieval.passages import PassageStore
 from sr1_jax.retrieval.settings import DENSE
 from sr1_jax.retrieval.shared_search import SharedSearch, part_of
@@ -260,7 +262,10 @@ def open_dense(
         return _load_of(index, encoder, options["dtype"], search)
     if _is_built_of(index, corpus, encoder, build):
         return DenseRetriever.load(index, encoder, search=search)
-    return DenseRetriever.build(corpus, index, encoder, **build)
+    began = time.time()
+    retriever = DenseRetriever.build(corpus, index, encoder, **build)
+    note_sha256(corpus, memory_of(index), retriever.corpus_sha256, read_since=began)
+    return retriever
 
 
 def encoder_of(options: Mapping[str, Any]) -> TextEncoder:
@@ -311,7 +316,9 @@ def _is_built_of(index: Path, corpus: Path, encoder: TextEncoder, build: Mapping
         and manifest["dtype"] == build["dtype"]
         and manifest["vectors"] == (vectors and vectors.name)
     )
-    return same and corpus.exists() and manifest["corpus_sha256"] == corpus_sha256(corpus)
+    if not (same and corpus.exists()):
+        return False
+    return manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
 
 
 def check_dense(config: Mapping[str, Any]) -> None:

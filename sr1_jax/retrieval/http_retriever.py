@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from sr1_jax.exit_codes import ExitCode
 from sr1_jax.http_exchange import Fault, can_be_sent, may_pass, shown
 from sr1_jax.paths import local_path
 from sr1_jax.retrieval.attempts import Addresses, GivenUpError
@@ -25,6 +26,8 @@ TOKEN_VARIABLE = "SR1_JAX_RETRIEVAL_TOKEN"
 
 class SearchFailedError(RuntimeError):
     """No address gave an answer that can be used."""
+
+    exit_code = ExitCode.TRANSIENT
 
 
 class HttpRetriever:
@@ -97,8 +100,9 @@ class HttpRetriever:
         A server without `/health`, such as the original's, says nothing and is taken as it is.
 
         Raises:
-            ConnectionError: no server answers, or one wants another token, has nothing at this
-                path, or answers in another form.
+            PermissionError: a server wants another token.
+            ConnectionError: no server answers, or one has nothing at this path, or answers in
+                another form.
             ValueError: the servers search different indices.
         """
         faults: dict[str, Fault] = {}
@@ -171,9 +175,9 @@ def _found(status: int, answer: bytes, queries: int, k: int) -> list[list[Passag
 
 
 def _check_token(url: str, status: int, answer: bytes) -> None:
-    """Raises ConnectionError if a server wants another token."""
+    """Raises PermissionError if a server wants another token."""
     if status in (401, 403):
-        raise ConnectionError(
+        raise PermissionError(
             f"{url} refuses the token (status {status}): {shown(answer)}. Give the right one in "
             f"the file retrieval.http.token_file, or in {TOKEN_VARIABLE}."
         )

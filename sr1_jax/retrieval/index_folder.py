@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST_FILE = "index.json"
+MEMORY_FILE = ".remembered.json"
 # The "format" of a dense index; here, so that it can be told from others without JAX.
 DENSE_FORMAT = "sr1_jax.dense"
+
+
+def memory_of(index_dir: Path) -> Path:
+    """The file beside an index in which hashes of corpora are remembered."""
+    return index_dir.parent / MEMORY_FILE
 
 
 def write_manifest(folder: Path, fields: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import urllib3
 
+from sr1_jax.exit_codes import ExitCode
 from sr1_jax.http_exchange import (
     Fault,
     address_problem,
@@ -46,6 +47,8 @@ INSTRUCTION = (
 
 class JudgeFailedError(RuntimeError):
     """The endpoint gave no verdict that can be used."""
+
+    exit_code = ExitCode.TRANSIENT
 
 
 class Item(NamedTuple):

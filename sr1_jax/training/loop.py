@@ -21,7 +21,7 @@ from sr1_jax.training.goodput import Goodput
 from sr1_jax.training.guards import Guards
 from sr1_jax.training.profiling import ProfiledSteps, Profiler
 from sr1_jax.training.resume import run_facts, take_up
-from sr1_jax.training.rollouts import questions_that_fit, roll_out
+from sr1_jax.training.rollouts import prompt_memory, questions_that_fit, roll_out
 from sr1_jax.training.step_agreement import Agreed, agree
 from sr1_jax.training.step_log import StepLog, rollout_metrics
 from sr1_jax.training.stopwatch import Stopwatch
@@ -69,7 +69,10 @@ def reinforce(
     engine = make_engine(
         policy.shape, tokenizer, task.retriever, config, config.method, trains=True, mesh=mesh
     )
-    questions = questions_that_fit(task.train, engine, skip=config.rollout.long_prompts == "skip")
+    questions = questions_that_fit(
+        task.train, engine, skip=config.rollout.long_prompts == "skip",
+        memory=prompt_memory(config, contents, tokenizer, workdir),
+    )  # fmt: skip
     folder, keep = checkpoint_folder(config, workdir), config.checkpoint.keep
     watchdog = Watchdog(config.watchdog.seconds, workdir)
     utilisation = Utilisation(config, policy.shape.config, mesh)

@@ -15,6 +15,7 @@ from sr1_jax.evaluation.methods import METHODS, TEMPLATES
 from sr1_jax.models.lora import TARGETS
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import SHAPES
+from sr1_jax.programs import COMPILATION_CACHE
 from sr1_jax.protocol.settings import PROTOCOL
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.rewards.settings import REWARD
@@ -86,6 +87,7 @@ RUN = Section(
         "dynamic_sampling_rounds": Setting(
             0, "more rollouts that replace questions whose samples all earn the same", at_least(0)
         ),
+        "compilation_cache": COMPILATION_CACHE,
         "method": Setting("search", "the prompt, and whether tools are called", one_of(*METHODS)),
         "base": Section(
             {

@@ -23,6 +23,7 @@ from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path, sha256_of
 from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
 from sr1_jax.retrieval.corpus_files import corpus_sha256
+from sr1_jax.retrieval.index_folder import MEMORY_FILE
 from sr1_jax.training.phases import Phase
 from sr1_jax.training.supervised import Example
 from sr1_jax.training.training_questions import chosen, files_of
@@ -117,22 +118,31 @@ def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
         contents={
             "data.questions": fingerprint,
             "data.dev": _fingerprint_of_files(dev),
-            "data.corpus": _fingerprint_of_corpus(config, retriever),
+            "data.corpus": _fingerprint_of_corpus(config, retriever, folder),
         },
     )
 
 
-def _fingerprint_of_corpus(config: ml_collections.ConfigDict, retriever: Retriever | None) -> str:
+def _fingerprint_of_corpus(
+    config: ml_collections.ConfigDict, retriever: Retriever | None, folder: Path
+) -> str:
     """What the retriever says it was built from; of one that does not say, the corpus file."""
     if retriever is None:
         return ""
     corpus = Path(config.data.corpus) if config.data.corpus else None
     said = fingerprint_of(retriever)
-    return said or (corpus_sha256(corpus) if corpus is not None and corpus.exists() else "")
+    if said or corpus is None or not corpus.exists():
+        return said
+    return corpus_sha256(corpus, folder / MEMORY_FILE)
 
 
-def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
+def run_retriever(config: ml_collections.ConfigDict, folder: Path | None) -> Retriever:
     """The retriever of a run: over data.index, or over data.corpus with an index in `folder`.
+
+    Args:
+        config: of the run.
+        folder: for an index, and what was found out of the corpus; None, where there is none, needs
+            data.index.
 
     Raises:
         ValueError: data.index was built of another corpus than data.corpus.
@@ -142,7 +152,10 @@ def run_retriever(config: ml_collections.ConfigDict, folder: Path) -> Retriever:
         return open_index(config, Path(data.corpus) if data.corpus else None, folder)
     retriever = open_retriever(config.retrieval, index=Path(data.index))
     built_of = getattr(retriever, "corpus_sha256", None)
-    if data.corpus and built_of is not None and built_of != corpus_sha256(Path(data.corpus)):
+    if not data.corpus or built_of is None:
+        return retriever
+    memory = folder and folder / MEMORY_FILE
+    if built_of != corpus_sha256(Path(data.corpus), memory):
         raise ValueError(
             f"data.index={data.index} was built of another corpus than data.corpus={data.corpus}: "
             "clear one of the two, or build the index again."
@@ -164,7 +177,7 @@ def corpus_retriever(
         ValueError, FileNotFoundError: as `run_retriever`.
     """
     if corpus is None and config.data.index:
-        return run_retriever(config, Path())
+        return run_retriever(config, folder)
     if corpus is None and config.data.corpus:
         corpus = local_path(config.data.corpus, "data.corpus")
     if folder is None:

@@ -163,3 +163,14 @@ def test_pieces_of_any_ids_are_the_text_of_all(pieces):
     for _ in range(2):  # a second text begins anew
         text = "".join(stream.add(piece) for piece in pieces) + stream.end()
         assert text == tokenizer.decode([i for piece in pieces for i in piece])
+
+
+def test_the_fingerprint_is_of_all_that_decides_ids(tokenizer):
+    def fingerprint(**changes):
+        settings = {name: getattr(tokenizer, name) for name in ("eos_ids", "pad_id", "bos_token")}
+        settings |= {"chat_template": tokenizer.chat_template}
+        return Tokenizer(tokenizer._trusted, **settings | changes).fingerprint
+
+    assert fingerprint() == tokenizer.fingerprint
+    changes = ({"pad_id": 7}, {"eos_ids": (5,)}, {"chat_template": "x"}, {"bos_token": "<b>"})
+    assert len({fingerprint(), *(fingerprint(**change) for change in changes)}) == 5

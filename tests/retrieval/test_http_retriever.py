@@ -257,7 +257,7 @@ def test_the_token_is_borne(fake_retriever, tmp_path, monkeypatch):
 def test_what_would_fail_every_search_is_told_before_the_first(fake_retriever, fault, message):
     with (
         FaultyServer(fake_retriever(), first([fault])) as server,
-        pytest.raises(ConnectionError, match=message),
+        pytest.raises((ConnectionError, PermissionError), match=message),
     ):
         open_retriever(settings(urls=server.url))
 

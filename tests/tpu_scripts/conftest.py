@@ -75,6 +75,18 @@ class Cloud:
             cwd=self.fake,  # relative paths of a run are none of ours
         )
 
+    @property
+    def cache(self) -> Path:
+        """Where the scripts keep files of the run "run"."""
+        return Path(self.env["HOME"]) / ".cache/sr1_jax/run"
+
+    def lock(self, text: str = "jax==1.2.3\n") -> Path:
+        """Pins versions as an earlier set-up has."""
+        path = self.cache / "requirements.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
     def calls(self) -> list[list[str]]:
         """All calls of tools so far, and forgets them."""
         file = self.fake / "calls"

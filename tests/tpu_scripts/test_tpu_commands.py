@@ -3,28 +3,7 @@
 import tarfile
 
 import pytest
-
-QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
-DIRECT = ["gcloud", "compute", "tpus", "tpu-vm"]
-PLACE = ["--project=my-project", "--zone=us-east5-b", "--quiet"]
-STATUS = 'bash sr1_jax/worker.sh status 2>/dev/null || echo "SR1_WORKER $(hostname) idle"'
-TRAIN = "-m sr1_jax.train --distributed --config=configs/demo.py --workdir=/mnt/bucket/runs/a"
-
-
-def describe(surface=QUEUED, field="state.state"):
-    return [*surface, "describe", "run", *PLACE, f"--format=value({field})"]
-
-
-def ssh(command, node="all", worker="all"):
-    return [
-        *QUEUED,
-        "ssh",
-        "run",
-        *PLACE,
-        f"--node={node}",
-        f"--worker={worker}",
-        f"--command={command}",
-    ]
+from gcloud_words import DIRECT, PLACE, QUEUED, STATUS, describe, scp, ssh
 
 
 @pytest.mark.parametrize(
@@ -141,93 +120,6 @@ def test_waiting_has_a_limit(cloud):
     assert cloud.verbs() == ["create"] + ["describe"] * 3
 
 
-def test_setup_copies_the_checkout_to_all_workers(cloud):
-    cloud.configure(WORKDIR="gs://my-data/runs/a", ACCELERATOR_TYPE="v6e-16", NODES="2", workers=8)
-    result = cloud.run("setup.sh")
-    assert result.returncode == 0, result.stderr
-    code = f"{cloud.env['HOME']}/.cache/sr1_jax/run/code.tar.gz"
-    assert cloud.calls() == [
-        ssh("mkdir -p -m 700 sr1_jax"),
-        [
-            *QUEUED,
-            "scp",
-            f"{cloud.root}/tpu_scripts/worker.sh",
-            code,
-            "run:sr1_jax/",
-            *PLACE,
-            "--node=all",
-            "--worker=all",
-        ],
-        ssh("bash sr1_jax/worker.sh setup --python=3.12 --mount=my-data"),
-    ]
-    with tarfile.open(code) as archive:
-        names = archive.getnames()
-    # New files go over; deleted and ignored ones do not.
-    assert {"configs/demo.py", "tpu_scripts/worker.sh", "new file.txt"} <= set(names)
-    assert not {"deleted.py", "runs/old.bin"} & set(names)
-
-
-def test_setup_can_clone_instead(cloud):
-    cloud.configure(REPO="https://example.com/a.git", BRANCH="v1", CONFIG="configs/new.py")
-    assert cloud.run("setup.sh").returncode == 0
-    _, copy, setup = cloud.calls()
-    assert not any("code.tar.gz" in word for word in copy)
-    assert setup == ssh(
-        "bash sr1_jax/worker.sh setup --python=3.12 --repo=https://example.com/a.git --branch=v1"
-        " --mount=bucket"
-    )
-
-
-@pytest.mark.parametrize("script", ["setup.sh", "gke.sh apply"])
-def test_the_token_is_never_shown(cloud, tmp_path, script):
-    token = tmp_path / "my token"
-    token.write_text("hf_verysecret\n")
-    cloud.configure(HF_TOKEN_FILE=str(token))
-    for options in ([], ["--dry-run"]):
-        result = cloud.run(script, *options)
-        assert result.returncode == 0, result.stderr
-        assert "hf_verysecret" not in result.stdout + result.stderr
-    calls = cloud.calls()
-    assert "hf_verysecret" not in str(calls)
-    assert any(str(token) in word for call in calls for word in call)
-
-
-def test_a_worker_that_does_not_answer_is_an_error(cloud):
-    cloud.configure(ACCELERATOR_TYPE="v6e-16", workers=3)
-    for script, answer in (("setup.sh", "is set up"), ("launch.sh", "is started")):
-        result = cloud.run(script)
-        assert result.returncode == 1
-        assert f"'{answer}' was answered by 3 of 4 workers" in result.stderr
-        assert "ssh-add" in result.stderr
-
-
-def test_launch(cloud):
-    assert cloud.run("launch.sh").returncode == 0
-    assert cloud.calls() == [ssh(f"bash sr1_jax/worker.sh start {TRAIN}")]
-    assert cloud.run("launch.sh", "--restart", "--", "--config.seed=3").returncode == 0
-    assert cloud.calls() == [
-        ssh("bash sr1_jax/worker.sh stop"),
-        ssh(f"bash sr1_jax/worker.sh start {TRAIN} --config.seed=3"),
-    ]
-    assert cloud.run("launch.sh", "--stop").returncode == 0
-    assert cloud.calls() == [ssh("bash sr1_jax/worker.sh stop")]
-
-
-def test_a_workdir_that_needs_no_mount(cloud):
-    cloud.configure(WORKDIR="/shared/runs/a")
-    assert cloud.run("launch.sh").returncode == 0
-    assert cloud.calls()[0][-1].endswith(" --workdir=/shared/runs/a")
-    assert cloud.run("setup.sh").returncode == 0
-    assert cloud.calls()[-1][-1].endswith("worker.sh setup --python=3.12")
-
-
-def test_launch_on_a_tpu_vm_names_no_node(cloud):
-    cloud.configure(CREATE_WITH="tpu-vm")
-    assert cloud.run("launch.sh").returncode == 0
-    command = f"--command=bash sr1_jax/worker.sh start {TRAIN}"
-    assert cloud.calls() == [[*DIRECT, "ssh", "run", *PLACE, "--worker=all", command]]
-
-
 def test_watch_shows_state_training_and_logs(cloud):
     assert cloud.run("watch.sh").returncode == 0
     assert cloud.calls() == [describe(), ssh(STATUS), ssh("bash sr1_jax/worker.sh log --lines=20")]
@@ -270,9 +162,20 @@ def test_fetch_from_a_bucket_needs_no_tpu(cloud, tmp_path):
     ]
     assert cloud.run("fetch.sh", f"--to={folder}").returncode == 0
     assert folder.is_dir()
-    assert cloud.calls() == [[*rsync, "--exclude=^(checkpoints|base|data)/.*"]]
+    assert cloud.calls() == [[*rsync, "--exclude=^(checkpoints|base|data|programs)/.*"]]
     assert cloud.run("fetch.sh", f"--to={folder}", "--checkpoints").returncode == 0
-    assert cloud.calls() == [rsync]
+    assert cloud.calls() == [[*rsync, "--exclude=^programs/.*"]]
+
+
+def test_fetch_brings_the_log_of_every_worker(cloud, tmp_path):
+    cloud.configure(ACCELERATOR_TYPE="v6e-16", NODES="2")
+    assert cloud.run("fetch.sh", f"--to={tmp_path}/out", "--logs").returncode == 0
+    assert (tmp_path / "out/logs").is_dir()
+    assert cloud.calls()[1:] == [
+        scp("run:sr1_jax/train.log", tmp_path / f"out/logs/{n}-{w}.log", node=n, worker=w)
+        for n in range(2)
+        for w in range(4)
+    ]
 
 
 def test_fetch_from_a_disk_asks_the_first_worker(cloud, tmp_path):

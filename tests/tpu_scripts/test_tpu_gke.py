@@ -5,10 +5,13 @@ import shlex
 
 import pytest
 
+from sr1_jax.exit_codes import FINAL, ExitCode
+
 yaml = pytest.importorskip("yaml")
 
+LOGGED = "exec python -m sr1_jax.logged --folder="
 CONTEXT = ["kubectl", "--context=gke_my-project_us-east5_cluster", "--namespace=default"]
-MOUNT_OPTIONS = "implicit-dirs,rename-dir-limit=200000"
+MOUNT_OPTIONS = "implicit-dirs,rename-dir-limit=200000,write:enable-streaming-writes:false"
 POOL = ["gcloud", "container", "node-pools"]
 CLUSTER = ["--cluster=cluster", "--project=my-project", "--location=us-east5"]
 
@@ -52,14 +55,31 @@ def test_a_single_slice(cloud):
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
     }
-    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 7}
+    assert jobset["spec"]["failurePolicy"] == {
+        "maxRestarts": 7,
+        "restartStrategy": "BlockingRecreate",
+        "rules": [
+            {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        ],
+    }
     # The pods' names end in the name of the service.
     assert jobset["spec"]["network"] == {"enableDNSHostnames": True, "subdomain": "run"}
     [job] = jobset["spec"]["replicatedJobs"]
     assert job["replicas"] == 1
     spec = job["template"]["spec"]
     assert (spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (4, 4, 0)
+    assert spec["podFailurePolicy"]["rules"] == [
+        {
+            "action": "FailJob",
+            "onExitCodes": {
+                "containerName": pod(jobset)["containers"][0]["name"],
+                "operator": "In",
+                "values": sorted(FINAL - {ExitCode.DONE}),
+            },
+        }
+    ]
     assert pod(jobset)["restartPolicy"] == "Never"
+    assert pod(jobset)["terminationGracePeriodSeconds"] == 600
     assert pod(jobset)["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
         "cloud.google.com/gke-tpu-topology": "4x4",
@@ -79,7 +99,7 @@ def test_a_single_slice(cloud):
     assert container["resources"] == {"requests": chips, "limits": chips}
     assert [port["containerPort"] for port in container["ports"]] == [8471, 8080, 8482]
     assert as_executed(container) == [
-        *("bash", "-c", 'exec python "$@"', "train"),
+        *("bash", "-c", f'{LOGGED}/shared/runs/a/logs -- python "$@"', "train"),
         *("-m", "sr1_jax.train", "--distributed"),
         *("--config=configs/demo.py", "--workdir=/shared/runs/a"),
     ]
@@ -98,6 +118,8 @@ def test_a_single_slice(cloud):
         ("v5litepod-8", 2, 2, 4, "tpu-v5-lite-podslice", "2x4"),
         ("v5p-128", 3, 16, 4, "tpu-v5p-slice", "4x4x4"),
         ("v6e-1", 1, 1, 1, "tpu-v6e-slice", "1x1"),
+        ("tpu7x-8", 1, 1, 4, "tpu7x", "2x2x1"),
+        ("tpu7x-128", 2, 16, 4, "tpu7x", "4x4x4"),
         ("v6e-256", 4, 64, 4, "tpu-v6e-slice", "16x16"),
     ],
 )
@@ -120,11 +142,18 @@ def test_token_bucket_and_account(cloud, tmp_path):
     token = tmp_path / "token"
     token.write_text("hf_secret")
     _, jobset = manifest(
-        cloud, HF_TOKEN_FILE=str(token), WORKDIR="gs://my-data/a/b", GKE_SERVICE_ACCOUNT="trainer"
-    )
+        cloud, HF_TOKEN_FILE=str(token), WORKDIR="gs://my-data/a/b", MOUNT="yes",
+        GKE_SERVICE_ACCOUNT="trainer",
+    )  # fmt: skip
     assert pod(jobset)["serviceAccountName"] == "trainer"
     template = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
-    assert template["metadata"] == {"annotations": {"gke-gcsfuse/volumes": "true"}}
+    assert template["metadata"]["annotations"] == {
+        "gke-gcsfuse/volumes": "true",
+        **{f"gke-gcsfuse/{kind}-limit": "0" for kind in ("cpu", "memory", "ephemeral-storage")},
+        "gke-gcsfuse/cpu-request": "2",
+        "gke-gcsfuse/memory-request": "4Gi",
+        "gke-gcsfuse/ephemeral-storage-request": "50Gi",
+    }
     assert pod(jobset)["volumes"] == [
         {
             "name": "bucket",
@@ -145,8 +174,37 @@ def test_token_bucket_and_account(cloud, tmp_path):
     assert as_executed(container)[2] == (
         "HF_TOKEN=$(cat /etc/sr1_jax/hf_token); export HF_TOKEN; "
         f"while sleep 60; do sync {folder}/metrics.jsonl {folder}/tensorboard/*; done "
-        '2>/dev/null & exec python "$@"'
+        f'2>/dev/null & {LOGGED}{folder}/logs -- python "$@"'
     )
+
+
+def test_a_bucket_without_a_mount(cloud):
+    """Training reads and writes it by its address; there is no sidecar."""
+    _, jobset = manifest(cloud)
+    assert "metadata" not in jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert "volumes" not in pod(jobset)
+    command = as_executed(pod(jobset)["containers"][0])
+    assert command[2] == f'{LOGGED}gs://bucket/runs/a/logs -- python "$@"'
+    assert command[-1] == "--workdir=gs://bucket/runs/a"
+
+
+def test_the_environment_is_a_secret(cloud):
+    cloud.env["WANDB_API_KEY"] = "very secret"
+    cloud.configure("ENV=XLA_FLAGS=--a=1 --b=2", PASS_ENV="WANDB_*")
+    result = cloud.run("gke.sh apply")
+    assert result.returncode == 0, result.stderr
+    file = cloud.cache / "environment"
+    assert cloud.calls()[1:3] == [
+        [*CONTEXT, "delete", "secret", "run-environment", "--ignore-not-found"],
+        [*CONTEXT, "create", "secret", "generic", "run-environment", f"--from-env-file={file}"],
+    ]
+    assert file.read_text() == "WANDB_API_KEY=very secret\nXLA_FLAGS=--a=1 --b=2\n"
+    text = (cloud.cache / "jobset.yaml").read_text()
+    assert "very secret" not in text + result.stdout + result.stderr
+    _, jobset = yaml.safe_load_all(text)
+    [container] = pod(jobset)["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "run-environment"}}]
+    assert container["env"] == [{"name": "PYTHONUNBUFFERED", "value": "1"}]
 
 
 AWKWARD = """it's "two  words" \\ $HOME $(id) $$ `x` # @NAME@ é: [1]"""
@@ -170,6 +228,7 @@ def test_arguments_survive_as_they_are(cloud):
         ({"GKE_TOPOLOGY": "4x4"}, ":13: GKE_TOPOLOGY=4x4: that is 16 chips, v6e-8 has 8"),
         ({"ACCELERATOR_TYPE": "v5p-16", "GKE_TOPOLOGY": "2x4"}, "v5p-16 needs 3 numbers"),
         ({"GKE_TOPOLOGY": "2x2x2"}, "GKE_TOPOLOGY=2x2x2: v6e-8 needs 2 numbers"),
+        ({"ACCELERATOR_TYPE": "tpu7x-16", "GKE_TOPOLOGY": "2x4"}, "tpu7x-16 needs 3 numbers"),
         ({"GKE_TOPOLOGY": "big"}, "GKE_TOPOLOGY=big: expected a topology"),
     ],
 )
@@ -244,7 +303,51 @@ def test_pools(cloud):
     cloud.configure(CAPACITY="reserved")
     refused = cloud.run("gke.sh pools")
     assert refused.returncode == 1 and cloud.calls() == []
-    assert "CAPACITY=reserved: node pools are spot or on-demand" in refused.stderr
+    assert "CAPACITY=reserved needs RESERVATION" in refused.stderr
+    cloud.configure(CAPACITY="reserved", RESERVATION="mine")
+    assert cloud.run("gke.sh pools").returncode == 0
+    assert cloud.calls()[0][-3:-1] == ["--reservation-affinity=specific", "--reservation=mine"]
+
+
+def test_ironwood_is_placed_by_a_policy(cloud):
+    policy = ["gcloud", "compute", "resource-policies"]
+    place = ["--project=my-project", "--region=us-east5"]
+    cloud.configure(ACCELERATOR_TYPE="tpu7x-16")
+    assert cloud.run("gke.sh pools").returncode == 0
+    flags = ["--node-locations=us-east5-b", "--machine-type=tpu7x-standard-4t", "--num-nodes=2"]
+    assert cloud.calls() == [
+        [
+            *(*policy, "create", "workload-policy", "run-2x2x2", *place),
+            *("--type=HIGH_THROUGHPUT", "--accelerator-topology=2x2x2", "--quiet"),
+        ],
+        [
+            *(*POOL, "create", "run-0", *CLUSTER, *flags),
+            *("--placement-policy=run-2x2x2", "--spot", "--quiet"),
+        ],
+    ]
+    assert cloud.run("gke.sh delete-pools", "--yes").returncode == 0
+    assert cloud.calls() == [
+        [*POOL, "delete", "run-0", *CLUSTER, "--quiet"],
+        [*policy, "delete", "run-2x2x2", *place, "--quiet"],
+    ]
+    cloud.configure(ACCELERATOR_TYPE="tpu7x-8")  # one host has no neighbours
+    assert cloud.run("gke.sh pools").returncode == 0
+    [[*_, count, spot, quiet]] = cloud.calls()
+    assert [count, spot, quiet] == ["--num-nodes=1", "--spot", "--quiet"]
+
+
+def test_a_pool_that_cannot_be_deleted_does_not_keep_the_others(cloud):
+    cloud.configure(ACCELERATOR_TYPE="v6e-16", NODES="3")
+    (cloud.fake / "fail_at").write_text("2")
+    result = cloud.run("gke.sh delete-pools", "--yes")
+    assert result.returncode == 1 and "may cost money: run-1; look: gcloud" in result.stderr
+    assert [call[4] for call in cloud.calls()] == ["run-0", "run-1", "run-2"]
+
+
+COLUMNS = (
+    "POD:.metadata.name,PHASE:.status.phase,NODE:.spec.nodeName,"
+    "CODE:.status.containerStatuses[*].state.terminated.exitCode"
+)
 
 
 def test_watch(cloud):
@@ -253,7 +356,7 @@ def test_watch(cloud):
     assert cloud.run("gke.sh watch", "--lines=7").returncode == 0
     assert cloud.calls() == [
         [*CONTEXT, "get", "jobset/run"],
-        [*CONTEXT, "get", "pods", selector],
+        [*CONTEXT, "get", "pods", selector, f"--output=custom-columns={COLUMNS}"],
         [*CONTEXT, "logs", selector, "--prefix", "--tail=7", "--max-log-requests=8"],
     ]
     assert cloud.run("gke.sh watch", "--follow").returncode == 0
@@ -271,7 +374,7 @@ def test_delete_asks_and_warns(cloud):
     assert cloud.calls() == [
         [
             *(*CONTEXT, "delete", "jobset/run", "service/run", "secret/run-token"),
-            "--ignore-not-found",
+            *("secret/run-environment", "--ignore-not-found"),
         ],
         [*POOL, "delete", "run-0", *CLUSTER, "--quiet"],
     ]

@@ -2,9 +2,17 @@
 
 import pytest
 
-BRING_UP = ["create", "describe", "ssh", "scp", "ssh:setup", "ssh:stop", "ssh:start"]
+from sr1_jax.exit_codes import FINAL, ExitCode
+
+SET_UP = ["ssh", "scp", "scp", "ssh:setup"]  # with versions that were chosen before
+BRING_UP = ["create", "describe", *SET_UP, "ssh:stop", "ssh:start"]
 ABSENT = "!NOT_FOUND: none"
 NO_SLEEP = 'echo "$1" >>"$FAKE/slept"'  # the delays without the waiting
+
+
+@pytest.fixture(autouse=True)
+def pinned(cloud):
+    cloud.lock()
 
 
 def looks(*what):
@@ -34,7 +42,7 @@ def test_a_preempted_run_is_made_anew_with_the_same_arguments(cloud, lost):
     calls = cloud.calls()
     starts = [call for call in calls if "worker.sh start" in call[-1]]
     assert len(starts) == 2 and starts[0] == starts[1]
-    assert starts[0][-1].endswith("--workdir=/mnt/bucket/runs/a --config.seed=3")
+    assert starts[0][-1].endswith("--workdir=gs://bucket/runs/a --config.seed=3")
     creates = [call for call in calls if call[4] == "create"]
     assert len(creates) == 2 and creates[0] == creates[1]
 
@@ -47,7 +55,7 @@ def test_the_order_of_a_recovery(cloud):
         *looks("ready", "over"),
         # teardown, until it is gone
         *("describe", "delete", "describe", "list"),
-        *("create", "describe", "describe", "ssh", "scp", "ssh:setup", "ssh:stop", "ssh:start"),
+        *("create", "describe", "describe", *SET_UP, "ssh:stop", "ssh:start"),
         *looks("ready"),
     ]
 
@@ -70,6 +78,41 @@ def test_a_crash_is_launched_again_on_the_same_tpus(cloud):
         *("ssh:stop", "ssh:start"),
         *looks("ready"),
     ]
+
+
+@pytest.mark.parametrize("code", sorted(FINAL - {ExitCode.DONE}))
+def test_what_would_fail_again_is_not_started_again(cloud, code):
+    """At the first try, on one worker or on all, with the code and the error of training."""
+    cloud.configure(ACCELERATOR_TYPE="v6e-16", workers=4)
+    failed = f"failed, exit code {code:d}: data.dev=x.jsonl: there is no such file"
+    cloud.play("statuses", "running, process 1", failed)
+    result = cloud.run("keep.sh")
+    assert result.returncode == code
+    assert "data.dev=x.jsonl: there is no such file" in result.stderr
+    assert f"training failed with exit code {code:d}, after which it is not" in result.stderr
+    assert cloud.verbs() == looks("ready", "ready")
+
+
+@pytest.mark.parametrize("code", [1, 27, 75, 80, 127, 134, 137, 143])
+def test_what_may_pass_is_started_again(cloud, code):
+    failed = f"failed, exit code {code}: process 3 went away"
+    cloud.play("statuses", "running, process 1", failed, "finished")
+    assert cloud.run("keep.sh").returncode == 0
+    assert cloud.verbs().count("ssh:start") == 1
+
+
+def test_the_scripts_know_the_final_codes_of_the_program(cloud):
+    command = f'source "{cloud.root}/tpu_scripts/lib.sh"; echo "${{FINAL_CODES[*]}}"'
+    shown = cloud.shell(["bash", "-c", command]).stdout
+    assert shown.split() == [str(int(code)) for code in sorted(FINAL - {ExitCode.DONE})]
+
+
+def test_a_run_that_failed_for_good_is_set_up_and_launched_when_asked_again(cloud):
+    cloud.play("statuses", "failed, exit code 2: a typing error", "running, process 1", "finished")
+    assert cloud.run("keep.sh").returncode == 0
+    assert cloud.verbs() == [
+        *looks("ready"), *SET_UP, "ssh:stop", "ssh:start", *looks("ready", "ready")
+    ]  # fmt: skip
 
 
 def test_tpus_without_code_are_taken_over(cloud):

@@ -35,6 +35,7 @@ def test_every_script_checks_the_settings_before_anything_else(cloud, script):
         ("ACCELERATOR_TYPE", "v6e-12", 4, "ACCELERATOR_TYPE=v6e-12: unknown accelerator type"),
         ("ACCELERATOR_TYPE", "v4-12", 4, "unknown accelerator type"),
         ("ACCELERATOR_TYPE", "v5p-08", 4, "unknown accelerator type"),
+        ("ACCELERATOR_TYPE", "tpu7x-16", 4, "Google has this chip on Kubernetes only; use gke.sh"),
         ("ACCELERATOR_TYPE", "tpu", 4, "unknown accelerator type"),
         ("ACCELERATOR_TYPE", None, None, "ACCELERATOR_TYPE is missing; expected a type such as"),
         ("CAPACITY", "cheap", 5, "CAPACITY=cheap: expected spot, on-demand or reserved"),
@@ -45,7 +46,7 @@ def test_every_script_checks_the_settings_before_anything_else(cloud, script):
         ("VALID_UNTIL", "tomorrow", 13, "VALID_UNTIL=tomorrow: expected how long"),
         ("HF_TOKEN_FILE", "/no/token", 13, "HF_TOKEN_FILE=/no/token: there is no such file"),
         ("RUNTIME_VERSION", "v2-alpha-tpuv5", 13, "v6e-8 needs v2-alpha-tpuv6e"),
-        ("ZOEN", "x", 13, "ZOEN=x: unknown key; there are: ARG PROJECT ZONE"),
+        ("ZOEN", "x", 13, "ZOEN=x: unknown key; there are: ARG ENV PROJECT ZONE"),
     ],
 )
 def test_a_bad_value_is_named_with_file_line_key_and_value(cloud, key, value, line, complaint):

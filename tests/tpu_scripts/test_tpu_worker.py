@@ -4,20 +4,30 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
+from sr1_jax.exit_codes import ExitCode
+
+REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("pgrep") is None,
     reason="workers are Linux machines with procps",
 )
 
+# Stands for sr1_jax.logged, which needs more than Python alone.
+LOGGED = (
+    "import os, sys; folder, dashes, *command = sys.argv[1:]; print('kept in', folder, dashes)\n"
+    "sys.stdout.flush(); os.execv(command[0], command)"
+)
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('HF_TOKEN')]))"
 
 
@@ -108,7 +118,9 @@ def test_stop_ends_training_and_its_children(worker):
 
 def test_failures_are_told_apart(worker):
     worker("start", "-c", "raise SystemExit(3)")
-    assert worker.wait("failed") == "failed, exit code 3"
+    assert worker.wait("failed") == "failed, exit code 3: "
+    worker("start", "-c", "print('error: a.jsonl:7: no JSON'); print('bye'); raise SystemExit(2)")
+    assert worker.wait("failed") == "failed, exit code 2: a.jsonl:7: no JSON"
     worker("start", "-c", "import os, signal; os.killpg(0, signal.SIGKILL)")
     assert worker.wait("failed").startswith("failed, it vanished without an exit code")
 
@@ -140,21 +152,109 @@ def test_arguments_survive_from_the_settings_to_python(worker, cloud, tmp_path):
     module = worker.folder / "code/sr1_jax"
     module.mkdir()
     (module / "train.py").write_text(SHOW)
+    (module / "logged.py").write_text(LOGGED)
     (module / "__init__.py").touch()
     (cloud.fake / "worker_home").write_text(str(tmp_path / "worker home"))
     cloud.configure(f"ARG={AWKWARD}".replace(" #", "#"), "ARG=' a  # b '")
     launched = cloud.run("launch.sh", "--", AWKWARD, "", "two\nlines")
     assert launched.returncode == 0, launched.stderr
     worker.wait("finished")
-    arguments, _ = json.loads(worker.log().splitlines()[-1])
+    *_, kept, shown = worker.log().splitlines()
+    assert kept == "kept in --folder=gs://bucket/runs/a/logs --"
+    arguments, _ = json.loads(shown)
     assert arguments == [
-        *("--distributed", "--config=configs/demo.py", "--workdir=/mnt/bucket/runs/a"),
+        *("--distributed", "--config=configs/demo.py", "--workdir=gs://bucket/runs/a"),
         *(AWKWARD.replace(" #", "#"), " a  # b ", AWKWARD, "", "two\nlines"),
     ]
 
 
+def test_a_typing_error_ends_the_launcher_at_the_first_try(worker, cloud, tmp_path):
+    """keep.sh, worker.sh, sr1_jax.logged and sr1_jax.train, all as they are."""
+    python = worker.folder / "venv/bin/python"
+    python.write_text(
+        f"#!/bin/sh\nwhile [ ! -e {shlex.quote(str(tmp_path))}/go ]; do sleep 0.05; done\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    (worker.folder / "code/sr1_jax").symlink_to(REPOSITORY / "sr1_jax")
+    (worker.folder / "code/configs").symlink_to(REPOSITORY / "configs")
+    (cloud.fake / "worker_home").write_text(str(tmp_path / "worker home"))
+    workdir = tmp_path / "run"
+    cloud.configure("ARG=--config.rollout.temprature=1", WORKDIR=str(workdir), POLL_SECONDS="1")
+    assert cloud.run("launch.sh").returncode == 0
+    cloud.calls()
+    command = [str(cloud.root / "tpu_scripts/keep.sh"), str(cloud.settings)]
+    keep = subprocess.Popen(command, env=cloud.env, text=True, stderr=subprocess.PIPE)
+    told = ""
+    for line in keep.stderr:
+        told += line
+        if "training is running" in line:
+            (tmp_path / "go").touch()
+    assert keep.wait(120) == ExitCode.BAD_INPUT
+    assert "exit code 2: --config.rollout.temprature" in told and "Did you mean" in told
+    assert "training failed with exit code 2, after which it is not started again" in told
+    assert not any("worker.sh start" in call[-1] for call in cloud.calls())
+    (log,) = (workdir / "logs").iterdir()
+    assert "error: --config.rollout.temprature" in log.read_text()
+
+
+def test_the_environment_reaches_training(worker):
+    (worker.folder / "environment").write_text("XLA_FLAGS=--a=1 --b='$(id)'\nEMPTY=\n")
+    show = "import os; print([os.environ.get(name) for name in ('XLA_FLAGS', 'EMPTY')])"
+    worker("start", "--environment", "-c", show)
+    worker.wait("finished")
+    assert worker.log().splitlines()[-1] == repr(["--a=1 --b='$(id)'", ""])
+    assert (worker.folder / "environment").stat().st_mode & 0o777 == 0o600
+    worker("start", "-c", show)  # one that was left there is not that of this run
+    worker.wait("finished")
+    assert worker.log().splitlines()[-1] == "[None, None]"
+
+
+def test_stop_gives_time_to_save(worker):
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), print('saved'), sys.exit(80)))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(60)"
+    )
+    for seconds, ending in (("20", " is stopped\n"), ("0", ", killed after 0 s\n")):
+        worker("start", "-c", code)
+        while not worker.log().endswith("up\n"):
+            time.sleep(0.02)
+        stopped = worker("stop", f"--seconds={seconds}")
+        assert stopped.stdout.endswith(ending)
+        assert worker.log().endswith("saved\n" if seconds == "20" else "up\n")
+
+
+def test_versions_are_chosen_of_the_code_that_was_sent(worker, cloud):
+    cloud.replace(
+        "uv",
+        'echo uv "$@" >>"$FAKE/tools"; cat >>"$FAKE/tools"\n'
+        'while [ "$1" != --output-file ]; do shift; done; printf "a==1\\nb==2\\n" >"$2"',
+    )
+    with tarfile.open(worker.folder / "code.tar.gz", "w:gz") as archive:
+        archive.add(cloud.root / "configs/demo.py", "setup.py")
+    result = worker("choose", "--python=3.12", "--extras=wandb,parquet")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(" has chosen 2 versions\n")
+    assert (cloud.fake / "tools").read_text().splitlines() == [
+        "uv pip compile --quiet --python-version 3.12 --extra=wandb --extra=parquet"
+        " --output-file requirements.lock code/setup.py -",
+        "jax[tpu]",
+    ]
+    assert (worker.folder / "code/setup.py").is_file()
+
+
+def test_code_that_does_not_come_whole_leaves_the_old(worker):
+    (worker.folder / "code/old.py").touch()
+    (worker.folder / "requirements.lock").write_text("jax==1\n")
+    (worker.folder / "code.tar.gz").write_bytes(b"cut")
+    assert worker("setup", "--python=3.12").returncode != 0
+    assert (worker.folder / "code/old.py").exists()
+
+
 def test_setup_installs_and_mounts(worker, cloud):
     """With fake tools; the new code replaces the old."""
+    (worker.folder / "requirements.lock").write_text("jax==1\n")
     for tool in ("uv", "gcsfuse", "sudo"):
         cloud.replace(tool, f'echo {tool} "$@" >>"$FAKE/tools"')
     cloud.replace("mountpoint", "exit 1")
@@ -172,11 +272,13 @@ def test_setup_installs_and_mounts(worker, cloud):
     assert (worker.folder / "hf_token").stat().st_mode & 0o777 == 0o600
     user = f"{os.getuid()}:{os.getgid()}"
     assert (cloud.fake / "tools").read_text().splitlines() == [
-        f"uv pip install --python {python} --editable code jax[tpu]",
+        f"uv pip install --python {python} --requirement requirements.lock",
+        f"uv pip install --python {python} --no-deps --editable code",
         "python -c",
         "sudo mkdir -p /mnt/my-data",
         f"sudo chown {user} /mnt/my-data",
-        "gcsfuse --implicit-dirs --rename-dir-limit=200000 my-data /mnt/my-data",
+        "gcsfuse --implicit-dirs --rename-dir-limit=200000 --enable-streaming-writes=false my-data"
+        " /mnt/my-data",
     ]
 
 
@@ -203,7 +305,8 @@ def test_open_files_in_a_bucket_are_uploaded_while_training_runs(worker, cloud, 
 
 def test_setup_makes_a_venv_and_clones(worker, cloud):
     shutil.rmtree(worker.folder / "venv")
-    cloud.replace("git", 'echo git "$@" >>"$FAKE/tools"')
+    (worker.folder / "requirements.lock").write_text("jax==1\n")
+    cloud.replace("git", 'echo git "$@" >>"$FAKE/tools"; mkdir code.new')
     cloud.replace(
         "uv",
         'echo uv "$@" >>"$FAKE/tools"\n'
@@ -212,12 +315,15 @@ def test_setup_makes_a_venv_and_clones(worker, cloud):
     result = worker("setup", "--python=3.13", "--repo=https://a/b.git", "--branch=v1")
     assert result.returncode == 0, result.stderr
     assert (cloud.fake / "tools").read_text().splitlines()[:2] == [
-        "git clone --quiet --depth 1 --branch v1 https://a/b.git code",
+        "git clone --quiet --depth 1 --branch v1 https://a/b.git code.new",
         "uv venv --python 3.13 venv",
     ]
 
 
 def test_a_setup_that_fails_does_not_say_it_is_done(worker, cloud):
+    missing = worker("setup", "--python=3.12")
+    assert missing.returncode == 1 and "there is no requirements.lock" in missing.stderr
+    (worker.folder / "requirements.lock").write_text("jax==1\n")
     cloud.replace("uv", "echo no such version >&2; exit 2")
     with tarfile.open(worker.folder / "code.tar.gz", "w:gz"):
         pass
@@ -234,7 +340,8 @@ def test_start_needs_a_setup(worker):
 
 def test_pack_leaves_out_what_is_large(worker, tmp_path):
     workdir = tmp_path / "my run"
-    for path in ("metrics.jsonl", "checkpoints/1/a", "base/b", "data/c", "eval/data/d"):
+    files = "metrics.jsonl checkpoints/1/a base/b data/c eval/data/d programs/p".split()
+    for path in files:
         (workdir / path).parent.mkdir(parents=True, exist_ok=True)
         (workdir / path).write_text(path)
 
@@ -244,12 +351,17 @@ def test_pack_leaves_out_what_is_large(worker, tmp_path):
             return {m.name for m in archive.getmembers() if m.isfile()}
 
     assert packed() == {"./metrics.jsonl", "./eval/data/d"}
-    assert packed("--checkpoints") >= {"./checkpoints/1/a", "./base/b", "./data/c"}
+    assert packed("--checkpoints") == {
+        *("./metrics.jsonl", "./eval/data/d", "./checkpoints/1/a", "./base/b", "./data/c")
+    }
     missing = worker("pack", str(tmp_path / "none"))
     assert missing.returncode == 1 and "no folder" in missing.stderr
 
 
 def test_unknown_commands_and_options(worker):
-    for arguments in (["frob"], [], ["setup", "--frob"], ["log", "--frob"]):
+    for arguments in (
+        ["frob"], [], ["setup", "--frob"], ["choose", "--frob"], ["log", "--frob"],
+        ["stop", "--frob"],
+    ):  # fmt: skip
         result = worker(*arguments)
         assert result.returncode == 1 and "unknown" in result.stderr

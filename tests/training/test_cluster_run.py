@@ -15,6 +15,7 @@ from flax import nnx
 from saved_runs import steady
 
 from sr1_jax.evaluation.metrics import read_metrics
+from sr1_jax.exit_codes import ExitCode
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.checkpoints import load_base
 
@@ -174,7 +175,7 @@ def test_told_to_end(start_processes, alone, tmp_path):
     processes = start_processes(in_cluster(command), devices=2)
     wait_for_steps(workdir, 1, processes)
     processes.running[1].send_signal(signal.SIGTERM)
-    assert processes.codes(60) == [2, 2]
+    assert processes.codes(60) == [ExitCode.TERMINATED] * 2
     last = len(read_metrics(workdir))
     assert f"Told to end (SIGTERM): saved after step {last}." in processes.err(0)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(last)]

@@ -16,6 +16,7 @@ GOOD = {
     ("seed", 0): "a seed like any other",
     ("steps", 0): "a run that only evaluates",
     ("dynamic_sampling_rounds", 0): ZERO_IS_OFF,
+    ("compilation_cache", "nonsense"): CHECKED_AGAINST_FILES,
     ("base.path", "nonsense"): CHECKED_AGAINST_FILES,
     ("base.workdir", "nonsense"): CHECKED_AGAINST_FILES,
     ("critic.path", "nonsense"): CHECKED_AGAINST_FILES,

@@ -14,7 +14,7 @@ from sr1_jax.train import train
 from sr1_jax.training.checkpoints import RunCheckpoints
 from sr1_jax.training.checks import check_config
 from sr1_jax.training.resume import check_resumable, run_facts, take_up
-from sr1_jax.training.rollouts import questions_that_fit
+from sr1_jax.training.rollouts import Memory, prompt_memory, questions_that_fit
 from sr1_jax.training.settings import default_config
 from sr1_jax.training.task import files_task
 from sr1_jax.training.training_questions import files_of, open_stream, solve_rates
@@ -238,3 +238,31 @@ def test_only_prompts_that_may_be_too_long_are_encoded(sure, asked):
     assert questions_that_fit(source[:2], engine, skip=False) == source[:2]
     with pytest.raises(ValueError, match="No training question fits"):
         questions_that_fit(source[2:3], engine, skip=True)
+
+
+def test_prompts_are_looked_at_once(tmp_path):
+    """Until what they depend on changes; then a start that was refused before may pass."""
+    source = [Question(str(i), "q" * (19 + i), ("A",)) for i in range(4)]
+    memory = Memory(tmp_path / "data" / "memory.json", {"data.questions": "a", "room": 20})
+    asked = []
+    for _ in range(2):
+        engine = Engine(sure=10)
+        assert ids(questions_that_fit(source, engine, skip=True, memory=memory)) == ["0", "1"]
+        asked.append(len(engine.asked))
+        with pytest.raises(ValueError, match=r"Question 2: its prompt .*; so do those of 2 of 4"):
+            questions_that_fit(source, engine, skip=False, memory=memory)
+    assert asked == [4, 0]
+    other = memory._replace(key={"data.questions": "b", "room": 20})
+    assert questions_that_fit(source[:2], Engine(sure=10), skip=False, memory=other) == source[:2]
+
+
+def test_what_the_memory_of_prompts_depends_on(small_tokenizer, tmp_path):
+    config, contents = default_config(), {"data.questions": "a", "prompt": "b", "base": "c"}
+    key = prompt_memory(config, contents, small_tokenizer, tmp_path).key
+    assert key == {
+        "data.questions": "a",
+        "prompt": "b",
+        "tokenizer": small_tokenizer.fingerprint,
+        "max_context_tokens": config.rollout.max_context_tokens,
+        "max_observation_tokens": config.rollout.max_observation_tokens,
+    }
