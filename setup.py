@@ -12,6 +12,9 @@ SERVE = [
     "prometheus-client>=0.20",  # metrics
 ]
 
+# gs:// where a path is asked for; it brings google-cloud-storage and google-crc32c.
+GCS = ["gcsfs>=2024.6"]
+
 README = Path(__file__).parent / "README.md"
 
 setup(
@@ -39,6 +42,7 @@ setup(
         "numpy>=1.26",
         "tokenizers>=0.20",
         "safetensors>=0.4.5",
+        "etils[epath]>=1.9",  # paths of checkpoints, in buckets too
         "gguf>=0.10",
         "jinja2>=3.1",  # chat templates
         "jaxtyping>=0.2.36",
@@ -50,10 +54,13 @@ setup(
     extras_require={
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
+        "gcs": GCS,
         "wandb": ["wandb>=0.17"],  # log.wandb
         "parquet": ["pyarrow>=14"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
+            *GCS,
+            "gcp-storage-emulator>=2024.8",  # buckets on this machine
             "pytest>=8",
             "pytest-xdist>=3.5",  # `make test` on several cores
             "hypothesis>=6.100",

@@ -29,7 +29,6 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.lock import lock_workdir
-from sr1_jax.paths import local_path
 from sr1_jax.sharding import make_mesh
 from sr1_jax.training.base import base_policy, fine_tune
 from sr1_jax.training.checks import check_config, check_mesh
@@ -41,6 +40,7 @@ from sr1_jax.training.profiling import ProfiledSteps
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
 from sr1_jax.training.settings import RUN, unknown_setting
 from sr1_jax.training.task import files_task
+from sr1_jax.workdirs import training_workdir
 from sr1_jax.world.task import world_task
 
 _SHOWN_TRAJECTORIES = 10
@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
     profile = ProfiledSteps.parse(values.profile_steps)
     cluster.join_by_flags(values)
-    train(values.config, local_path(values.workdir, "--workdir"), profile)
+    with training_workdir(values.workdir) as workdir:
+        train(values.config, workdir, profile)
 
 
 def train(

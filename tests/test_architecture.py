@@ -10,9 +10,10 @@ import sr1_jax
 PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
+    ("storage",),
     tuple("abstract chips http_exchange import_path paths settings sharding terminal".split()),
     ("cluster", "agreement", "config_files", "lock"),
-    ("cli",),
+    ("cli", "workdirs"),
     ("data", "models"),
     ("retrieval", "rewards"),
     ("protocol",),

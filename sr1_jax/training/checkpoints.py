@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import logging
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -23,6 +28,10 @@ from sr1_jax.models.rotary import RopeScaling
 from sr1_jax.models.small_tokenizer import load_small_tokenizer
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
+from sr1_jax.storage import is_bucket, objects
+from sr1_jax.storage.workdir import place_of
+from sr1_jax.terminal import one_line
+from sr1_jax.training.checksums import ITEM, SaveChecksums, damages, told_of
 
 # What ends a run in all processes at the same step.
 AGREED = (FloatingPointError, InterruptedError)
@@ -31,9 +40,31 @@ _SHAPE_FILE = "model.json"
 _GOOD, _SCORE = "good", "score"
 
 
-def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-    """Where the checkpoints of a run are."""
-    return Path(config.checkpoint.folder or workdir / "checkpoints")
+# What Orbax writes into a checkpoint last, where names cannot be given at once.
+_COMMITTED = "commit_success.txt"
+_LONGEST_REASON = 500
+
+
+# What goes wrong in the background is raised by us, in one line.
+logging.getLogger("absl").addFilter(
+    lambda record: record.filename not in ("async_checkpointer.py", "checkpoint_manager.py")
+)
+
+
+class CheckpointFailed(OSError):
+    """A checkpoint could not be written; those before it stay."""
+
+
+def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | epath.Path:
+    """Where the checkpoints of a run are: on a disk, or in a bucket."""
+    if config.checkpoint.folder:
+        return place_of(config.checkpoint.folder)
+    return place_of(workdir) / "checkpoints"
+
+
+def absolute(path: Path | epath.Path) -> Path | epath.Path:
+    """As Orbax takes it; an address is absolute."""
+    return path if is_bucket(path) else Path(path).resolve()
 
 
 def abstract_like(tree: Any) -> Any:
@@ -45,43 +76,69 @@ class RunCheckpoints:
     """Checkpoints of a training run below one folder, written whole or not at all.
 
     Several processes write each its shards; what is read back may be split over other processes
-    and another mesh. As a context manager it waits at the end for what is being written.
+    and another mesh. Each has checksums: one that is damaged is named on the screen and set aside,
+    so that the newest one that is not is taken up. As a context manager it waits at the end for
+    what is being written.
 
     Args:
         folder: made if need be; all processes have to share it.
         keep: how many of the newest to keep. The newest good one is kept besides, and the one with
             the best score.
+        reading: nothing is written, and damaged ones are passed over.
+        before_commit: called in the background, by the first process, before a checkpoint is
+            committed.
 
     Raises:
         ValueError: processes see different file systems in `folder`.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        check_shared(folder)
+    def __init__(
+        self,
+        folder: Path | epath.Path,
+        keep: int,
+        *,
+        reading: bool = False,
+        before_commit: Callable[[], None] = lambda: None,
+    ):
+        if is_bucket(folder):
+            objects.prepare()
+        else:
+            check_shared(folder)
+        self.folder, self._reading, self._before_commit = folder, reading, before_commit
+        self._sound: set[int] = set()  # compared with their checksums, as a whole
+        self._left_out: set[int] = set()
+        self._place = absolute(folder)
+        self._drop_damaged()
         options = ocp.CheckpointManagerOptions(
-            create=True,
+            create=not reading,
+            read_only=reading,
+            lightweight_initialize=reading,
             preservation_policy=Kept(keep),
             best_fn=lambda told: told.get(_SCORE, -math.inf),  # else what is told is not written
+            # In the background it takes minutes to tell of a disk where none can be made.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=is_bucket(folder)),
         )
-        self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(self._place, options=options)
         # What was told of each, by step; what is being written cannot be read yet.
-        self._told = {step: self._manager.metrics(step) or {} for step in self.steps}
+        self._told = {step: told_of(self._place / str(step), "metrics") for step in self.steps}
 
     @property
     def latest_step(self) -> int | None:
         """Steps done when the newest checkpoint was written; None without one."""
-        return self._manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def steps(self) -> list[int]:
         """After which steps there are checkpoints, rising."""
-        return sorted(self._manager.all_steps())
+        return sorted(set(self._manager.all_steps()) - self._left_out)
 
     @property
     def last_good(self) -> int | None:
-        """The newest checkpoint that a run may go back to; None without one."""
-        return _last_good(self._told)
+        """The newest checkpoint that a run may go back to; None without one. All processes have to
+        ask together."""
+        while (step := _last_good(self._told)) is not None and not self._is_sound(step):
+            del self._told[step]
+        return step
 
     @property
     def best_step(self) -> int | None:
@@ -112,21 +169,98 @@ class RunCheckpoints:
             good: whether a run may go back to it.
         """
         told = {_GOOD: int(good)} | ({} if score is None else {_SCORE: score})
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
-            ),
-            metrics=told,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            facts=ocp.args.JsonSave(facts),
+            **{ITEM: SaveChecksums(self._before_commit)},
         )
+        with self._failing(f"The checkpoint after step {step}, or the one before it,"):
+            saved = self._manager.save(step, args=args, metrics=told)
         if saved:
             self._told[step] = told
             left = set(self.steps)
             self._told = {step: told for step, told in self._told.items() if step in left}
 
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last call.
+
+        Raises:
+            CheckpointFailed: a checkpoint was not written.
+        """
+        with self._failing("The newest checkpoint"):
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """Says in one line what could not be written, and what stays."""
+        try:
+            yield
+        except AGREED:
+            raise
+        except Exception as error:
+            reason = one_line(str(error)).strip() or type(error).__name__
+            raise CheckpointFailed(
+                f"{what} could not be written to {self.folder}: {reason[:_LONGEST_REASON]}. Those "
+                "before it stay. Start again with the same --workdir when that is mended."
+            ) from error
+
+    def _drop_damaged(self) -> None:
+        """Sets aside, or leaves out, what is damaged: all of it of the newest checkpoint, and
+        where that is damaged of the next, as far as it shows at a glance of the others."""
+        names = ocp.path.step.standard_name_format().find_all(self._place)
+        steps = sorted((found.step for found in names), reverse=True)
+        newest = True
+        for step in from_first(steps):
+            newest = not self._is_sound(step, whole=newest) and newest
+
+    def _is_sound(self, step: int, *, whole: bool = True) -> bool:
+        """Whether a checkpoint is as it was written; if not, says so and sets it aside. Processes
+        share what has to be read."""
+        if step in self._sound:
+            return True
+        if hasattr(self, "_manager"):
+            self._wait()
+        folder, number, count = self._place / str(step), jax.process_index(), jax.process_count()
+        found = gather(damages(folder, whole=whole, part=number, parts=count))
+        found = sorted({damage for mine in found for damage in mine})
+        if not found:
+            self._sound |= {step} if whole else set()
+            return True
+        what = f"{self.folder / str(step)} is damaged: {found[0]}"
+        what += f", and {len(found) - 1} more" if len(found) > 1 else ""
+        if self._reading:
+            self._left_out.add(step)
+            done = "It is left out."
+        else:
+            done = self._set_aside(step)
+        if number == 0:
+            print(one_line(f"{what}. {done}"), file=sys.stderr, flush=True)
+        return False
+
+    def _set_aside(self, step: int) -> str:
+        """Lets a checkpoint be none any more, and says what became of it."""
+        folder, aside = self._place / str(step), f"{step}.damaged"
+        if jax.process_index() == 0:
+            if is_bucket(folder):
+                (folder / _COMMITTED).unlink(missing_ok=True)
+            else:
+                numbers = itertools.count(2)
+                while (self._place / aside).exists():
+                    aside = f"{step}.damaged-{next(numbers)}"
+                folder.rename(self._place / aside)
+        wait_for_all()
+        if hasattr(self, "_manager"):
+            self._manager.reload()
+        return "It counts as unfinished." if is_bucket(folder) else f"It is called {aside} now."
+
+    def _wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        with self._failing("The newest checkpoint"):
+            self._manager.wait_until_finished()
+
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints after that of `step`, which will come again."""
-        self._manager.wait_until_finished()
+        self._wait()
         for later in [later for later in self.steps if later > step]:
             self._manager.delete(later)
             self._told.pop(later, None)
@@ -145,6 +279,8 @@ class RunCheckpoints:
             like: arrays, or shapes, with the dtypes and shardings that it is to have. Shapes
                 cost no memory beside what is restored.
         """
+        if not self._is_sound(step):
+            raise ValueError(f"{self.folder / str(step)} is damaged; take another checkpoint.")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_like(like)))
         return self._manager.restore(step, args=args)["state"]
 
@@ -159,7 +295,7 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sr1_jax.evaluation.trajectory_log import sampled_rows
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import masks_observations
+from sr1_jax.storage.workdir import push_now
 from sr1_jax.training.base import Policy
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.development import Development
@@ -71,11 +73,12 @@ def reinforce(
     )
     questions = questions_that_fit(task.train, engine, skip=config.rollout.long_prompts == "skip")
     folder, keep = checkpoint_folder(config, workdir), config.checkpoint.keep
+    push = functools.partial(push_now, workdir)
     watchdog = Watchdog(config.watchdog.seconds, workdir)
     utilisation = Utilisation(config, policy.shape.config, mesh)
     profiler = Profiler(workdir / "profile", profile)
     with (
-        RunCheckpoints(folder, keep) as checkpoints,
+        RunCheckpoints(folder, keep, before_commit=push) as checkpoints,
         watchdog,
         Goodput(watchdog.finished) as goodput,
     ):
@@ -107,6 +110,7 @@ def reinforce(
                         )
                         state = result.state
 
+                checkpoints.check()
                 agreed = agree(result.metrics, termination.noted)
                 metrics = rollout_metrics(sampled) | stats | agreed.metrics | agreed.memory
                 verdict, scores = guards.judge(step, metrics), {}

@@ -24,6 +24,7 @@ from sr1_jax.models.weights import ModelFiles, build
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
+    absolute,
     checkpoint_folder,
     load_base,
     read_base_config,
@@ -271,7 +272,7 @@ def trained_policy(
     check_same(f"Folder {folder}", {"is there": there})
     step = None if base else step
     if there and step is None:
-        with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+        with RunCheckpoints(folder, keep=config.checkpoint.keep, reading=True) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
         if config.lora.path and not tuned:
@@ -289,7 +290,7 @@ def trained_policy(
     # Only the policy: optimizer state and critic stay on disk.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
-            (folder / str(step) / "state").resolve(),
+            absolute(folder / str(step) / "state"),
             args=ocp.args.PyTreeRestore(
                 item={"policy": {"params": like}},
                 restore_args=ocp.checkpoint_utils.construct_restore_args(

@@ -110,7 +110,7 @@ def check_resumable(
     check_same(f"Folder {folder}", {"is there": there})
     if not there:
         return
-    with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+    with RunCheckpoints(folder, keep=config.checkpoint.keep, reading=True) as checkpoints:
         if checkpoints.latest_step:
             _check_same_run(checkpoints.facts(checkpoints.latest_step), facts)
 

@@ -1,0 +1,28 @@
+"""Local stand-ins of places in buckets: one scratch folder a host, and in it one folder a place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+# Names the scratch folder of a host.
+SCRATCH = "SR1_JAX_SCRATCH"
+
+
+def scratch() -> Path:
+    """Where this host keeps what belongs into buckets, or comes from there."""
+    named = os.environ.get(SCRATCH)
+    return Path(named) if named else Path.home() / ".cache" / "sr1_jax" / "buckets"
+
+
+def stand_in(url: str, purpose: str) -> Path:
+    """The local path that stands for an address, with the same last name.
+
+    Args:
+        url: in a bucket.
+        purpose: files of different purposes do not meet.
+    """
+    url = url.rstrip("/")
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return scratch() / purpose / name / url.rpartition("/")[2]
