@@ -40,7 +40,7 @@ from sr1_jax.training.profiling import ProfiledSteps
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
 from sr1_jax.training.settings import RUN, unknown_setting
 from sr1_jax.training.task import files_task
-from sr1_jax.workdirs import training_workdir
+from sr1_jax.workdirs import other_workdir, training_workdir
 from sr1_jax.world.task import world_task
 
 _SHOWN_TRAJECTORIES = 10
@@ -86,7 +86,7 @@ def _train(
     config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, profile: ProfiledSteps | None
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    source = Path(config.base.workdir) if config.base.workdir else workdir
+    source = other_workdir(config.base.workdir) if config.base.workdir else workdir
     make_task = world_task if config.data.world_people else files_task
     with working("reading the data"):
         task = make_task(config, source)

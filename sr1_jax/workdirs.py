@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,9 +58,45 @@ def workdir_of_run(text: str, program: str, *, writes: bool = False) -> Iterator
     if not is_bucket(text):
         yield local_path(text, "--workdir")
         return
-    leaves = () if program in ("report", "compare") else _RECORDS
-    with _open(text, purpose=program, leased=False, leaves=leaves, writes=writes) as folder:
+    with _open(text, purpose=program, leased=False, leaves=_RECORDS, writes=writes) as folder:
         yield folder
+
+
+def run_or_result(text: str) -> Path:
+    """The workdir of a run, or a file of results in its folder eval, to be read.
+
+    Args:
+        text: what was given.
+
+    Raises:
+        ValueError: as `other_workdir`.
+    """
+    if not is_bucket(text):
+        return local_path(text, "workdir")
+    if text.endswith(".json"):
+        workdir, folder, name = text.rsplit("/", 2)
+        return other_workdir(workdir, "workdir") / folder / name
+    return other_workdir(text, "workdir")
+
+
+@functools.cache
+def other_workdir(text: str, name: str = "base.workdir") -> Path:
+    """The workdir of another run, which this program reads and never writes.
+
+    Args:
+        text: what was given.
+        name: of the flag or key, for messages.
+
+    Raises:
+        ValueError: there is no such folder in the bucket, or it may not be read.
+    """
+    if not is_bucket(text):
+        return local_path(text, name)
+    objects.check_place(text, name, writes=False)
+    workdir = BucketWorkdir(text, "read", leaves=_RECORDS)
+    if not workdir.fetch():
+        raise ValueError(f"{name}={text}: there is no such folder in the bucket.")
+    return workdir.folder
 
 
 @contextlib.contextmanager

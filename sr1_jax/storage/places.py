@@ -26,3 +26,10 @@ def stand_in(url: str, purpose: str) -> Path:
     url = url.rstrip("/")
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     return scratch() / purpose / name / url.rpartition("/")[2]
+
+
+def known_as(path: Path) -> str:
+    """What a path is called on every host: a stand-in without the scratch folder that it is in."""
+    path = path.resolve()
+    inside = path.is_relative_to(scratch().resolve())
+    return str(path.relative_to(scratch().resolve()) if inside else path)

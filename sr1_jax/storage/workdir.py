@@ -86,16 +86,22 @@ class BucketWorkdir:
         self._synced = SyncedFolder(self.folder, self.url)
         self._pushing, self._over = threading.Lock(), threading.Event()
 
-    def fetch(self) -> None:
+    def fetch(self) -> list[str]:
         """Brings here what the bucket has.
+
+        Returns:
+            Names of its files.
 
         Raises:
             ValueError: there is no such bucket.
             BucketAway: it does not answer.
         """
-        self._synced.fetch(lambda name: not _matches(name, self._leaves) and self._is_ours(name))
+        found = self._synced.fetch(
+            lambda name: not _matches(name, self._leaves) and self._is_ours(name)
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _ORIGIN).write_text(self.url)
+        return found
 
     def push(self) -> None:
         """Brings to the bucket what has changed.

@@ -10,6 +10,7 @@ import ml_collections
 
 from sr1_jax.agreement import check_same
 from sr1_jax.models.pretrained import read_model_files
+from sr1_jax.paths import local_path
 from sr1_jax.rl.learner import Learner, LearnerState
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.fingerprints import weights_fingerprint
@@ -74,7 +75,7 @@ def weights_contents(config: ml_collections.ConfigDict, source: Path) -> dict[st
     if config.critic.path:
         contents["critic.path"] = weights_fingerprint(_resolved(config.critic.path))
     if config.lora.path:
-        contents["lora.path"] = weights_fingerprint(Path(config.lora.path))
+        contents["lora.path"] = weights_fingerprint(local_path(config.lora.path, "lora.path"))
     check_same("The weights to start from", contents)
     return contents
 

@@ -35,7 +35,8 @@ def holder(bucket):
 def test_a_second_run_is_refused(bucket, holder):
     message = rf"--workdir=.* is in use by process {holder.pid} on host .*: two runs"
     for _ in range(2):
-        with pytest.raises(ValueError, match=message), Lease(bucket.folder, "--workdir", **QUICK):
+        lease = Lease(bucket.folder, "--workdir", renew_seconds=0.2, dead_seconds=30)
+        with pytest.raises(ValueError, match=message), lease:
             pass
 
 

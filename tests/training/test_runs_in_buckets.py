@@ -18,7 +18,12 @@ OVERRIDES = ("--config.rollout.deterministic=true",)
 
 def _start(url, *more, scratch):
     command = [sys.executable, "-m", "sr1_jax.train", f"--config={CONFIG}", f"--workdir={url}"]
-    environment = os.environ | {"SR1_JAX_SCRATCH": str(scratch)}
+    environment = os.environ | {
+        "SR1_JAX_SCRATCH": str(scratch),
+        "JAX_COMPILATION_CACHE_DIR": str(scratch.parent / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     return subprocess.Popen(
         [*command, *OVERRIDES, *more], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
@@ -41,21 +46,21 @@ def _brought(url, folder):
 def unbroken(tmp_path_factory):
     """The same run on a disk."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    _finish(_start(workdir, scratch=workdir / "none"))
+    _finish(_start(workdir, scratch=workdir.parent / "none"))
     return workdir
 
 
 def test_killed_on_one_host_and_taken_up_on_another(bucket, tmp_path, unbroken, same_run):
     """The run ends as one that nothing happened to, on a disk, and leaves the same files."""
     url = f"{bucket.folder}/run"
-    first = _start(url, scratch=tmp_path / "a")
+    first = _start(url, scratch=unbroken.parent / "a")
     while "checkpoints/2/commit_success.txt" not in objects.listing(url):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     bucket.fail_at_random(seed=0, share=0.03)
-    output = _finish(_start(url, scratch=tmp_path / "b"))
+    output = _finish(_start(url, scratch=unbroken.parent / "b"))
     assert "Taken up again after step 2." in output and len(bucket.faults) > 5
     bucket.fail = lambda method, path: None
     there = _brought(url, tmp_path / "there")
