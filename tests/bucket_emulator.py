@@ -7,6 +7,7 @@ leaves out (preconditions on generations), and fails where it is told to or, fro
 import contextlib
 import http.client
 import json
+import logging
 import os
 import random
 import threading
@@ -35,6 +36,9 @@ class BucketServer:
     """
 
     def __init__(self, hang_seconds: float = 0.2):
+        logging.getLogger("gcp_storage_emulator").disabled = True  # it logs what is not there
+        for name in ("api.object", "gcp_storage_emulator.storage", "gcp_storage_emulator.server"):
+            logging.getLogger(name).disabled = True
         self._emulator = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
         self._emulator.start()
         self._behind = self._emulator._api._httpd.server_address

@@ -1,11 +1,10 @@
-"""Checkpoints by Orbax: of a run while it trains, and of single models."""
+"""Checkpoints by Orbax, of a run while it trains."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import math
 import sys
@@ -17,17 +16,9 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import nnx
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
-from sr1_jax.models.decoder import Decoder, DecoderConfig
-from sr1_jax.models.rotary import RopeScaling
-from sr1_jax.models.small_tokenizer import load_small_tokenizer
-from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.sharding import tree_shardings
 from sr1_jax.storage import is_bucket, objects
 from sr1_jax.storage.workdir import place_of
 from sr1_jax.terminal import one_line
@@ -35,7 +26,6 @@ from sr1_jax.training.checksums import ITEM, SaveChecksums, damages, told_of
 
 # What ends a run in all processes at the same step.
 AGREED = (FloatingPointError, InterruptedError)
-_SHAPE_FILE = "model.json"
 # What is told of a checkpoint: whether a run may go back to it, and its development score.
 _GOOD, _SCORE = "good", "score"
 
@@ -337,85 +327,3 @@ def check_shared(folder: Path) -> None:
                 "checkpoints are written and read by all processes together. Put --workdir or "
                 "checkpoint.folder on a file system that all of them share."
             )
-
-
-def save_base(folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer) -> None:
-    """Writes a policy trained from scratch: parameters, shape and tokenizer.
-
-    The shape, `model.json`, is written last: its presence says that the rest is complete. Process
-    0 writes it whole; on file systems of their own others write copies of its files.
-    """
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-    lead = lead_on_file_system(folder)
-    files: list[tuple[str, bytes]] = []
-    if jax.process_index() == 0:
-        _write_base(folder, config, params, tokenizer)
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        files = [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
-    files = from_first(files) if jax.process_count() > 1 else []
-    if lead == jax.process_index() != 0:
-        for name, content in sorted(files, key=lambda file: file[0] == _SHAPE_FILE):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-    wait_for_all()
-
-
-def _write_base(
-    folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix="base"
-    )
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder.resolve() / "params", params, force=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / _SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-
-
-def read_base_config(folder: Path) -> DecoderConfig:
-    """The shape of what `save_base` wrote.
-
-    Raises:
-        ValueError: there is no complete base policy in the folder.
-    """
-    if not (folder / "model.json").is_file():
-        raise ValueError(
-            f"{folder} holds no base policy; run the warm start first "
-            "(python -m sr1_jax.train --config=configs/demo.py --workdir=…)."
-        )
-    shape = json.loads((folder / "model.json").read_text())
-    if shape.get("rope_scaling"):
-        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
-    return DecoderConfig(**shape)
-
-
-def load_base(
-    folder: Path, mesh: Mesh, tokenizer: Tokenizer | None = None, **numerics: Any
-) -> tuple[Decoder, Tokenizer]:
-    """Loads what `save_base` wrote, straight into the mesh.
-
-    Args:
-        folder: that was written.
-        mesh: of `sharding.make_mesh`.
-        tokenizer: of a pretrained model, which knows more than the file that was written; None: a
-            small one, of that file.
-        numerics: `dtype`, `param_dtype` and `remat` of the decoder, where they are not to be those
-            it was saved with.
-
-    Raises:
-        ValueError: there is no complete base policy in the folder.
-    """
-    config = dataclasses.replace(read_base_config(folder), **numerics)
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    graph, shapes = nnx.split(abstract)
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(folder.resolve() / "params", like)
-    model = nnx.merge(graph, params)
-    return model, tokenizer or load_small_tokenizer(str(folder / "tokenizer.json"))

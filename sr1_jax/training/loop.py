@@ -26,7 +26,7 @@ from sr1_jax.training.resume import run_facts, take_up
 from sr1_jax.training.rollouts import questions_that_fit, roll_out
 from sr1_jax.training.step_agreement import Agreed, agree
 from sr1_jax.training.step_log import StepLog, rollout_metrics
-from sr1_jax.training.stopwatch import Stopwatch
+from sr1_jax.training.stopwatch import Interval, Stopwatch
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
 from sr1_jax.training.training_questions import open_stream
@@ -86,6 +86,7 @@ def reinforce(
             state, step, taken, guarded = take_up(checkpoints, learner, facts)
         stream = open_stream(config, questions, taken)
         guards = Guards(config.guards, config.seed, guarded)
+        since_saved = Interval(60 * config.checkpoint.minutes)
         log, due = StepLog(config, workdir, tokenizer, start=step), False
         with log, profiler, Termination() as termination:
             while step < config.steps:
@@ -111,7 +112,7 @@ def reinforce(
                         state = result.state
 
                 checkpoints.check()
-                agreed = agree(result.metrics, termination.noted)
+                agreed = agree(result.metrics, termination.noted, since_saved.is_over())
                 metrics = rollout_metrics(sampled) | stats | agreed.metrics | agreed.memory
                 verdict, scores = guards.judge(step, metrics), {}
                 if step < config.steps and _due(config.evaluation.every, step):
@@ -133,11 +134,13 @@ def reinforce(
                     continue
                 score = scores.get(config.checkpoint.best)
                 due |= _due(config.checkpoint.every, step) or checkpoints.is_best(score)
+                due |= agreed.overdue
                 if agreed.told_to_end or step == config.steps or (due and verdict.good):
                     told = facts | stream.state() | guards.facts()
                     with goodput("checkpoint"):
                         checkpoints.save(step, state, told, score=score, good=verdict.good)
                     due = False
+                    since_saved.restart()
                 _check_goes_on(agreed, f"saved after step {step}")
     return learner.policy_params(state)
 

@@ -27,9 +27,8 @@ from sr1_jax.training.checkpoints import (
     RunCheckpoints,
     absolute,
     checkpoint_folder,
-    load_base,
-    read_base_config,
 )
+from sr1_jax.training.saved_base import load_base, read_base_config
 from sr1_jax.workdirs import other_workdir
 
 # Below the workdir: what supervised fine-tuning made of the policy that the run started from.

@@ -50,6 +50,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_killed_on_one_host_and_taken_up_on_another(bucket, tmp_path, unbroken, same_run):
     """The run ends as one that nothing happened to, on a disk, and leaves the same files."""
     url = f"{bucket.folder}/run"
