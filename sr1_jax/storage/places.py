@@ -33,3 +33,23 @@ def known_as(path: Path) -> str:
     path = path.resolve()
     inside = path.is_relative_to(scratch().resolve())
     return str(path.relative_to(scratch().resolve()) if inside else path)
+
+
+def file_system_of(path: Path) -> str:
+    """The kind of file system that a path lies on, such as ext4 or fuse.gcsfuse; "" where the
+    system does not tell.
+
+    Args:
+        path: absolute; it need not be there.
+    """
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    found, longest = "", -1
+    for line in lines:  # proc(5): …, place, options, optional fields, "-", kind, …
+        before, _, after = line.partition(" - ")
+        place = before.split()[4].encode().decode("unicode_escape")
+        if path.is_relative_to(place) and len(place) >= longest:
+            found, longest = after.split()[0], len(place)
+    return found

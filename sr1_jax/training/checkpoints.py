@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
 from sr1_jax.storage import is_bucket, objects
+from sr1_jax.storage.places import file_system_of
 from sr1_jax.storage.workdir import place_of
 from sr1_jax.terminal import one_line
 from sr1_jax.training.checksums import ITEM, SaveChecksums, damages, told_of
@@ -55,6 +56,17 @@ def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path 
 def absolute(path: Path | epath.Path) -> Path | epath.Path:
     """As Orbax takes it; an address is absolute."""
     return path if is_bucket(path) else Path(path).resolve()
+
+
+def _atomicity(folder: Path | epath.Path) -> ocp.options.AtomicityOptions | None:
+    """How a checkpoint is committed: by its name, or by a mark where names cannot be given at once.
+
+    In a bucket Orbax does the latter by itself; one that is mounted it takes for a disk, where
+    giving a folder its name copies file by file.
+    """
+    if is_bucket(folder) or not file_system_of(folder).startswith("fuse"):
+        return None
+    return ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 
 
 def abstract_like(tree: Any) -> Any:
@@ -98,11 +110,13 @@ class RunCheckpoints:
         self._sound: set[int] = set()  # compared with their checksums, as a whole
         self._left_out: set[int] = set()
         self._place = absolute(folder)
+        self._atomicity = _atomicity(self._place)
         self._drop_damaged()
         options = ocp.CheckpointManagerOptions(
             create=not reading,
             read_only=reading,
             lightweight_initialize=reading,
+            atomicity_options=self._atomicity,
             preservation_policy=Kept(keep),
             best_fn=lambda told: told.get(_SCORE, -math.inf),  # else what is told is not written
             # In the background it takes minutes to tell of a disk where none can be made.
@@ -197,7 +211,8 @@ class RunCheckpoints:
     def _drop_damaged(self) -> None:
         """Sets aside, or leaves out, what is damaged: all of it of the newest checkpoint, and
         where that is damaged of the next, as far as it shows at a glance of the others."""
-        names = ocp.path.step.standard_name_format().find_all(self._place)
+        names = ocp.path.step.standard_name_format(atomicity_options=self._atomicity)
+        names = names.find_all(self._place)
         steps = sorted((found.step for found in names), reverse=True)
         newest = True
         for step in from_first(steps):

@@ -1,11 +1,13 @@
 """A local folder and its like in a bucket."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from sr1_jax.storage import copies, objects
 from sr1_jax.storage.copies import local_copy, written_to
+from sr1_jax.storage.places import file_system_of
 from sr1_jax.storage.synced import SyncedFolder
 
 
@@ -134,3 +136,8 @@ def test_outputs_arrive_in_the_end_or_not_at_all(bucket):
     with written_to(f"{bucket.folder}/table.md", "--output") as path:
         path.write_text("table")
     assert set(objects.listing(bucket.folder)) == {"out/a", "table.md"}
+
+
+def test_file_systems_are_told_apart():
+    assert file_system_of(Path("/proc/self")) == "proc"
+    assert file_system_of(Path("/nowhere/at/all")) == file_system_of(Path("/"))

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from sr1_jax.storage import objects
+from sr1_jax.training import checkpoints as checkpoints_module
 from sr1_jax.training.checkpoints import CheckpointFailed, RunCheckpoints
 from sr1_jax.training.checksums import damages
 
@@ -162,6 +163,20 @@ def test_an_unfinished_one_is_none(bucket):
         checkpoints.save(3, _state(3), {"step": 3})
     assert "state/ocdbt.process_7/manifest.ocdbt" not in objects.listing(f"{bucket.folder}/3")
     assert _taken_up(folder) == 3
+
+
+def test_on_a_mounted_bucket_a_mark_commits(tmp_path, monkeypatch):
+    """There a folder gets its name file by file; it has that from the start instead."""
+    monkeypatch.setattr(checkpoints_module, "file_system_of", lambda folder: "fuse.gcsfuse")
+    seen = []
+
+    def look():
+        seen.append({path.name for path in tmp_path.iterdir()})
+
+    _write(tmp_path, before_commit=look)
+    assert seen == [{"1"}, {"1", "2"}, {"1", "2", "3"}]
+    (tmp_path / "3" / "commit_success.txt").unlink()
+    assert _taken_up(tmp_path) == 2
 
 
 # What cannot be written

@@ -31,7 +31,7 @@ def _start(url, *more, scratch):
 
 
 def _finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=6000)
     assert process.returncode == 0, output
     return output
 
@@ -78,7 +78,7 @@ def test_a_second_run_is_refused(bucket, tmp_path):
     while ".lease" not in objects.listing(url):
         time.sleep(0.05)
     second = _start(url, scratch=tmp_path / "b")
-    output, _ = second.communicate(timeout=120)
+    output, _ = second.communicate(timeout=600)
     first.kill()
     first.communicate()
     assert second.returncode == 2
@@ -87,7 +87,7 @@ def test_a_second_run_is_refused(bucket, tmp_path):
 
 def test_places_that_cannot_be_used(bucket, tmp_path):
     process = _start("gs://no-such-bucket/run", scratch=tmp_path)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert output.splitlines()[-1] == (
         "error: --workdir=gs://no-such-bucket/run: there is no bucket no-such-bucket."
