@@ -58,15 +58,17 @@ def absolute(path: Path | epath.Path) -> Path | epath.Path:
     return path if is_bucket(path) else Path(path).resolve()
 
 
-def _atomicity(folder: Path | epath.Path) -> ocp.options.AtomicityOptions | None:
-    """How a checkpoint is committed: by its name, or by a mark where names cannot be given at once.
+def _atomicity(folder: Path | epath.Path) -> dict[str, Any]:
+    """Options that say how a checkpoint is committed: by its name, or by a mark, where names cannot
+    be given at once.
 
     In a bucket Orbax does the latter by itself; one that is mounted it takes for a disk, where
     giving a folder its name copies file by file.
     """
     if is_bucket(folder) or not file_system_of(folder).startswith("fuse"):
-        return None
-    return ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+        return {}
+    mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return {"atomicity_options": ocp.options.AtomicityOptions(mode=mode)}
 
 
 def abstract_like(tree: Any) -> Any:
@@ -116,7 +118,7 @@ class RunCheckpoints:
             create=not reading,
             read_only=reading,
             lightweight_initialize=reading,
-            atomicity_options=self._atomicity,
+            **self._atomicity,
             preservation_policy=Kept(keep),
             best_fn=lambda told: told.get(_SCORE, -math.inf),  # else what is told is not written
             # In the background it takes minutes to tell of a disk where none can be made.
@@ -211,7 +213,7 @@ class RunCheckpoints:
     def _drop_damaged(self) -> None:
         """Sets aside, or leaves out, what is damaged: all of it of the newest checkpoint, and
         where that is damaged of the next, as far as it shows at a glance of the others."""
-        names = ocp.path.step.standard_name_format(atomicity_options=self._atomicity)
+        names = ocp.path.step.standard_name_format(**self._atomicity)
         names = names.find_all(self._place)
         steps = sorted((found.step for found in names), reverse=True)
         newest = True
