@@ -14,6 +14,8 @@ SERVE = [
 
 # Tools of Model Context Protocol servers.
 MCP = ["mcp>=2.0,<3", "jsonschema>=4.20"]
+# gs:// where a path is asked for; it brings google-cloud-storage and google-crc32c.
+GCS = ["gcsfs>=2024.6"]
 
 README = Path(__file__).parent / "README.md"
 
@@ -43,6 +45,7 @@ setup(
         "numpy>=1.26",
         "tokenizers>=0.20",
         "safetensors>=0.4.5",
+        "etils[epath]>=1.9",  # paths of checkpoints, in buckets too
         "gguf>=0.17",
         "jinja2>=3.1",  # chat templates
         "jaxtyping>=0.2.36",
@@ -55,12 +58,14 @@ setup(
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
         "mcp": MCP,
-        "gcs": ["gcsfs>=2024.6"],  # gs:// where a path is asked for
+        "gcs": GCS,
         "wandb": ["wandb>=0.17"],  # log.wandb
         "parquet": ["pyarrow>=17"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
             *MCP,
+            *GCS,
+            "gcp-storage-emulator>=2024.8",  # buckets on this machine
             "pytest>=8",
             "pytest-xdist>=3.5",  # `make test` on several cores
             "hypothesis>=6.100",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ from sr1_jax.training.checks import check_mesh, check_paths
 from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.saved_run import find_run, step_flag
 from sr1_jax.training.settings import RUN, unknown_setting
+from sr1_jax.workdirs import workdir_of_run
 
 _PROMPT = "\nquestion  "
 
@@ -113,12 +115,14 @@ def main(argv: Sequence[str]) -> None:
                 "out."
             )
         values.greedy = False
-    asker, tokenizer, tags = load(
-        values.config,
-        Choices(**{name: values[name].value for name in Choices._fields}),
-        workdir=path_or_none(values.workdir, "--workdir"),
-        corpus=path_or_none(values.corpus, "--corpus"),
-    )
+    opened = workdir_of_run(values.workdir, "ask") if values.workdir else nullcontext()
+    with opened as workdir:
+        asker, tokenizer, tags = load(
+            values.config,
+            Choices(**{name: values[name].value for name in Choices._fields}),
+            workdir=workdir,
+            corpus=path_or_none(values.corpus, "--corpus"),
+        )
     for question in questions:
         asker.check(question)
     if values.json:

@@ -35,9 +35,10 @@ from sr1_jax.evaluation.tables import (
     print_scores,
     score_columns,
 )
-from sr1_jax.paths import local_path, path_or_none
+from sr1_jax.paths import output_or_none
 from sr1_jax.rewards import exact_match
 from sr1_jax.terminal import one_line
+from sr1_jax.workdirs import run_or_result
 
 _ABLATIONS = ("no_mask",)
 
@@ -63,10 +64,14 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("output", "", "Also write the table as Markdown.", flag_values=values)
     names = cli.parse(values, argv, required=(), usage=__doc__, positional=True)
-    paths = [local_path(name, "workdir") for name in names]
-    output = path_or_none(values.output, "--output")
-    if len(paths) < 2:
+    if len(names) < 2:
         raise ValueError("Name at least two workdirs of finished runs, or files of results.")
+    with output_or_none(values.output, "--output") as output:
+        _compare([run_or_result(name) for name in names], output)
+
+
+def _compare(paths: Sequence[Path], output: Path | None) -> None:
+    """Prints the table and, where there is an output, writes it."""
     found = [read_result(path) for path in paths]
     check_same_questions(paths, found)
     every = [

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import rich.console
 from absl import flags
 
 from sr1_jax import cli
-from sr1_jax.paths import local_path, local_paths, path_or_none, write_whole
+from sr1_jax.paths import local_path, local_paths, output_or_none, output_path, write_whole
 from sr1_jax.retrieval.supporting import Report, complete_corpus
 from sr1_jax.terminal import one_line
 
@@ -32,16 +33,19 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("out", None, "Corpus to write, .jsonl or .jsonl.gz.", **define)
     flags.DEFINE_string("report", "", "File for the report, JSON.", **define)
     cli.parse(values, argv, required=("corpus", "questions", "out"), usage=__doc__)
-    report_path = path_or_none(values.report, "--report")
-    report = _complete(values.corpus, values.questions, values.out)
-    if report_path:
-        write_whole(report_path, json.dumps(report.to_dict(), indent=2) + "\n")
+    with (
+        output_or_none(values.report, "--report") as report_path,
+        output_path(values.out, "--out") as out,
+    ):
+        report = _complete(values.corpus, values.questions, out)
+        if report_path:
+            write_whole(report_path, json.dumps(report.to_dict(), indent=2) + "\n")
     _print(report, values.out)
 
 
-def _complete(corpus: str, questions: str, out: str) -> Report:
+def _complete(corpus: str, questions: str, out: Path) -> Report:
     paths = local_paths(questions, "--questions")
-    where = local_path(corpus, "--corpus"), paths, local_path(out, "--out")
+    where = local_path(corpus, "--corpus"), paths, out
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:
         return complete_corpus(*where)

@@ -40,7 +40,7 @@ from sr1_jax.evaluation.scores import questions_sha256
 from sr1_jax.evaluation.weights import params_fingerprint
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import local_path, path_or_none
+from sr1_jax.paths import local_path, output_or_none, path_or_none
 from sr1_jax.programs import kept_programs
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.hooks import told_at_end
@@ -54,6 +54,7 @@ from sr1_jax.training.policies import check_base, trained_policy
 from sr1_jax.training.same_settings import as_json_values
 from sr1_jax.training.saved_run import SavedRun, find_run, step_flag
 from sr1_jax.training.settings import RUN, unknown_setting
+from sr1_jax.workdirs import workdir_of_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -84,17 +85,20 @@ def main(argv: Sequence[str]) -> None:
     cluster.define_flags(values)
     cli.parse(values, argv, required=("config", "workdir", "questions"), usage=__doc__)
     cluster.join_by_flags(values)
-    for name in ("examples", "results"):
-        if values[name].value:
-            local_path(values[name].value, f"--{name}")
-    evaluate(
-        values.config,
-        local_path(values.workdir, "--workdir"),
-        _specs(values.questions),
-        path_or_none(values.corpus, "--corpus"),
-        Options(**{name: values[name].value for name in Options._fields}),
-        listed=Path(values.results) if values.results else None,
-    )
+    with (
+        workdir_of_run(values.workdir, "evaluate", writes=True) as workdir,
+        output_or_none(values.examples, "--examples") as examples,
+        output_or_none(values.results, "--results") as listed,
+    ):
+        options = Options(**{name: values[name].value for name in Options._fields})
+        evaluate(
+            values.config,
+            workdir,
+            _specs(values.questions),
+            path_or_none(values.corpus, "--corpus"),
+            options._replace(examples=str(examples or "")),
+            listed=listed,
+        )
 
 
 def evaluate(

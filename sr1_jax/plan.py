@@ -20,6 +20,8 @@ from collections.abc import Sequence
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
+from pathlib import Path
+
 import ml_collections
 import rich.console
 from absl import flags
@@ -27,7 +29,7 @@ from rich.markup import escape
 
 from sr1_jax import cli
 from sr1_jax.chips import chip_of
-from sr1_jax.paths import path_or_none
+from sr1_jax.paths import output_or_none
 from sr1_jax.planning.plan import Plan, as_json, make_plan
 from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep
@@ -65,7 +67,6 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_float("occupancy", None, "Assumed share of busy decode slots.", **define)
     cli.parse(values, argv, required=("config",), usage=__doc__)
     topologies = [*([values.topology] if values.topology else []), *values.sweep]
-    file = path_or_none(values.json, "--json")
     index = IndexShape.parse(values.index) if values.index else None
     if not topologies:
         raise ValueError("--topology is missing, e.g. --topology=v5e:8x8 (or --sweep=…).")
@@ -73,6 +74,18 @@ def main(argv: Sequence[str]) -> None:
         chip_of(topology)
     cases = cases_of(topologies, values.vary)
     configs = [case.applied(values.config) for case in cases]
+    with output_or_none(values.json, "--json") as file:
+        _plan_all(values, cases, configs, index, file)
+
+
+def _plan_all(
+    values: flags.FlagValues,
+    cases: Sequence[Case],
+    configs: Sequence[ml_collections.ConfigDict],
+    index: IndexShape | None,
+    file: Path | None,
+) -> None:
+    """Plans each case, and shows and writes what is found."""
     assumed = {name: values[name].value for name in (*_ASSUMED, "occupancy")}
     console = rich.console.Console()
     found: list[tuple[Case, Plan | str]] = []

@@ -25,7 +25,7 @@ from sr1_jax.experiments.plan import Plan, check_overrides, files_asked
 from sr1_jax.experiments.program import define_flags, questions_of, run_experiment
 from sr1_jax.experiments.stages import seeds_of
 from sr1_jax.experiments.sweeps import checked_configs, read_list, sweep_plan
-from sr1_jax.paths import local_path
+from sr1_jax.paths import disk_path, local_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_list("runs", [], "Names of the list; without any all.", **define)
     rest, overrides = split_overrides(argv)
     cli.parse(values, rest, required=("list", "workdir"), usage=__doc__)
-    folder = local_path(values.workdir, "--workdir").resolve()
+    folder = disk_path(values.workdir, "--workdir").resolve()
     run_experiment(_plan(values, overrides, folder), values, argv, "sweep", draw_sweep)
 
 

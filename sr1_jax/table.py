@@ -28,7 +28,7 @@ from sr1_jax.experiments.derived import derived_config
 from sr1_jax.experiments.plan import Plan, check_overrides, files_asked, world_files
 from sr1_jax.experiments.program import define_flags, questions_of, run_experiment
 from sr1_jax.experiments.stages import seeds_of
-from sr1_jax.paths import local_path
+from sr1_jax.paths import disk_path
 from sr1_jax.training.checks import check_config
 from sr1_jax.training.settings import RUN, unknown_setting
 from sr1_jax.training.task import index_name
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
                        "sampling.", **define)  # fmt: skip
     flags.DEFINE_float("supervised_epochs", 3.0, "Passes of both over their examples.", **define)
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
-    folder = local_path(values.workdir, "--workdir").resolve()
+    folder = disk_path(values.workdir, "--workdir").resolve()
     plan = make_plan(values.config, _options(values), folder)
     run_experiment(plan, values, argv, "table")
 

@@ -35,7 +35,7 @@ from sr1_jax.imitation.shown import Searches
 from sr1_jax.imitation.split import distinct, is_taken, write_lines, write_rest
 from sr1_jax.imitation.stage import Stage
 from sr1_jax.imitation.writer import as_rows, write_traces
-from sr1_jax.paths import local_path, local_paths, path_or_none
+from sr1_jax.paths import disk_path, local_paths, output_or_none, output_path, path_or_none
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.hooks import told_at_end
@@ -111,16 +111,21 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_float("gave_up", default.gave_up, "Most traces that search in vain, of all.",
                        **define)  # fmt: skip
     cli.parse(values, argv, required=("config", "questions", "out"), usage=__doc__)
-    write(
-        values.config,
-        local_paths(values.questions, "--questions"),
-        local_path(values.out, "--out"),
-        Choices(**{name: values[name].value for name in Choices._fields}),
-        corpus=path_or_none(values.corpus, "--corpus"),
-        rest=path_or_none(values.rest, "--rest"),
-        report_path=path_or_none(values.report, "--report"),
-        workdir=path_or_none(values.workdir, "--workdir"),
-    )
+    with (
+        output_path(values.out, "--out") as out,
+        output_or_none(values.rest, "--rest") as rest,
+        output_or_none(values.report, "--report") as report_path,
+    ):
+        write(
+            values.config,
+            local_paths(values.questions, "--questions"),
+            out,
+            Choices(**{name: values[name].value for name in Choices._fields}),
+            corpus=path_or_none(values.corpus, "--corpus"),
+            rest=rest,
+            report_path=report_path,
+            workdir=disk_path(values.workdir, "--workdir") if values.workdir else None,
+        )
 
 
 def write(

@@ -29,7 +29,6 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.lock import lock_workdir
-from sr1_jax.paths import local_path
 from sr1_jax.programs import kept_programs
 from sr1_jax.retrieval.hooks import counts_of, told_at_end
 from sr1_jax.sharding import make_mesh
@@ -44,6 +43,7 @@ from sr1_jax.training.profiling import ProfiledSteps
 from sr1_jax.training.resume import check_resumable, run_facts, weights_contents
 from sr1_jax.training.settings import RUN, unknown_setting
 from sr1_jax.training.task import files_task
+from sr1_jax.workdirs import other_workdir, training_workdir
 from sr1_jax.world.task import world_task
 
 _SHOWN_TRAJECTORIES = 10
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, required=("config", "workdir"), usage=__doc__)
     profile = ProfiledSteps.parse(values.profile_steps)
     cluster.join_by_flags(values)
-    train(values.config, local_path(values.workdir, "--workdir"), profile)
+    with training_workdir(values.workdir) as workdir:
+        train(values.config, workdir, profile)
 
 
 def train(
@@ -91,7 +92,7 @@ def _train(
     config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, profile: ProfiledSteps | None
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    source = Path(config.base.workdir) if config.base.workdir else workdir
+    source = other_workdir(config.base.workdir) if config.base.workdir else workdir
     make_task = world_task if config.data.world_people else files_task
     with working("reading the data"):
         task = make_task(config, source)

@@ -11,11 +11,12 @@ PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
     ("exit_codes",),
+    ("storage",),
     tuple(
         "abstract chips hosts http_exchange import_path paths settings sharding terminal".split()
     ),
     ("cluster", "agreement", "config_files", "lock", "remembered"),
-    ("cli", "programs"),
+    ("cli", "programs", "workdirs"),
     ("data", "models"),
     ("retrieval", "rewards"),
     ("protocol",),

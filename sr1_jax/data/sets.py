@@ -19,6 +19,7 @@ from pathlib import Path
 from sr1_jax.cli import notice
 from sr1_jax.data import search_r1
 from sr1_jax.data.questions import Question, QuestionFile, read_questions
+from sr1_jax.paths import local_path
 
 SPLITS = ("train", "dev", "test")
 # Folders in which Search-R1's scripts put train.parquet and test.parquet.
@@ -118,13 +119,11 @@ def question_files(
         raise ValueError(
             f"{spec} names a question set: set {key} to the folder that holds its files."
         )
-    if not Path(folder).is_dir():
+    folder = local_path(str(folder), key)
+    if not folder.is_dir():
         raise FileNotFoundError(f"{key}={folder}: no such folder; {spec} is looked for in it.")
     chosen = [SETS[member] for member in MIXTURES.get(name, (name,))]
-    return [
-        _find(one, split or ("train" if training else one.evaluated), Path(folder))
-        for one in chosen
-    ]
+    return [_find(one, split or ("train" if training else one.evaluated), folder) for one in chosen]
 
 
 def tell_sizes(

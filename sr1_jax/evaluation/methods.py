@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from sr1_jax.environment import Environment, make_environment
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.paths import local_path
 from sr1_jax.protocol.prompts import PromptTemplate, load_template, template_for
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.base import Retriever
@@ -125,10 +125,11 @@ def templates(config: ml_collections.ConfigDict) -> dict[str, str]:
         method: protocol[f"{row.prompts_of or method}_template"] for method, row in METHODS.items()
     }
     if protocol.template_path:
-        if not Path(protocol.template_path).is_file():
+        file = local_path(protocol.template_path, "protocol.template_path")
+        if not file.is_file():
             raise ValueError(f"protocol.template_path: {protocol.template_path} is not a file.")
         # Absolute, so that a file is never mistaken for a shipped template of its name.
-        path = str(Path(protocol.template_path).resolve())
+        path = str(file.resolve())
         names |= {
             method: path for method, row in METHODS.items() if "search" in (method, row.prompts_of)
         }

@@ -10,6 +10,7 @@ from sr1_jax.models.families import family_of
 from sr1_jax.models.hf_config import decoder_config
 from sr1_jax.models.json_file import JsonObject
 from sr1_jax.models.safetensors_files import SafetensorsFiles
+from sr1_jax.models.safetensors_objects import SafetensorsObjects
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.models.weights import ModelFiles
 
@@ -17,15 +18,23 @@ from sr1_jax.models.weights import ModelFiles
 _BLOCK_BYTES = 1 << 26
 
 
-def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> ModelFiles:
-    """Config, tokenizer and tensor names of a folder; see `load_pretrained` for the errors."""
+def read_hf_folder(
+    folder: Path, *, dtype: str, param_dtype: str, url: str | None = None
+) -> ModelFiles:
+    """Config, tokenizer and tensor names of a folder; see `load_pretrained` for the errors.
+
+    Args:
+        folder: with all files, or all but those of tensors.
+        dtype, param_dtype: as `load_pretrained`.
+        url: of the folder in a bucket that the tensors are in; None: they are in `folder`.
+    """
     config = JsonObject.read(folder / "config.json")
     name = config.string("model_type")
     family = family_of(name, str(config.file))
     shape = decoder_config(config, name, family, dtype=dtype, param_dtype=param_dtype)
-    tensors = SafetensorsFiles(folder)
+    tensors = SafetensorsFiles(folder) if url is None else SafetensorsObjects(url, folder)
     return ModelFiles(
-        path=str(folder),
+        path=url or str(folder),
         config_file=str(config.file),
         form="hf",
         family=family,
@@ -35,6 +44,7 @@ def read_hf_folder(folder: Path, *, dtype: str, param_dtype: str) -> ModelFiles:
         files=tensors.files,
         rows=tensors.rows,
         block_bytes=_BLOCK_BYTES,
+        far=url is not None,
     )
 
 

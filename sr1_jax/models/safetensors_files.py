@@ -7,7 +7,6 @@ import math
 import mmap
 import os
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +14,10 @@ import safetensors
 
 from sr1_jax.models.families import Shape
 from sr1_jax.models.json_file import JsonObject
+
+FLOATS = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16
+}  # fmt: skip
 
 
 class SafetensorsFiles:
@@ -33,10 +36,6 @@ class SafetensorsFiles:
         ValueError: naming the file: there is none, one is cut short or outside the folder, or
             tensors are not where the index says, twice there, or of no float dtype.
     """
-
-    _FLOATS: ClassVar = {
-        "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16
-    }  # fmt: skip
 
     def __init__(self, folder: Path, only: str | None = None, ignored: tuple[str, ...] = ()):
         self._ignored = ignored
@@ -93,14 +92,14 @@ class SafetensorsFiles:
                         "files can be meant."
                     )
                 view = tensors.get_slice(name)
-                if view.get_dtype() not in self._FLOATS:
+                if view.get_dtype() not in FLOATS:
                     raise ValueError(
                         f"{file}: {name} has dtype {view.get_dtype()}; only "
-                        f"{', '.join(self._FLOATS)} are supported."
+                        f"{', '.join(FLOATS)} are supported."
                     )
                 self.files[name] = file
                 self.shapes[name] = tuple(view.get_shape())
-                dtype = np.dtype(self._FLOATS[view.get_dtype()])
+                dtype = np.dtype(FLOATS[view.get_dtype()])
                 self._place_of[name] = data + header[name]["data_offsets"][0], dtype
 
     @staticmethod

@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from sr1_jax.models.decoder import Decoder, DecoderConfig
-from sr1_jax.models.families import EMBEDDING, HEAD, Family, Shape, Weight
+from sr1_jax.models.families import EMBEDDING, HEAD, Family, Layout, Shape, Weight
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.sharding import tree_shardings
 
@@ -51,6 +52,7 @@ class ModelFiles:
         rows: (name, first, last) gives these rows of the tensor in a float dtype, not to be
             written to; called from several threads at once.
         block_bytes: of the result that one call of `rows` may be for, unless a single row is more.
+        far: whether what one process reads others had better not read too.
     """
 
     path: str
@@ -63,6 +65,7 @@ class ModelFiles:
     files: Mapping[str, Path]
     rows: Callable[[str, int, int], np.ndarray]
     block_bytes: int
+    far: bool = False
 
 
 def build(model_files: ModelFiles, mesh: Mesh | None = None) -> Decoder:
@@ -88,7 +91,7 @@ def build(model_files: ModelFiles, mesh: Mesh | None = None) -> Decoder:
     filled = [
         (
             tuple(name.split(".")),
-            variable.replace(_read_parameter(model_files, rows[name], variable, where[name])),
+            variable.replace(_read(model_files, rows[name], variable, where[name])),
         )
         for name, variable in parameters.items()
     ]
@@ -183,15 +186,59 @@ def _are_equal(model_files: ModelFiles, one: str, other: str) -> bool:
     return True
 
 
-def _read_parameter(
+def _read(
     model_files: ModelFiles, weight: Weight, variable, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+    """One parameter, in the way that reads least."""
+    if model_files.far and jax.process_count() > 1:
+        found = _read_by_rows(model_files, weight, variable, sharding)
+        if found is not None:
+            return found
+    return _read_parameter(model_files, weight, variable.shape, variable.dtype, sharding)
+
+
+def _read_by_rows(
+    model_files: ModelFiles, weight: Weight, variable, sharding: jax.sharding.NamedSharding
+) -> jax.Array | None:
+    """One parameter, of which each process reads other rows of what is stored, and no row twice;
+    the devices exchange them, and turn them to where they belong.
+
+    A mesh splits columns of most stored matrices, of which each process would read all rows.
+
+    Returns:
+        None where the rows do not divide over the devices.
+    """
+    layers, mesh = "{}" in weight.hf, sharding.mesh
+    stored = weight.layout.stored_shape(_parameter_shape(weight, variable.shape))
+    if stored[0] % mesh.size:
+        return None
+    spec = jax.sharding.PartitionSpec(*([None] if layers else []), mesh.axis_names)
+    as_stored = weight._replace(layout=Layout(tuple(slice(n, n + 1) for n in range(len(stored)))))
+    shape = (*variable.shape[:1], *stored) if layers else stored
+    by_rows = _read_parameter(
+        model_files, as_stored, shape, variable.dtype, jax.sharding.NamedSharding(mesh, spec)
+    )
+
+    def place(array: jax.Array) -> jax.Array:
+        turned = jnp.swapaxes(array, -1, -2) if weight.layout.transposed else array
+        return turned.reshape(variable.shape)
+
+    return jax.jit(place, out_shardings=sharding)(by_rows)
+
+
+def _read_parameter(
+    model_files: ModelFiles,
+    weight: Weight,
+    shape: Shape,
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
     """The tensors of one row of the table, written to where this process holds them.
 
     Beyond the result, a block of rows for each thread is in memory.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shape, dtype = variable.shape, np.dtype(variable.dtype)
+    dtype = np.dtype(dtype)
     parts = {
         device: tuple(part.indices(size)[:2] for part, size in zip(index, shape))
         for device, index in sharding.addressable_devices_indices_map(shape).items()

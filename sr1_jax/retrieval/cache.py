@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sr1_jax.paths import local_path
+from sr1_jax.paths import disk_path
 from sr1_jax.retrieval.base import Passage, Retriever, Unanswered
 from sr1_jax.retrieval.cache_stores import DiskStore, MemoryStore, Store
 from sr1_jax.retrieval.hooks import Wrapper, counts_of
@@ -134,6 +134,6 @@ def with_cache(retriever: Retriever, cache: Mapping[str, Any]) -> Retriever:
 def cache_folder(cache: Mapping[str, Any]) -> Path:
     """retrieval.cache.folder; by default the user's own cache, which all runs on the host share."""
     if cache["folder"]:
-        return local_path(cache["folder"], "retrieval.cache.folder")
+        return disk_path(cache["folder"], "retrieval.cache.folder")
     own = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(own) if own else Path.home() / ".cache") / "sr1_jax" / "retrieval"

@@ -18,7 +18,7 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.models.lora import merged_model
 from sr1_jax.models.peft_folder import save_adapters
-from sr1_jax.training.checkpoints import save_base
+from sr1_jax.storage.workdir import push_now
 from sr1_jax.training.development import Development
 from sr1_jax.training.examples import examples_sha256
 from sr1_jax.training.policies import (
@@ -29,6 +29,7 @@ from sr1_jax.training.policies import (
     with_adapters,
 )
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
+from sr1_jax.training.saved_base import save_base
 from sr1_jax.training.settings import RUN, has_adapters
 from sr1_jax.training.task import Task
 from sr1_jax.training.warm_start import scratch_model, train_supervised
@@ -169,6 +170,7 @@ def _save(
         save_adapters(adapted, folder / ADAPTER, base=config.base.path)
     else:
         save_base(folder, policy.shape.config, policy.params, policy.tokenizer)
+    push_now(folder.parent)
 
 
 def _settings_of(config: ml_collections.ConfigDict) -> dict[str, Any]:

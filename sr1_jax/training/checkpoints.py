@@ -1,39 +1,74 @@
-"""Checkpoints by Orbax: of a run while it trains, and of single models."""
+"""Checkpoints by Orbax, of a run while it trains."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import itertools
+import logging
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
-from flax import nnx
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sr1_jax.agreement import from_first, gather, lead_on_file_system, wait_for_all
-from sr1_jax.models.decoder import Decoder, DecoderConfig
-from sr1_jax.models.rotary import RopeScaling
-from sr1_jax.models.small_tokenizer import load_small_tokenizer
-from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.sharding import tree_shardings
+from sr1_jax.storage import is_bucket, objects
+from sr1_jax.storage.places import file_system_of
+from sr1_jax.storage.workdir import place_of
+from sr1_jax.terminal import one_line
+from sr1_jax.training.checksums import ITEM, SaveChecksums, damages, told_of
 
 # What ends a run in all processes at the same step.
 AGREED = (FloatingPointError, InterruptedError)
-_SHAPE_FILE = "model.json"
 # What is told of a checkpoint: whether a run may go back to it, and its development score.
 _GOOD, _SCORE = "good", "score"
 
 
-def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-    """Where the checkpoints of a run are."""
-    return Path(config.checkpoint.folder or workdir / "checkpoints")
+# What Orbax writes into a checkpoint last, where names cannot be given at once.
+_COMMITTED = "commit_success.txt"
+_LONGEST_REASON = 500
+
+
+# What goes wrong in the background is raised by us, in one line.
+logging.getLogger("absl").addFilter(
+    lambda record: record.filename not in ("async_checkpointer.py", "checkpoint_manager.py")
+)
+
+
+class CheckpointFailed(OSError):
+    """A checkpoint could not be written; those before it stay."""
+
+
+def checkpoint_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | epath.Path:
+    """Where the checkpoints of a run are: on a disk, or in a bucket."""
+    if config.checkpoint.folder:
+        return place_of(config.checkpoint.folder)
+    return place_of(workdir) / "checkpoints"
+
+
+def absolute(path: Path | epath.Path) -> Path | epath.Path:
+    """As Orbax takes it; an address is absolute."""
+    return path if is_bucket(path) else Path(path).resolve()
+
+
+def _atomicity(folder: Path | epath.Path) -> dict[str, Any]:
+    """Options that say how a checkpoint is committed: by its name, or by a mark, where names cannot
+    be given at once.
+
+    In a bucket Orbax does the latter by itself; one that is mounted it takes for a disk, where
+    giving a folder its name copies file by file.
+    """
+    if is_bucket(folder) or not file_system_of(folder).startswith("fuse"):
+        return {}
+    mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return {"atomicity_options": ocp.options.AtomicityOptions(mode=mode)}
 
 
 def abstract_like(tree: Any) -> Any:
@@ -45,43 +80,71 @@ class RunCheckpoints:
     """Checkpoints of a training run below one folder, written whole or not at all.
 
     Several processes write each its shards; what is read back may be split over other processes
-    and another mesh. As a context manager it waits at the end for what is being written.
+    and another mesh. Each has checksums: one that is damaged is named on the screen and set aside,
+    so that the newest one that is not is taken up. As a context manager it waits at the end for
+    what is being written.
 
     Args:
         folder: made if need be; all processes have to share it.
         keep: how many of the newest to keep. The newest good one is kept besides, and the one with
             the best score.
+        reading: nothing is written, and damaged ones are passed over.
+        before_commit: called in the background, by the first process, before a checkpoint is
+            committed.
 
     Raises:
         ValueError: processes see different file systems in `folder`.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        check_shared(folder)
+    def __init__(
+        self,
+        folder: Path | epath.Path,
+        keep: int,
+        *,
+        reading: bool = False,
+        before_commit: Callable[[], None] = lambda: None,
+    ):
+        if is_bucket(folder):
+            objects.prepare()
+        else:
+            check_shared(folder)
+        self.folder, self._reading, self._before_commit = folder, reading, before_commit
+        self._sound: set[int] = set()  # compared with their checksums, as a whole
+        self._left_out: set[int] = set()
+        self._place = absolute(folder)
+        self._atomicity = _atomicity(self._place)
+        self._drop_damaged()
         options = ocp.CheckpointManagerOptions(
-            create=True,
+            create=not reading,
+            read_only=reading,
+            lightweight_initialize=reading,
+            **self._atomicity,
             preservation_policy=Kept(keep),
             best_fn=lambda told: told.get(_SCORE, -math.inf),  # else what is told is not written
+            # In the background it takes minutes to tell of a disk where none can be made.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=is_bucket(folder)),
         )
-        self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(self._place, options=options)
         # What was told of each, by step; what is being written cannot be read yet.
-        self._told = {step: self._manager.metrics(step) or {} for step in self.steps}
+        self._told = {step: told_of(self._place / str(step), "metrics") for step in self.steps}
 
     @property
     def latest_step(self) -> int | None:
         """Steps done when the newest checkpoint was written; None without one."""
-        return self._manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def steps(self) -> list[int]:
         """After which steps there are checkpoints, rising."""
-        return sorted(self._manager.all_steps())
+        return sorted(set(self._manager.all_steps()) - self._left_out)
 
     @property
     def last_good(self) -> int | None:
-        """The newest checkpoint that a run may go back to; None without one."""
-        return _last_good(self._told)
+        """The newest checkpoint that a run may go back to; None without one. All processes have to
+        ask together."""
+        while (step := _last_good(self._told)) is not None and not self._is_sound(step):
+            del self._told[step]
+        return step
 
     @property
     def best_step(self) -> int | None:
@@ -112,21 +175,99 @@ class RunCheckpoints:
             good: whether a run may go back to it.
         """
         told = {_GOOD: int(good)} | ({} if score is None else {_SCORE: score})
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
-            ),
-            metrics=told,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            facts=ocp.args.JsonSave(facts),
+            **{ITEM: SaveChecksums(self._before_commit)},
         )
+        with self._failing(f"The checkpoint after step {step}, or the one before it,"):
+            saved = self._manager.save(step, args=args, metrics=told)
         if saved:
             self._told[step] = told
             left = set(self.steps)
             self._told = {step: told for step, told in self._told.items() if step in left}
 
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last call.
+
+        Raises:
+            CheckpointFailed: a checkpoint was not written.
+        """
+        with self._failing("The newest checkpoint"):
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """Says in one line what could not be written, and what stays."""
+        try:
+            yield
+        except AGREED:
+            raise
+        except Exception as error:
+            reason = one_line(str(error)).strip() or type(error).__name__
+            raise CheckpointFailed(
+                f"{what} could not be written to {self.folder}: {reason[:_LONGEST_REASON]}. Those "
+                "before it stay. Start again with the same --workdir when that is mended."
+            ) from error
+
+    def _drop_damaged(self) -> None:
+        """Sets aside, or leaves out, what is damaged: all of it of the newest checkpoint, and
+        where that is damaged of the next, as far as it shows at a glance of the others."""
+        names = ocp.path.step.standard_name_format(**self._atomicity)
+        names = names.find_all(self._place)
+        steps = sorted((found.step for found in names), reverse=True)
+        newest = True
+        for step in from_first(steps):
+            newest = not self._is_sound(step, whole=newest) and newest
+
+    def _is_sound(self, step: int, *, whole: bool = True) -> bool:
+        """Whether a checkpoint is as it was written; if not, says so and sets it aside. Processes
+        share what has to be read."""
+        if step in self._sound:
+            return True
+        if hasattr(self, "_manager"):
+            self._wait()
+        folder, number, count = self._place / str(step), jax.process_index(), jax.process_count()
+        found = gather(damages(folder, whole=whole, part=number, parts=count))
+        found = sorted({damage for mine in found for damage in mine})
+        if not found:
+            self._sound |= {step} if whole else set()
+            return True
+        what = f"{self.folder / str(step)} is damaged: {found[0]}"
+        what += f", and {len(found) - 1} more" if len(found) > 1 else ""
+        if self._reading:
+            self._left_out.add(step)
+            done = "It is left out."
+        else:
+            done = self._set_aside(step)
+        if number == 0:
+            print(one_line(f"{what}. {done}"), file=sys.stderr, flush=True)
+        return False
+
+    def _set_aside(self, step: int) -> str:
+        """Lets a checkpoint be none any more, and says what became of it."""
+        folder, aside = self._place / str(step), f"{step}.damaged"
+        if jax.process_index() == 0:
+            if is_bucket(folder):
+                (folder / _COMMITTED).unlink(missing_ok=True)
+            else:
+                numbers = itertools.count(2)
+                while (self._place / aside).exists():
+                    aside = f"{step}.damaged-{next(numbers)}"
+                folder.rename(self._place / aside)
+        wait_for_all()
+        if hasattr(self, "_manager"):
+            self._manager.reload()
+        return "It counts as unfinished." if is_bucket(folder) else f"It is called {aside} now."
+
+    def _wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        with self._failing("The newest checkpoint"):
+            self._manager.wait_until_finished()
+
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints after that of `step`, which will come again."""
-        self._manager.wait_until_finished()
+        self._wait()
         for later in [later for later in self.steps if later > step]:
             self._manager.delete(later)
             self._told.pop(later, None)
@@ -145,6 +286,8 @@ class RunCheckpoints:
             like: arrays, or shapes, with the dtypes and shardings that it is to have. Shapes
                 cost no memory beside what is restored.
         """
+        if not self._is_sound(step):
+            raise ValueError(f"{self.folder / str(step)} is damaged; take another checkpoint.")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_like(like)))
         return self._manager.restore(step, args=args)["state"]
 
@@ -159,7 +302,7 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
 
 
@@ -201,85 +344,3 @@ def check_shared(folder: Path) -> None:
                 "checkpoints are written and read by all processes together. Put --workdir or "
                 "checkpoint.folder on a file system that all of them share."
             )
-
-
-def save_base(folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer) -> None:
-    """Writes a policy trained from scratch: parameters, shape and tokenizer.
-
-    The shape, `model.json`, is written last: its presence says that the rest is complete. Process
-    0 writes it whole; on file systems of their own others write copies of its files.
-    """
-    if jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)
-    lead = lead_on_file_system(folder)
-    files: list[tuple[str, bytes]] = []
-    if jax.process_index() == 0:
-        _write_base(folder, config, params, tokenizer)
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        files = [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
-    files = from_first(files) if jax.process_count() > 1 else []
-    if lead == jax.process_index() != 0:
-        for name, content in sorted(files, key=lambda file: file[0] == _SHAPE_FILE):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-    wait_for_all()
-
-
-def _write_base(
-    folder: Path, config: DecoderConfig, params: nnx.State, tokenizer: Tokenizer
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix="base"
-    )
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder.resolve() / "params", params, force=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / _SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-
-
-def read_base_config(folder: Path) -> DecoderConfig:
-    """The shape of what `save_base` wrote.
-
-    Raises:
-        ValueError: there is no complete base policy in the folder.
-    """
-    if not (folder / "model.json").is_file():
-        raise ValueError(
-            f"{folder} holds no base policy; run the warm start first "
-            "(python -m sr1_jax.train --config=configs/demo.py --workdir=…)."
-        )
-    shape = json.loads((folder / "model.json").read_text())
-    if shape.get("rope_scaling"):
-        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
-    return DecoderConfig(**shape)
-
-
-def load_base(
-    folder: Path, mesh: Mesh, tokenizer: Tokenizer | None = None, **numerics: Any
-) -> tuple[Decoder, Tokenizer]:
-    """Loads what `save_base` wrote, straight into the mesh.
-
-    Args:
-        folder: that was written.
-        mesh: of `sharding.make_mesh`.
-        tokenizer: of a pretrained model, which knows more than the file that was written; None: a
-            small one, of that file.
-        numerics: `dtype`, `param_dtype` and `remat` of the decoder, where they are not to be those
-            it was saved with.
-
-    Raises:
-        ValueError: there is no complete base policy in the folder.
-    """
-    config = dataclasses.replace(read_base_config(folder), **numerics)
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    graph, shapes = nnx.split(abstract)
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(folder.resolve() / "params", like)
-    model = nnx.merge(graph, params)
-    return model, tokenizer or load_small_tokenizer(str(folder / "tokenizer.json"))

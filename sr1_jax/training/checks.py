@@ -17,21 +17,23 @@ from sr1_jax.evaluation.methods import (
 )
 from sr1_jax.evaluation.wandb_board import check_wandb
 from sr1_jax.models.lora import LoraConfig
-from sr1_jax.paths import local_path, local_paths
+from sr1_jax.paths import check_address, local_paths, path_or_none
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
+from sr1_jax.storage import is_bucket
+from sr1_jax.storage.objects import check_place
 from sr1_jax.training.examples import check_examples
 from sr1_jax.training.phases import phases_of
 from sr1_jax.training.settings import RUN, has_adapters
 from sr1_jax.training.training_questions import limits_of, mixture_of
 
-_PATHS = (
-    "base.path", "base.workdir", "critic.path", "lora.path", "data.corpus", "data.index",
-    "checkpoint.folder", "data.folder",
-)  # fmt: skip
+# What is read as files: of a bucket it is brought here.
+_PATHS = ("lora.path", "data.corpus", "data.index", "data.folder")
+# What is read, or written, where it is.
+_PLACES = ("base.path", "base.workdir", "critic.path", "checkpoint.folder")
 _LISTS_OF_PATHS = ("data.questions", "data.dev")
 
 
@@ -228,14 +230,19 @@ def _check_deterministic(config: ml_collections.ConfigDict) -> None:
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:
-    """Refuses the address of a bucket, such as gs://bucket/folder, where a path is asked for.
+    """Finds out at the start whether what is named can be used; brings files of buckets here.
 
     Raises:
         ValueError: naming the key and its value.
     """
+    for key in _PLACES:
+        section, name = key.split(".")
+        check_address(config[section][name], key)
+        if is_bucket(config[section][name]):
+            check_place(config[section][name], key, writes=key == "checkpoint.folder")
     for key in _PATHS:
         section, name = key.split(".")
-        local_path(config[section][name], key)
+        path_or_none(config[section][name], key)
     for key in _LISTS_OF_PATHS:
         section, name = key.split(".")
         local_paths(config[section][name], key)

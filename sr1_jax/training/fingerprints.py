@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from sr1_jax.storage import objects
+
 # Of each file so many pieces are read, from its head to its end: other weights of the same shape
 # differ everywhere, and a file's head and size tell all else.
 _PIECES = 16
@@ -30,6 +32,21 @@ def weights_fingerprint(path: Path) -> str:
                 content.seek(start)
                 digest.update(content.read(_PIECE_BYTES))
     return digest.hexdigest()
+
+
+def objects_fingerprint(url: str) -> str:
+    """The fingerprint of weights in a bucket: by what the service says that it keeps.
+
+    Args:
+        url: of a file, or of a folder, of which the same counts as above.
+    """
+    listed = objects.listing(url)
+    weights = {name for name in listed if name.endswith(".safetensors")}
+    counted = weights | {*_SETTINGS} if weights else set(listed)
+    told = (
+        f"{name} {o.size} {o.crc32c}\n" for name, o in sorted(listed.items()) if name in counted
+    )
+    return hashlib.sha256("".join(told).encode()).hexdigest()
 
 
 def _files(path: Path) -> list[Path]:

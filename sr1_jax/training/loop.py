@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sr1_jax.evaluation.trajectory_log import sampled_rows
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import masks_observations
+from sr1_jax.storage.workdir import push_now
 from sr1_jax.training.base import Policy
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.development import Development
@@ -24,7 +26,7 @@ from sr1_jax.training.resume import run_facts, take_up
 from sr1_jax.training.rollouts import prompt_memory, questions_that_fit, roll_out
 from sr1_jax.training.step_agreement import Agreed, agree
 from sr1_jax.training.step_log import StepLog, rollout_metrics
-from sr1_jax.training.stopwatch import Stopwatch
+from sr1_jax.training.stopwatch import Interval, Stopwatch
 from sr1_jax.training.task import Task
 from sr1_jax.training.termination import Termination
 from sr1_jax.training.training_questions import open_stream
@@ -74,11 +76,12 @@ def reinforce(
         memory=prompt_memory(config, contents, tokenizer, workdir),
     )  # fmt: skip
     folder, keep = checkpoint_folder(config, workdir), config.checkpoint.keep
+    push = functools.partial(push_now, workdir)
     watchdog = Watchdog(config.watchdog.seconds, workdir)
     utilisation = Utilisation(config, policy.shape.config, mesh)
     profiler = Profiler(workdir / "profile", profile)
     with (
-        RunCheckpoints(folder, keep) as checkpoints,
+        RunCheckpoints(folder, keep, before_commit=push) as checkpoints,
         watchdog,
         Goodput(watchdog.finished) as goodput,
     ):
@@ -86,6 +89,7 @@ def reinforce(
             state, step, taken, guarded = take_up(checkpoints, learner, facts)
         stream = open_stream(config, questions, taken)
         guards = Guards(config.guards, config.seed, guarded)
+        since_saved = Interval(60 * config.checkpoint.minutes)
         log, due = StepLog(config, workdir, tokenizer, start=step), False
         with log, profiler, Termination() as termination:
             while step < config.steps:
@@ -110,7 +114,8 @@ def reinforce(
                         )
                         state = result.state
 
-                agreed = agree(result.metrics, termination.noted)
+                checkpoints.check()
+                agreed = agree(result.metrics, termination.noted, since_saved.is_over())
                 metrics = rollout_metrics(sampled) | stats | agreed.metrics | agreed.memory
                 verdict, scores = guards.judge(step, metrics), {}
                 if step < config.steps and _due(config.evaluation.every, step):
@@ -132,11 +137,13 @@ def reinforce(
                     continue
                 score = scores.get(config.checkpoint.best)
                 due |= _due(config.checkpoint.every, step) or checkpoints.is_best(score)
+                due |= agreed.overdue
                 if agreed.told_to_end or step == config.steps or (due and verdict.good):
                     told = facts | stream.state() | guards.facts()
                     with goodput("checkpoint"):
                         checkpoints.save(step, state, told, score=score, good=verdict.good)
                     due = False
+                    since_saved.restart()
                 _check_goes_on(agreed, f"saved after step {step}")
     return learner.policy_params(state)
 

@@ -21,13 +21,15 @@ from sr1_jax.models.peft_folder import load_adapters, read_lora_config
 from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.models.shapes import check_is_preset, preset_config
 from sr1_jax.models.weights import ModelFiles, build
+from sr1_jax.paths import local_path
 from sr1_jax.sharding import tree_shardings
 from sr1_jax.training.checkpoints import (
     RunCheckpoints,
+    absolute,
     checkpoint_folder,
-    load_base,
-    read_base_config,
 )
+from sr1_jax.training.saved_base import load_base, read_base_config
+from sr1_jax.workdirs import other_workdir
 
 # Below the workdir: what supervised fine-tuning made of the policy that the run started from.
 SUPERVISED = "supervised"
@@ -49,7 +51,7 @@ def decoder_config(config: ml_collections.ConfigDict) -> DecoderConfig:
     if config.model.preset:
         return preset_config(config.model.preset, **_numerics(config))
     if config.base.workdir:
-        saved = read_base_config(Path(config.base.workdir) / "base")
+        saved = read_base_config(other_workdir(config.base.workdir) / "base")
         return dataclasses.replace(saved, **_numerics(config))
     return scratch_config(config, config.model.vocab_size)
 
@@ -82,7 +84,7 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             mesh.
     """
     if config.base.workdir:
-        if not Path(config.base.workdir).is_dir():
+        if not other_workdir(config.base.workdir).is_dir():
             raise ValueError(
                 f"base.workdir={config.base.workdir}: there is no such folder; name the --workdir "
                 "of a run that has been started."
@@ -144,7 +146,9 @@ def lora_config(config: ml_collections.ConfigDict) -> LoraConfig | None:
     lora = config.lora
     if not lora.path:
         return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if lora.rank else None
-    found = read_lora_config(lora.path, family_name(decoder_config(config)))
+    found = read_lora_config(
+        local_path(lora.path, "lora.path"), family_name(decoder_config(config))
+    )
     if lora.rank not in (0, found.rank):
         raise ValueError(
             f"lora.rank={lora.rank}, but the adapters in lora.path={lora.path} are of rank "
@@ -164,7 +168,7 @@ def with_adapters(config: ml_collections.ConfigDict, policy: Decoder, mesh: Mesh
         return policy
     policy = add_adapters(policy, lora, seed=config.seed, mesh=mesh)
     if config.lora.path:
-        load_adapters(policy, config.lora.path)
+        load_adapters(policy, local_path(config.lora.path, "lora.path"))
     return policy
 
 
@@ -205,7 +209,7 @@ def starting_policy(
     if config.base.path:
         checkpoint = base_files(config)
         return build(checkpoint, mesh), checkpoint.tokenizer
-    source = Path(config.base.workdir) if config.base.workdir else workdir
+    source = other_workdir(config.base.workdir) if config.base.workdir else workdir
     return load_base(source / "base", mesh, **_numerics(config))
 
 
@@ -271,7 +275,7 @@ def trained_policy(
     check_same(f"Folder {folder}", {"is there": there})
     step = None if base else step
     if there and step is None:
-        with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+        with RunCheckpoints(folder, keep=config.checkpoint.keep, reading=True) as checkpoints:
             step = checkpoints.latest_step
     if step is None:
         if config.lora.path and not tuned:
@@ -289,7 +293,7 @@ def trained_policy(
     # Only the policy: optimizer state and critic stay on disk.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
-            (folder / str(step) / "state").resolve(),
+            absolute(folder / str(step) / "state"),
             args=ocp.args.PyTreeRestore(
                 item={"policy": {"params": like}},
                 restore_args=ocp.checkpoint_utils.construct_restore_args(

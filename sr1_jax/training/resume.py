@@ -10,9 +10,11 @@ import ml_collections
 
 from sr1_jax.agreement import check_same
 from sr1_jax.models.pretrained import read_model_files
+from sr1_jax.paths import local_path
 from sr1_jax.rl.learner import Learner, LearnerState
+from sr1_jax.storage import is_bucket
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
-from sr1_jax.training.fingerprints import weights_fingerprint
+from sr1_jax.training.fingerprints import objects_fingerprint, weights_fingerprint
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.settings import RUN, default_config, fixed_settings
 
@@ -68,20 +70,22 @@ def weights_contents(config: ml_collections.ConfigDict, source: Path) -> dict[st
     """
     contents = {}
     if config.base.path:
-        contents["base"] = weights_fingerprint(_resolved(config.base.path))
+        contents["base"] = _fingerprint(config.base.path)
     elif (source / "base" / "model.json").is_file():
         contents["base"] = weights_fingerprint(source / "base")
     if config.critic.path:
-        contents["critic.path"] = weights_fingerprint(_resolved(config.critic.path))
+        contents["critic.path"] = _fingerprint(config.critic.path)
     if config.lora.path:
-        contents["lora.path"] = weights_fingerprint(Path(config.lora.path))
+        contents["lora.path"] = weights_fingerprint(local_path(config.lora.path, "lora.path"))
     check_same("The weights to start from", contents)
     return contents
 
 
-def _resolved(path: str) -> Path:
-    """The file or folder behind a name that `read_model_files` takes."""
-    return Path(read_model_files(path).path)
+def _fingerprint(path: str) -> str:
+    """Of what is behind a name that `read_model_files` takes."""
+    if is_bucket(path):
+        return objects_fingerprint(path)
+    return weights_fingerprint(Path(read_model_files(path).path))
 
 
 def run_facts(config: ml_collections.ConfigDict, contents: Mapping[str, str]) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def check_resumable(
     check_same(f"Folder {folder}", {"is there": there})
     if not there:
         return
-    with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+    with RunCheckpoints(folder, keep=config.checkpoint.keep, reading=True) as checkpoints:
         if checkpoints.latest_step:
             _check_same_run(checkpoints.facts(checkpoints.latest_step), facts)
 

@@ -84,7 +84,7 @@ def find_run(
     check_same(f"What {workdir} holds", there)
     steps, facts = [], {}
     if there["checkpoints"]:
-        with RunCheckpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+        with RunCheckpoints(folder, keep=config.checkpoint.keep, reading=True) as checkpoints:
             steps = checkpoints.steps
             if step == BEST:
                 step = _best_of(checkpoints)

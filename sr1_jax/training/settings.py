@@ -233,6 +233,11 @@ RUN = Section(
         "checkpoint": Section(
             {
                 "every": Setting(50, "steps; 0: only at the end", at_least(0)),
+                "minutes": Setting(
+                    0.0,
+                    "also this long after the last, as soon as a step is over; 0: never",
+                    at_least(0),
+                ),
                 "keep": Setting(2, "of the newest; a good one and the best besides", at_least(1)),
                 "best": Setting(
                     "greedy/em",

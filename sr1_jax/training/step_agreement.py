@@ -27,20 +27,22 @@ class Agreed(NamedTuple):
         metrics: of the first process; those of others may differ in their last bits.
         memory: of `memory_metrics`, of each kind of the process that has most.
         told_to_end: whether any process was.
+        overdue: whether the first process finds that it is time to save.
     """
 
     metrics: dict[str, float]
     memory: dict[str, float]
     told_to_end: bool
+    overdue: bool = False
 
 
-def agree(metrics: dict[str, float], told_to_end: bool) -> Agreed:
+def agree(metrics: dict[str, float], told_to_end: bool, overdue: bool = False) -> Agreed:
     """Brings together what each process has found; all have to call it."""
-    said = gather((metrics, memory_metrics(jax.local_devices()), told_to_end))
+    said = gather((metrics, memory_metrics(jax.local_devices()), told_to_end, overdue))
     memory: dict[str, float] = {}
-    for _, mine, _ in said:
+    for _, mine, *_ in said:
         memory |= {key: max(value, memory.get(key, 0.0)) for key, value in mine.items()}
-    return Agreed(said[0][0], memory, any(told for *_, told in said))
+    return Agreed(said[0][0], memory, any(told for _, _, told, _ in said), said[0][3])
 
 
 def memory_metrics(devices: Sequence[jax.Device]) -> dict[str, float]:

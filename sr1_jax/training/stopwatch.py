@@ -34,3 +34,23 @@ class Stopwatch:
     def metrics(self) -> dict[str, float]:
         """Seconds by part, as seconds/<part>."""
         return {f"seconds/{part}": seconds for part, seconds in self._seconds.items()}
+
+
+class Interval:
+    """Tells when so much time has passed since it was made, or started again.
+
+    Args:
+        seconds: 0: it never does.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew."""
+        self._since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the time has passed."""
+        return 0 < self._seconds <= time.monotonic() - self._since

@@ -20,10 +20,11 @@ from sr1_jax.data.sets import tell_sizes
 from sr1_jax.data.stream import QuestionSource
 from sr1_jax.evaluation.methods import needs_retriever
 from sr1_jax.models.tokenizer import Tokenizer
-from sr1_jax.paths import local_path, sha256_of
+from sr1_jax.paths import local_path, path_or_none, sha256_of
 from sr1_jax.retrieval import Retriever, fingerprint_of, index_settings, open_retriever
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.index_folder import MEMORY_FILE
+from sr1_jax.storage.places import known_as
 from sr1_jax.training.phases import Phase
 from sr1_jax.training.supervised import Example
 from sr1_jax.training.training_questions import chosen, files_of
@@ -129,7 +130,7 @@ def _fingerprint_of_corpus(
     """What the retriever says it was built from; of one that does not say, the corpus file."""
     if retriever is None:
         return ""
-    corpus = Path(config.data.corpus) if config.data.corpus else None
+    corpus = path_or_none(config.data.corpus, "data.corpus")
     said = fingerprint_of(retriever)
     if said or corpus is None or not corpus.exists():
         return said
@@ -149,13 +150,14 @@ def run_retriever(config: ml_collections.ConfigDict, folder: Path | None) -> Ret
     """
     data = config.data
     if not data.index:
-        return open_index(config, Path(data.corpus) if data.corpus else None, folder)
-    retriever = open_retriever(config.retrieval, index=Path(data.index))
+        return open_index(config, path_or_none(data.corpus, "data.corpus"), folder)
+    retriever = open_retriever(config.retrieval, index=local_path(data.index, "data.index"))
     built_of = getattr(retriever, "corpus_sha256", None)
-    if not data.corpus or built_of is None:
+    corpus = path_or_none(data.corpus, "data.corpus")
+    if corpus is None or built_of is None:
         return retriever
     memory = folder and folder / MEMORY_FILE
-    if built_of != corpus_sha256(Path(data.corpus), memory):
+    if built_of != corpus_sha256(corpus, memory):
         raise ValueError(
             f"data.index={data.index} was built of another corpus than data.corpus={data.corpus}: "
             "clear one of the two, or build the index again."
@@ -194,7 +196,7 @@ def open_index(config: ml_collections.ConfigDict, corpus: Path | None, folder: P
 def index_name(config: ml_collections.ConfigDict, corpus: Path | None) -> str:
     """What the folder of an index over a corpus is called below a run's data."""
     settings = sorted(index_settings(config.retrieval.to_dict()).items())
-    told = (settings, str(corpus and corpus.resolve()))
+    told = (settings, str(corpus and known_as(corpus)))
     return f"index-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
 
 

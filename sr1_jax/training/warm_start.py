@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import optax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -19,6 +19,7 @@ from sr1_jax.cluster import is_first
 from sr1_jax.evaluation.progress import Live
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
+from sr1_jax.storage.workdir import place_of
 from sr1_jax.training.checkpoints import RunCheckpoints
 from sr1_jax.training.examples import phase_examples
 from sr1_jax.training.phases import Phase, phases_of
@@ -66,6 +67,7 @@ def train_supervised(
     with contextlib.ExitStack() as stack:
         saved = Saved(None, None)
         if folder is not None and config.warm_start.checkpoint_every:
+            folder = place_of(folder.parent) / folder.name
             saved = Saved(stack.enter_context(RunCheckpoints(folder, keep=1)), facts)
         for number, phase in enumerate(phases_of(config.warm_start.phases)):
             if number >= saved.phase:
@@ -76,7 +78,7 @@ def train_supervised(
                     config, number, phase, examples, model, tokenizer.pad_id, mesh, evaluate, saved
                 )
     if folder is not None and is_first():
-        shutil.rmtree(folder, ignore_errors=True)
+        epath.Path(folder).rmtree(missing_ok=True)
     return model, saved.scores
 
 

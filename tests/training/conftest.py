@@ -1,10 +1,12 @@
 """A tiny run that is trained once, and what is needed to start others."""
 
 import functools
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bucket_fixtures import bucket, no_pauses  # noqa: F401
 from saved_runs import saved_state, steady
 from tiny_config import get_config
 
@@ -65,3 +67,25 @@ def same_run(equal_trees):
             assert (one / "trajectories" / path.name).read_bytes() == path.read_bytes()
 
     return compare
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Function of (kind, holds) that mounts a disk of four MB, lets `holds` write to it, and makes
+    it full, or read-only; the tests that ask for it need to be root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no disk can be mounted here")
+
+    def make(kind, holds):
+        holds(disk)
+        if kind == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        return disk
+
+    yield make
+    subprocess.run(["umount", "-l", disk], check=True)

@@ -22,8 +22,9 @@ from sr1_jax.sharding import make_mesh, named, tree_shardings
 from sr1_jax.train import train
 from sr1_jax.training import base as base_module
 from sr1_jax.training import step_log
-from sr1_jax.training.checkpoints import RunCheckpoints, load_base, save_base
+from sr1_jax.training.checkpoints import RunCheckpoints
 from sr1_jax.training.policies import decoder_config, trained_policy
+from sr1_jax.training.saved_base import load_base, save_base
 from sr1_jax.training.settings import default_config
 
 OTHER_CONTENTS = {

@@ -17,7 +17,7 @@ from saved_runs import steady
 from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.exit_codes import ExitCode
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.checkpoints import load_base
+from sr1_jax.training.saved_base import load_base
 
 pytestmark = pytest.mark.slow
 CONFIG = Path(__file__).parent / "cluster_config.py"

@@ -73,6 +73,7 @@ GOOD = {
     ("evaluation.questions", 0): ZERO_IS_OFF,
     ("evaluation.final_questions", 0): ZERO_IS_OFF,
     ("checkpoint.every", 0): ZERO_IS_OFF,
+    ("checkpoint.minutes", 0.0): ZERO_IS_OFF,
     ("guards.most_roll_backs", 0): "the first time it should go back, the run ends",
     ("log.groups", 0): ZERO_IS_OFF,
     ("log.peak_tflops", 0.0): "by the name of the device",

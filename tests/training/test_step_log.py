@@ -15,7 +15,7 @@ from sr1_jax.training.dynamic_sampling import Sampled
 from sr1_jax.training.settings import default_config
 from sr1_jax.training.step_agreement import agree, memory_metrics
 from sr1_jax.training.step_log import StepLog, rollout_metrics
-from sr1_jax.training.stopwatch import Stopwatch
+from sr1_jax.training.stopwatch import Interval, Stopwatch
 
 METRICS = {"reward": 0.5, "em": 0.25, "searches": 1.0, "policy/entropy": 0.7}
 
@@ -143,3 +143,14 @@ def test_parts_are_measured_by_name(monkeypatch):
         with watch("rollout"):  # 5 to 6
             pass
     assert watch.metrics() == {"seconds/rollout": 4.0, "seconds/step": 10.0}
+
+
+def test_the_first_process_tells_when_to_save(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("sr1_jax.training.stopwatch.time.monotonic", lambda: now[0])
+    since, never = Interval(60.0), Interval(0.0)
+    assert not agree({}, told_to_end=False, overdue=since.is_over()).overdue
+    now[0] = 60.0
+    assert agree({}, told_to_end=False, overdue=since.is_over()).overdue and not never.is_over()
+    since.restart()
+    assert not since.is_over()
