@@ -14,6 +14,8 @@ SERVE = [
 
 # gs:// where a path is asked for; it brings google-cloud-storage and google-crc32c.
 GCS = ["gcsfs>=2024.6"]
+# Tools of Model Context Protocol servers.
+MCP = ["mcp>=2.0,<3", "jsonschema>=4.20"]
 
 README = Path(__file__).parent / "README.md"
 
@@ -55,12 +57,14 @@ setup(
         "plan": ["libtpu"],  # the TPU compiler, for sr1_jax.plan
         "serve": SERVE,
         "gcs": GCS,
+        "mcp": MCP,
         "wandb": ["wandb>=0.17"],  # log.wandb
         "parquet": ["pyarrow>=14"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
             *GCS,
             "gcp-storage-emulator>=2024.8",  # buckets on this machine
+            *MCP,
             "pytest>=8",
             "pytest-xdist>=3.5",  # `make test` on several cores
             "hypothesis>=6.100",

@@ -4,8 +4,11 @@
                                                           whole context prefilled again, on the
                                                           same model and kernels; and against a
                                                           loop of transformers' generate
-    python benchmarks/rollout.py latency                  how long nothing decodes while searches
-                                                          take 200 ms
+    python benchmarks/rollout.py latency [--processes=2]  how long nothing decodes while searches
+                                                          take 200 ms, on one process or on
+                                                          several in lockstep
+    python benchmarks/rollout.py deterministic            what it costs to take what searches find
+                                                          by logical time
     python benchmarks/rollout.py tunix --python=FILE      single-turn generation against Tunix's
                                                           sampler in an environment of its own
 
@@ -18,7 +21,12 @@ machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import random
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -30,11 +38,13 @@ from byte_tokenizer import EOS_ID, byte_backend
 from flax import nnx
 from timing import Worker, alternate
 
+from sr1_jax import cluster
 from sr1_jax.environment.episode import Episode, Next
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout import Engine, default_config
 from sr1_jax.rollout.stats import as_metrics
+from sr1_jax.sharding import make_mesh
 
 SMOLLM2 = DecoderConfig(
     vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ff_width=1536,
@@ -73,7 +83,7 @@ class ScriptedEngine(Engine):
         self._prompts, self._scripts, self._fixed_observation = prompts, scripts, observation
         super().__init__(*arguments, **settings)
 
-    def _episodes(self, questions, samples, pool):
+    def _episodes(self, questions, samples, pool, skip=(), watch=None):
         return [
             ScriptedEpisode(question, 0, prompt, self._rules, script)
             for question, prompt, script in zip(questions, self._prompts, self._scripts)
@@ -84,13 +94,13 @@ class ScriptedEngine(Engine):
 
 
 class SlowRetriever:
-    """Finds a passage for anything, after `seconds`."""
+    """Finds a passage for anything, after `seconds`, give or take up to `spread`."""
 
-    def __init__(self, seconds: float = 0.0):
-        self._seconds = seconds
+    def __init__(self, seconds: float = 0.0, spread: float = 0.0):
+        self._seconds, self._spread, self._random = seconds, spread, random.Random(0)
 
     def search(self, queries, k):
-        time.sleep(self._seconds)
+        time.sleep(self._seconds + self._random.uniform(-self._spread, self._spread))
         return [[Passage(query, "", query, 1.0)] for query in queries]
 
 
@@ -117,7 +127,7 @@ def workload(args, vocab_size: int):
 
 def scripted_engine(
     args, config: DecoderConfig, *, slots: int, buckets: tuple[int, ...], retriever=None,
-    decode_sizes: int = 0,
+    decode_sizes: int = 0, mesh=None, deterministic: bool = False,
 ) -> ScriptedEngine:  # fmt: skip
     prompts, scripts, observation = workload(args, config.vocab_size)
     longest = max(
@@ -133,6 +143,7 @@ def scripted_engine(
         decode_steps=args.decode_steps,
         decode_sizes=decode_sizes,
         extend_buckets=buckets,
+        deterministic=deterministic,
     )
     return ScriptedEngine(
         Decoder(config, rngs=nnx.Rngs(0)),
@@ -142,6 +153,7 @@ def scripted_engine(
         prompts=prompts,
         scripts=scripts,
         observation=observation,
+        mesh=mesh,
     )
 
 
@@ -268,24 +280,76 @@ def turns(args) -> None:
 
 
 def latency(args) -> None:
-    retriever = SlowRetriever(args.seconds)
+    if args.processes > 1 and args.process < 0:
+        in_processes(args.processes)
+        return
+    mesh = None
+    if args.processes > 1:
+        cluster.join(f"127.0.0.1:{args.port}", args.processes, args.process)
+        mesh = make_mesh(-1, 1, 1)
     engine = scripted_engine(
         args,
         _shape(SMOLLM2, args),
-        slots=args.slots,
+        slots=args.slots * args.processes,
         buckets=_ours(args),
-        retriever=retriever,
+        retriever=SlowRetriever(args.seconds),
+        mesh=mesh,
     )
     engine.warm_up()
+    print(
+        f"{args.processes} processes with {args.episodes} episodes and {args.slots} slots each, "
+        f"searches of {args.seconds * 1e3:.0f} ms"
+    )
     for _ in range(args.runs):
         run_ours(engine)
+        stats, shares = engine.stats, []
+        for what, key in (
+            ("for want of a search", "tool_wait_seconds"),
+            ("while the host was at work", "host_seconds"),
+            ("(prefilling in that", "extend_seconds"),
+        ):
+            shares.append(f"{what} {stats[key] / stats['seconds']:.2%}")
+        print(
+            f"{stats['seconds']:.1f} s, {stats['decode_calls']:.0f} decode calls; nothing decoded "
+            f"{', '.join(shares)}); occupancy while questions waited "
+            f"{as_metrics(stats).get('rollout/busy_occupancy', float('nan')):.3f}",
+            flush=True,
+        )
+
+
+def deterministic(args) -> None:
+    """The same episodes with and without rollout.deterministic; searches take random times."""
+    engines = {}
+    for name, fixed in (("by the clock", False), ("deterministic", True)):
+        engines[name] = scripted_engine(
+            args,
+            _shape(SMOLLM2, args),
+            slots=args.slots,
+            buckets=_ours(args),
+            retriever=SlowRetriever(args.seconds, spread=args.seconds),
+            deterministic=fixed,
+        )
+        engines[name].warm_up()
+    sides = {name: functools.partial(run_ours, engine) for name, engine in engines.items()}
+    alternate(sides, args.runs, "sampled", trajectories=args.episodes)
+    for name, engine in engines.items():
         stats = engine.stats
         print(
-            f"{args.episodes} episodes, {args.slots} slots, searches of {args.seconds * 1e3:.0f} "
-            f"ms: {stats['seconds']:.1f} s, of which nothing decoded for want of a search "
-            f"{stats['tool_wait_seconds'] / stats['seconds']:.2%}; occupancy while questions "
-            f"waited {as_metrics(stats).get('rollout/busy_occupancy', float('nan')):.3f}"
+            f"{name}: nothing decoded for want of a search "
+            f"{stats['tool_wait_seconds'] / stats['seconds']:.2%} of the last run"
         )
+
+
+def in_processes(count: int) -> None:
+    """Runs this very command in several processes that are one cluster; the first prints."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen([sys.executable, *sys.argv, f"--port={port}", f"--process={process}"])
+        for process in range(count)
+    ]
+    if any([process.wait() for process in running]):
+        sys.exit("a process failed")
 
 
 def tunix(args) -> None:
@@ -324,9 +388,12 @@ def _shape(config: DecoderConfig, args) -> DecoderConfig:
     return DecoderConfig(**vars(config) | ({"layers": args.layers} if args.layers else {}))
 
 
+COMMANDS = {command.__name__: command for command in (turns, latency, deterministic, tunix)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("turns", "latency", "tunix"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("--transformers", action="store_true", help="also time transformers")
     parser.add_argument("--python", help="interpreter of an environment with google-tunix")
     parser.add_argument(
@@ -337,14 +404,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="instead of those of the shape")
     for name, default in dict(
         episodes=64, slots=32, system=160, question=24, observation=160, decode_steps=16,
-        batch=32, prompt=128, new=128, runs=3, seed=0,
+        batch=32, prompt=128, new=128, runs=3, seed=0, processes=1, process=-1, port=0,
     ).items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     if args.what == "tunix" and not args.python:
         parser.error("tunix needs --python, an interpreter of an environment with google-tunix.")
     print(f"jax {jax.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    {"turns": turns, "latency": latency, "tunix": tunix}[args.what](args)
+    COMMANDS[args.what](args)
 
 
 if __name__ == "__main__":

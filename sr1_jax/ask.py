@@ -37,6 +37,7 @@ from sr1_jax.asking import (
     write_all,
 )
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation import methods
 from sr1_jax.evaluation.progress import working
 from sr1_jax.models import Tokenizer
@@ -209,7 +210,8 @@ def _check_settings(config: ml_collections.ConfigDict, method: str) -> None:
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
-    check_retrieval(config.retrieval)
+    check_tools(config.environment.tools, config)
+    check_retrieval(config.retrieval, config.rollout.passages)
     methods.check_method(method)
     methods.check_templates(config, method)
 

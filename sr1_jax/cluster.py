@@ -119,6 +119,11 @@ def joined() -> bool:
     return jax.distributed.is_initialized()
 
 
+def processes() -> int:
+    """How many processes the cluster has; 1 without one. Starts no backend of JAX."""
+    return _state().num_processes or 1
+
+
 def fail(message: str) -> NoReturn:
     """Ends the process with code 2 after a failure, and with it all others of the cluster."""
     _fail(message, _state().num_processes)

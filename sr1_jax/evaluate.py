@@ -28,6 +28,7 @@ from sr1_jax import cli, cluster
 from sr1_jax.agreement import check_same, once_a_file_system
 from sr1_jax.data.sets import is_name, read_set
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation import methods, results
 from sr1_jax.evaluation.answer_set import QuestionFile, Subject, answer_set, join_examples
 from sr1_jax.evaluation.finished import FinishedResults
@@ -40,9 +41,11 @@ from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.tokenizer import Tokenizer
 from sr1_jax.paths import local_path, output_or_none, path_or_none
 from sr1_jax.retrieval import Retriever, fingerprint_of
+from sr1_jax.retrieval.hooks import told_at_end
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.rewards import Judge
 from sr1_jax.sharding import make_mesh
+from sr1_jax.terminal import one_line
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_mesh, check_paths
 from sr1_jax.training.policies import check_base, trained_policy
@@ -162,6 +165,8 @@ def evaluate(
             names = [entry.name for row in entries.values() for entry in row]
             join_examples(Path(options.examples), subject.folder, names)
         _summarise(subject.folder, entries, settings)
+        if told := told_at_end(retriever):
+            print(one_line(told))
         if listed is not None:
             names = [f"{entry.name}.json" for row in entries.values() for entry in row]
             listed.write_text(json.dumps([str(subject.folder / name) for name in names]) + "\n")
@@ -199,6 +204,7 @@ def _check_settings(config: ml_collections.ConfigDict, names: Sequence[str]) -> 
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_tools(config.environment.tools, config)
     for method in names:
         methods.check_templates(config, method)
 

@@ -6,9 +6,11 @@ What clients of servers have in common; which of them asks whom, and how often, 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -111,14 +113,71 @@ def pause_seconds(again: int, backoff_seconds: float) -> float:
     return min(backoff_seconds * 2 ** (again - 1), _MOST_PAUSE_SECONDS)
 
 
+def asked_seconds(retry_after: str) -> float:
+    """What a server asks to wait in its header Retry-After, believed up to 30 seconds; 0 where it
+    says a date or nothing."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return 0.0
+    # Asked this way round, a nan is none.
+    return min(seconds, _MOST_PAUSE_SECONDS) if seconds > 0 else 0.0
+
+
+def address_problem(url: str) -> str | None:
+    """What is wrong with the address of an API, as the rest of "it must …".
+
+    Where it may hold a key it is not repeated.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    # A key there would stand in every message.
+    if "@" in url or "?" in url:
+        return "hold neither a name nor a query: a key belongs into an environment variable"
+    return None if good else f"be an address such as http://HOST:PORT/v1, not {url!r}"
+
+
+def read_key(variable: str, owner: str) -> str:
+    """The key of an API: the value of an environment variable; "" without a name.
+
+    Args:
+        variable: its name.
+        owner: whose API it is, for messages.
+
+    Raises:
+        ValueError: the variable is not set, or holds what can be no key; says its name alone.
+    """
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(
+            f"the environment variable {variable} (key_variable) is not set: put the key of "
+            f"{owner} into it, in every process."
+        )
+    if not can_be_sent(key):
+        raise ValueError(f"the key in {variable} is not printable ASCII without spaces.")
+    return key
+
+
 def can_be_sent(secret: str) -> bool:
     """Whether a token or key can stand in a header: printable ASCII without spaces."""
     return secret.isascii() and secret.isprintable() and " " not in secret
 
 
-def shown(body: bytes | str) -> str:
-    """What a message quotes of a text from elsewhere: its beginning, on one line."""
+def shown(body: bytes | str, secret: str = "") -> str:
+    """What a message quotes of a text from elsewhere: its beginning, on one line.
+
+    Args:
+        body: the text.
+        secret: a key that the text may repeat, and the message must not.
+    """
     text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+    if secret:
+        text = text.replace(secret, "…")
     if not text:
         return "(nothing)"
     cut = text[:_SHOWN_CHARACTERS]

@@ -33,6 +33,7 @@ from sr1_jax.paths import output_or_none
 from sr1_jax.planning.plan import Plan, as_json, make_plan
 from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep
+from sr1_jax.retrieval.listing import IndexShape
 from sr1_jax.training.settings import RUN, unknown_setting
 
 _ASSUMED = ("prompt_tokens", "searches", "segment_tokens", "observation_tokens")
@@ -57,11 +58,16 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string(
         "keep", "", "Folder of compiled programs: none is compiled twice.", **define
     )
+    flags.DEFINE_string(
+        "index", "", "Passages and width of a dense index that the devices hold besides, e.g. "
+        "21015324x768; its dtype is retrieval.dense.dtype.", **define
+    )  # fmt: skip
     for name in _ASSUMED:
         flags.DEFINE_integer(name, None, f"Assumed {name.replace('_', ' ')}.", **define)
     flags.DEFINE_float("occupancy", None, "Assumed share of busy decode slots.", **define)
     cli.parse(values, argv, required=("config",), usage=__doc__)
     topologies = [*([values.topology] if values.topology else []), *values.sweep]
+    index = IndexShape.parse(values.index) if values.index else None
     if not topologies:
         raise ValueError("--topology is missing, e.g. --topology=v5e:8x8 (or --sweep=…).")
     for topology in topologies:
@@ -69,13 +75,14 @@ def main(argv: Sequence[str]) -> None:
     cases = cases_of(topologies, values.vary)
     configs = [case.applied(values.config) for case in cases]
     with output_or_none(values.json, "--json") as file:
-        _plan_all(values, cases, configs, file)
+        _plan_all(values, cases, configs, index, file)
 
 
 def _plan_all(
     values: flags.FlagValues,
     cases: Sequence[Case],
     configs: Sequence[ml_collections.ConfigDict],
+    index: IndexShape | None,
     file: Path | None,
 ) -> None:
     """Plans each case, and shows and writes what is found."""
@@ -86,7 +93,7 @@ def _plan_all(
         if case.settings:
             console.print(f"[bold]{case}[/]")
         try:
-            plan = _with_progress(values, case, config, assumed)
+            plan = _with_progress(values, case, config, assumed, index)
         except ValueError as error:
             if len(cases) == 1:
                 raise
@@ -107,7 +114,11 @@ def _plan_all(
 
 
 def _with_progress(
-    values: flags.FlagValues, case: Case, config: ml_collections.ConfigDict, assumed: dict
+    values: flags.FlagValues,
+    case: Case,
+    config: ml_collections.ConfigDict,
+    assumed: dict,
+    index: IndexShape | None,
 ) -> Plan:
     """The plan of a case; what is being compiled shows on stderr."""
     errors = rich.console.Console(stderr=True)
@@ -124,6 +135,7 @@ def _with_progress(
             every=values.every,
             only=values.only,
             keep=values.keep,
+            index=index,
             progress=progress,
             **assumed,
         )

@@ -26,6 +26,7 @@ from sr1_jax import cli
 from sr1_jax.data.questions import Question, read_questions, stratified
 from sr1_jax.environment import make_environment
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation import methods
 from sr1_jax.imitation.asked import VARIANTS
 from sr1_jax.imitation.plans import Options
@@ -37,6 +38,7 @@ from sr1_jax.imitation.writer import as_rows, write_traces
 from sr1_jax.paths import disk_path, local_paths, output_or_none, output_path, path_or_none
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.retrieval.hooks import told_at_end
 from sr1_jax.retrieval.open import needs_corpus
 from sr1_jax.terminal import one_line
 from sr1_jax.training import task
@@ -188,6 +190,8 @@ def write(
     rows = as_rows(traces, tokenizer)
     write_lines(out, (json.dumps(row, ensure_ascii=False) for row in rows))
     report.print(rich.get_console())
+    if told := told_at_end(retriever):
+        print(one_line(told))
     print(one_line(f"{len(traces):,} traces of {len(questions):,} questions: {out}"))
     return report
 
@@ -196,6 +200,7 @@ def _check_config(config: ml_collections.ConfigDict, corpus: Path | None) -> Non
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_tools(config.environment.tools, config)
     if not config.base.path:
         raise ValueError(
             "base.path is not set: traces are written in the tokens of a pretrained model; give "

@@ -29,7 +29,9 @@ from sr1_jax.evaluation.progress import working
 from sr1_jax.evaluation.summary import draw_curves, print_summary
 from sr1_jax.evaluation.trajectory_log import as_row, print_trajectories, write_rows
 from sr1_jax.lock import lock_workdir
+from sr1_jax.retrieval.hooks import counts_of, told_at_end
 from sr1_jax.sharding import make_mesh
+from sr1_jax.terminal import one_line
 from sr1_jax.training.base import base_policy, fine_tune
 from sr1_jax.training.checks import check_config, check_mesh
 from sr1_jax.training.development import Development
@@ -132,10 +134,14 @@ def _train(
             write_rows(workdir / "dev_trajectories.jsonl", rows)
         shown = trajectories[:_SHOWN_TRAJECTORIES]
         print_trajectories(shown, policy.tokenizer, rich.get_console())
+    if told := told_at_end(task.retriever):
+        result["search"] = counts_of(task.retriever)
     result["seconds"] = time.perf_counter() - began
     if is_first():
         (workdir / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print_summary(result, rich.get_console())
+    if told:
+        print(one_line(told))
     return result
 
 

@@ -11,7 +11,9 @@ PACKAGE = Path(sr1_jax.__file__).parent
 # From the ground up; rooms of one floor do not know each other.
 FLOORS = (
     ("storage",),
-    tuple("abstract chips http_exchange import_path paths settings sharding terminal".split()),
+    tuple(
+        "abstract chips hosts http_exchange import_path paths settings sharding terminal".split()
+    ),
     ("cluster", "agreement", "config_files", "lock"),
     ("cli", "workdirs"),
     ("data", "models"),

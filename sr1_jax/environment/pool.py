@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 
 from sr1_jax.environment.settings import CallOptions
 from sr1_jax.environment.tool import Observation, Tool
+from sr1_jax.retrieval.base import EndsRunError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,7 @@ class ToolPool:
 
         Raises:
             RuntimeError: a tool failed as often as its options allow.
+            EndsRunError: a tool says that nothing helps any more.
         """
         until = time.monotonic() + wait
         while True:
@@ -173,6 +175,8 @@ class ToolPool:
                 if batch is None:
                     continue  # came after its time-out
                 self.stats[f"{batch.tag}_seconds"] += seconds
+                if isinstance(outcome, EndsRunError):
+                    raise outcome
                 if isinstance(outcome, Exception):
                     answers += self._failed(batch, outcome)
                     break  # a thread is free, and what is due has changed

@@ -16,6 +16,23 @@ from sr1_jax.settings import (
     whole_at_least,
 )
 
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) else "be text"
+
+
+def _command(value: Any) -> str | None:
+    parts = [value] if isinstance(value, str) else value
+    good = isinstance(parts, (tuple, list)) and all(isinstance(part, str) for part in parts)
+    return None if good else "be a command, as text or as a tuple of its parts"
+
+
+def _names(value: Any) -> str | None:
+    parts = value.split(",") if isinstance(value, str) else value
+    good = isinstance(parts, (tuple, list)) and all(isinstance(part, str) for part in parts)
+    return None if good else "hold names of environment variables"
+
+
 # How a tool is called: keys that environment.options.<tag> may hold for every tool, beside those of
 # its factory. A run may have stopped because of them, so a resumed one may change them.
 CALLS = Section(
@@ -39,6 +56,39 @@ CALLS = Section(
         ),
     },
     free_on_resume=True,
+)
+
+# Of a tool of a Model Context Protocol server: keys of environment.options.<tag> beside `CALLS`.
+MCP = Section(
+    {
+        "command": Setting(
+            "", "that starts the server, spoken to over standard input and output", _command
+        ),
+        "url": Setting("", "of a server that speaks streamable HTTP", _text),
+        "folder": Setting("", "in which the command runs; none: the current one", _text),
+        "variables": Setting(
+            (), "names of environment variables that the command gets", _names, type=object
+        ),
+        "key_variable": Setting(
+            "", "name of the environment variable with the bearer token for the url", _text
+        ),
+        "tool": Setting("", "its name at the server; may be left out if there is one only", _text),
+        "argument": Setting("", "that a request is put in; may be left out if it is clear", _text),
+        "arguments": Section({}, open=True),
+        "observation_tag": Setting("", "of what comes back; none: <tag>_result", _text),
+        "errors": Setting(
+            "show",
+            "an error of the tool is shown to the policy (show), or fails the call (fail)",
+            one_of("show", "fail"),
+        ),
+        "max_characters": Setting(20_000, "of what comes back; more is cut", whole_at_least(1)),
+        "connect_seconds": Setting(30.0, "until an attempt to connect is given up", above(0)),
+        "connect_attempts": Setting(4, "at first, and when it was lost", whole_at_least(1)),
+        "connect_backoff_seconds": Setting(
+            0.5, "before the second attempt; doubles, and varies", at_least(0)
+        ),
+        "parallel": Setting(8, "calls under way at a time", whole_at_least(1)),
+    }
 )
 
 ENVIRONMENT = Section(

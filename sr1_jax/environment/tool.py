@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from sr1_jax.import_path import blamed, is_import_path, load
-from sr1_jax.protocol.tags import Tags, ToolTags
+from sr1_jax.protocol.tags import SEARCH, Tags, ToolTags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,30 @@ class Tool(Protocol):
                 may write.
         """
         ...
+
+
+def check_tools(names: Sequence[str], config: Any) -> None:
+    """Refuses tools that are not there. None is made, but a factory that has a function
+    `check(config)` of its own is asked.
+
+    Args:
+        names: environment.tools.
+        config: of the run.
+
+    Raises:
+        ValueError: names the setting and the tool.
+    """
+    for name in names:
+        if is_import_path(name):
+            factory = load(name, "environment.tools")
+            check = getattr(factory, "check", None)
+            if callable(check):
+                with blamed(f"environment.tools={name!r}"):
+                    check(config)
+        elif name != SEARCH:
+            raise ValueError(
+                f"environment.tools has {name!r}; a tool is {SEARCH}, or module:factory."
+            )
 
 
 def tags_of(tools: list[Tool] | tuple[Tool, ...]) -> Tags:

@@ -28,6 +28,7 @@ from sr1_jax.planning.run import (
 )
 from sr1_jax.planning.step import Assumptions, calls_of, kind_of
 from sr1_jax.planning.timing import Time, decode_traffic, needed_flops, time_of
+from sr1_jax.retrieval.listing import Embed, IndexShape, Search
 from sr1_jax.rl.program_keys import Merge
 from sr1_jax.rollout.program_keys import Decode, Reshard
 
@@ -153,6 +154,7 @@ def make_plan(
     every: bool = False,
     only: str = "",
     keep: str = "",
+    index: IndexShape | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     **assumed: float | None,
 ) -> Plan:
@@ -165,6 +167,7 @@ def make_plan(
             largest of each kind.
         only: programs whose name starts so, of those; several with commas.
         keep: a folder from which compiled programs are taken, and where they are put; "": none.
+        index: a dense index that the devices hold besides.
         progress: called before each program with how many are done, how many there are, its name.
         assumed: see `Assumptions`; None for the usual.
 
@@ -173,7 +176,7 @@ def make_plan(
         RuntimeError: the TPU compiler is not installed.
     """
     chip = chip_of(topology)
-    run = make_run(config, topology_devices(topology))
+    run = make_run(config, topology_devices(topology), index)
     assumptions = Assumptions.of(run, **assumed)
     calls = calls_of(run, assumptions)
     chosen = run.programs if every else usual_programs(run.programs, calls)
@@ -240,12 +243,14 @@ def advice(plan: Plan, row: Row) -> list[str]:
     """What to change where a program does not fit: keys and values, the strongest first."""
     config, found = plan.run.config, []
     rollout = isinstance(row.key, ROLLOUT)
-    on_slots = rollout and not isinstance(row.key, (Merge, Reshard))
+    on_slots = rollout and not isinstance(row.key, (Merge, Reshard, Search, Embed))
     held = row.also_held.keys()
     if held & {*OPTIMIZERS.values()} and "optimizer" not in config.learner.offload:
         found.append("--config.learner.offload='(\"optimizer\",)'")
     if on_slots and config.rollout.slots > 1:
         found.append(f"--config.rollout.slots={config.rollout.slots // 2}")
+    if plan.run.index is not None and config.retrieval.dense.dtype != "int8":
+        found.append("--config.retrieval.dense.dtype=int8")
     if rollout and config.rollout.weights == "same":
         found.append("--config.rollout.weights=bfloat16")
     # With adapters the reference is the base itself, which every program needs.

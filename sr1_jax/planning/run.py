@@ -14,6 +14,7 @@ from sr1_jax.abstract import Program
 from sr1_jax.evaluation.methods import method_environment, rollout_config
 from sr1_jax.models.decoder import DecoderConfig
 from sr1_jax.models.lora import without_adapters
+from sr1_jax.retrieval.listing import Embed, IndexShape, Search, dense_programs
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Score, Zeros
 from sr1_jax.rollout.listing import rollout_programs
@@ -27,9 +28,10 @@ from sr1_jax.training.policies import decoder_config
 POLICY, CRITIC, REFERENCE = "policy", "critic", "reference"
 OPTIMIZERS = {POLICY: "policy optimizer", CRITIC: "critic optimizer"}
 SERVED, CACHE, MERGED = "rollout weights", "KV cache", "merged"
+INDEX, ENCODER = "dense index", "query encoder"
 
 # Programs of rollouts; all others are the learner's.
-ROLLOUT = (Merge, Reshard, Extend, Fork, Decode)
+ROLLOUT = (Merge, Reshard, Extend, Fork, Decode, Search, Embed)
 
 
 class Run(NamedTuple):
@@ -42,6 +44,7 @@ class Run(NamedTuple):
         mesh: of devices that need not be there.
         programs: every one a step may call.
         resident: what stays in the memory of the devices, a tree by name.
+        index: the dense index that the devices share; None without one.
     """
 
     config: ml_collections.ConfigDict
@@ -50,10 +53,18 @@ class Run(NamedTuple):
     mesh: Mesh
     programs: list[Program]
     resident: Mapping[str, Any]
+    index: IndexShape | None = None
 
 
-def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
+def make_run(
+    config: ml_collections.ConfigDict, devices: Sequence[Any], index: IndexShape | None = None
+) -> Run:
     """The run of a config on these devices.
+
+    Args:
+        config: of the run.
+        devices: of all processes; they need not be there.
+        index: a dense index that they share, with the settings retrieval.dense.
 
     Raises:
         ValueError: settings that cannot work, or that do not fit the devices; names the keys.
@@ -69,13 +80,26 @@ def make_run(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Run:
         mesh,
         stop_strings=method_environment(config, None, config.method, None).tags.stop_tags,
     )
+    resident = _resident(learner, sampling, adapted=policy.config.lora is not None)
+    retrieval: list[Program] = []
+    if index is not None:
+        listed = dense_programs(index, config.retrieval.dense, config.rollout.passages, devices)
+        retrieval, resident = (
+            listed.programs,
+            resident
+            | {
+                INDEX: listed.vectors,
+                ENCODER: listed.encoder,
+            },
+        )
     return Run(
         config,
         policy.config,
         None if critic is None else critic.config,
         mesh,
-        sampling + learner.programs(),
-        _resident(learner, sampling, adapted=policy.config.lora is not None),
+        sampling + retrieval + learner.programs(),
+        resident,
+        index,
     )
 
 
@@ -106,6 +130,11 @@ def device_bytes(tree: Any) -> int:
         for leaf in jax.tree.leaves(tree)
         if leaf.sharding.memory_kind != "pinned_host"
     )
+
+
+def processes_of(mesh: Mesh) -> int:
+    """Hosts of the devices of a mesh."""
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 def chunk_bytes(run: Run) -> int:
@@ -144,6 +173,10 @@ def _own(run: Run, key: Any) -> set[str]:
             return {SERVED, CACHE}
         case Fork():
             return {CACHE}
+        case Search():
+            return {INDEX}
+        case Embed():
+            return {ENCODER}
         case Score():
             with_reference = run.config.learner.kl_in != "none"
             return {POLICY, CRITIC} | ({REFERENCE} if with_reference else set()) | rollouts

@@ -7,7 +7,10 @@ import math
 from collections import Counter
 from typing import Any, NamedTuple
 
-from sr1_jax.planning.run import CACHE, CRITIC, POLICY, Run
+from sr1_jax.environment.settings import CallOptions
+from sr1_jax.planning.run import CACHE, CRITIC, POLICY, Run, processes_of
+from sr1_jax.protocol.tags import SEARCH
+from sr1_jax.retrieval.listing import Embed, Search
 from sr1_jax.rl.micro_batches import smallest_bucket, trained_bound
 from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Prepare, Score, Totals, Zeros
 from sr1_jax.rl.settings import minibatches, row_lengths
@@ -102,7 +105,23 @@ def _calls_of_rollouts(run: Run, assumed: Assumptions) -> dict[Any, float]:
         # Samples of a question have its whole prompt in common.
         length = fork_length(assumed.prompt_tokens, run.resident[CACHE].positions)
         calls[Fork(slots, length)] = episodes / slots
+    if run.index is not None:
+        calls |= _calls_of_searches(run, episodes * assumed.searches)
     return dict(calls)
+
+
+def _calls_of_searches(run: Run, queries: int) -> dict[Any, float]:
+    """Batches are as large as calls of the search tool; each process embeds its own, and searches
+    its part of the index for those of all."""
+    options = run.config.environment.options.get(SEARCH, {})
+    batch = options.get("batch", CallOptions().batch)
+    keys = [program.key for program in run.programs]
+    found: dict[Any, float] = {}
+    for kind, share in ((Search, 1), (Embed, processes_of(run.mesh))):
+        sizes = [key for key in keys if isinstance(key, kind)]
+        key = next((key for key in sizes if key.batch >= batch), sizes[-1])
+        found[key] = queries / share / min(batch, key.batch)
+    return found
 
 
 def _calls_of_updates(run: Run, assumed: Assumptions) -> dict[Any, float]:
@@ -175,6 +194,6 @@ def kind_of(key: Any) -> str:
     match key:
         case Accumulate(model):
             return f"{model} accumulate"
-        case Score() | Extend() | Fork() | Decode():
+        case Score() | Extend() | Fork() | Decode() | Search() | Embed():
             return type(key).__name__.lower()
     return str(key)

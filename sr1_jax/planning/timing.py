@@ -7,9 +7,11 @@ import dataclasses
 from sr1_jax.abstract import Program
 from sr1_jax.chips import Chip
 from sr1_jax.models.decoder import DecoderConfig
+from sr1_jax.models.encoder import EncoderConfig
 from sr1_jax.planning.costs import Costs
-from sr1_jax.planning.run import CACHE, POLICY, SERVED, Run, device_bytes
+from sr1_jax.planning.run import CACHE, POLICY, SERVED, Run, device_bytes, processes_of
 from sr1_jax.planning.step import Assumptions
+from sr1_jax.retrieval.listing import Embed, Search
 from sr1_jax.rl.program_keys import Accumulate, Score
 from sr1_jax.rollout.program_keys import Decode, Extend
 from sr1_jax.sharding import batch_parts
@@ -80,7 +82,8 @@ def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
 
     2 a parameter of the layers and position; 2·V·D a position that passes the head; and causal
     attention, 2·2·H·E a position and one it sees (Kaplan et al. 2020, section 2.1, with the
-    context's share). Twice as much again for the gradient.
+    context's share). Twice as much again for the gradient. A search multiplies each query with each
+    vector.
     """
     learner, tokens = run.config.learner, program.tokens
 
@@ -105,6 +108,11 @@ def needed_flops(run: Run, program: Program, assumed: Assumptions) -> float:
             if model == POLICY:
                 flops += _head(shape, learner.micro_batch * trained)
             flops *= 3
+        case Search(batch):
+            flops = 2.0 * run.index.passages * run.index.width * batch
+        case Embed(_, length):
+            # By each process for itself.
+            flops = processes_of(run.mesh) * _encoder(run.index.encoder, tokens, length)
         case _:
             flops = 0.0
     return flops / run.mesh.devices.size
@@ -117,6 +125,12 @@ def _trunk(shape: DecoderConfig, tokens: int, seen: float) -> float:
     matrices += 3 * shape.width * shape.ff_width
     pair = 4.0 * shape.heads * shape.head_dim
     return shape.layers * tokens * (2.0 * matrices + pair * seen)
+
+
+def _encoder(shape: EncoderConfig, tokens: int, length: int) -> float:
+    """FLOPs of all layers of an encoder, whose tokens see all of their text."""
+    matrices = 4 * shape.width**2 + 2 * shape.width * shape.ff_width
+    return shape.layers * tokens * (2.0 * matrices + 4.0 * shape.width * length)
 
 
 def _head(shape: DecoderConfig, tokens: int) -> float:

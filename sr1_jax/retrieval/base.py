@@ -22,6 +22,18 @@ class Passage:
     score: float
 
 
+class EndsRunError(RuntimeError):
+    """What failed will fail again, and the run is to end for it.
+
+    A tool or retriever that raises it is neither asked again nor done without, whatever
+    environment.options says of failures.
+    """
+
+
+class Unanswered(list):
+    """No passages, because nothing was asked. It is no result: no cache keeps it."""
+
+
 @runtime_checkable
 class Retriever(Protocol):
     """Anything that finds passages for queries.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sr1_jax.paths import disk_path
-from sr1_jax.retrieval.base import Passage, Retriever
+from sr1_jax.retrieval.base import Passage, Retriever, Unanswered
 from sr1_jax.retrieval.cache_stores import DiskStore, MemoryStore, Store
 from sr1_jax.retrieval.hooks import Wrapper, counts_of
 
@@ -64,7 +64,8 @@ class Cached(Wrapper):
             if len(results) != len(missing):
                 raise RuntimeError(f"{len(results)} results came back for {len(missing)} queries")
             new = dict(zip(missing, results))
-            self._put({key: _packed(passages) for key, passages in new.items()})
+            kept = {key: row for key, row in new.items() if not isinstance(row, Unanswered)}
+            self._put({key: _packed(passages) for key, passages in kept.items()})
             found |= new
         return [list(found[key]) for key in keys]
 

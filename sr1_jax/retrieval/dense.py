@@ -1,8 +1,8 @@
 """Dense retrieval: passages whose vectors are nearest to that of the query, by inner product.
 
 Karpukhin et al. 2020 (arXiv 2004.04906): an encoder makes a vector of each passage once, and of
-each query when it is asked. Both the encoder and all vectors are on the devices of this process;
-the search is exact (`dense_search`).
+each query when it is asked. The encoder and all vectors are on the devices of this process; several
+processes share the vectors (`shared_search`). The search is exact (`dense_search`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
+from sr1_jax.hosts.channel import coordination
 from sr1_jax.models.encoder_folder import TextEncoder, load_encoder
 from sr1_jax.models.encoder_recipe import Recipe
 from sr1_jax.paths import local_path, path_or_none
@@ -32,6 +33,7 @@ from sr1_jax.retrieval.embedder import Embedder
 from sr1_jax.retrieval.index_folder import read_manifest
 from sr1_jax.retrieval.passages import PassageStore
 from sr1_jax.retrieval.settings import DENSE
+from sr1_jax.retrieval.shared_search import SharedSearch, part_of
 from sr1_jax.retrieval.vectors import Vectors
 from sr1_jax.sharding import make_mesh
 
@@ -69,7 +71,11 @@ class DenseRetriever:
         self._options = _search_options(search)
         self._passages = PassageStore(folder, mmap=mmap)
         self.vectors = read_folder(folder, manifest["dtype"])
-        self._search = _vector_search(self.vectors, mesh, self._options)
+        # Not by its vectors: hosts that build it each for itself may round differently.
+        name = hashlib.sha256(
+            json.dumps([manifest[key] for key in ("corpus_sha256", "encoder", "dtype")]).encode()
+        ).hexdigest()
+        self._search = _vector_search(self.vectors, mesh, self._options, name)
         self._cut, self._lock = 0, threading.Lock()
 
     @property
@@ -217,9 +223,20 @@ def _search_options(search: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(DENSE.defaults().search) | dict(search or {})
 
 
-def _vector_search(vectors: Vectors, mesh: Mesh, options: Mapping[str, Any]) -> VectorSearch:
+def _vector_search(
+    vectors: Vectors, mesh: Mesh, options: Mapping[str, Any], name: str
+) -> VectorSearch | SharedSearch:
+    """The search on the devices of this process: over all vectors, or over its part of them where
+    several processes share them."""
     given = {key: options[key] for key in ("recall", "block", "batches")}
-    return VectorSearch(vectors, mesh, approximate=options["top_k"] == "approximate", **given)
+    given["approximate"] = options["top_k"] == "approximate"
+    processes = jax.process_count()
+    if processes == 1:
+        return VectorSearch(vectors, mesh, **given)
+    first, own = part_of(vectors, jax.process_index(), processes)
+    return SharedSearch(
+        VectorSearch(own, mesh, **given), first, vectors.count, name, coordination()
+    )
 
 
 def _own_devices() -> Mesh:
@@ -239,16 +256,10 @@ def open_dense(
     Raises:
         FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
         ValueError: neither corpus nor index is given; an option out of range; an index of another
-            encoder or dtype without a corpus; a fault in the encoder, the corpus or the index;
-            or there are several processes.
+            encoder or dtype without a corpus; a fault in the encoder, the corpus or the index.
     """
     check_dense(config)
     options = config["dense"]
-    if jax.process_count() > 1:
-        raise ValueError(
-            "retrieval.kind=dense searches in one process so far; serve the index with "
-            "python -m sr1_jax.serve and set retrieval.kind=http."
-        )
     if corpus is None and index is None:
         raise ValueError("Dense retrieval needs a corpus, or the folder of an index of one.")
     encoder = encoder_of(options)

@@ -15,7 +15,8 @@ higher score, or by the same one further ahead, since groups follow each other a
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from sr1_jax.retrieval.vectors import Vectors
 from sr1_jax.sharding import MESH_AXES
 
 GROUP = 64  # neighbours that one maximum stands for
+_BLOCKS = {"cpu": 8192, "tpu": 32_768}
 _LEAST_K = 8  # passages are looked for in powers of two from here: few programs serve any k
 _ROWS = PartitionSpec(MESH_AXES)
 
@@ -48,7 +50,7 @@ class VectorSearch:
     Args:
         vectors: of at least one passage.
         mesh: all of its axes share the vectors.
-        block: vectors that a device multiplies at a time, at most.
+        block: vectors that a device multiplies at a time, at most; 0: as suits the devices.
         approximate: whether the best of a block are found by `jax.lax.approx_max_k`, which is
             faster on TPUs and exact on CPUs; equal scores then come in any order.
         recall: of it that is asked for.
@@ -61,29 +63,26 @@ class VectorSearch:
         vectors: Vectors,
         mesh: Mesh,
         *,
-        block: int = 8192,
+        block: int = 0,
         approximate: bool = False,
         recall: float = 0.95,
         batches: tuple[int, ...] = (1, 8, 64, 256),
     ):
         self.count, self.width, self.dtype = vectors.count, vectors.width, vectors.dtype
         self._mesh, self._batches = mesh, batches
-        block, self._rows = _layout(vectors.count, mesh.size, block)
+        self._layout = layout = Layout.of(vectors.count, vectors.dtype, mesh, block)
         rows = vectors.rows
         if vectors.dtype == "bfloat16" and mesh.devices.flat[0].platform == "cpu":
             # As bits: XLA's CPU backend would convert all of a bfloat16 array in every search.
             rows = _bits_of(vectors.rows)
-        self._values = _placed(rows, vectors, self._rows, mesh)
-        self._scales = (
-            None if vectors.scales is None else _placed(vectors.scales, vectors, self._rows, mesh)
-        )
+        pack = layout.pack if layout.parts > 1 else lambda values: values
+        self._values = _placed(rows, vectors, layout.rows, mesh, pack)
+        self._scales = None
+        if vectors.scales is not None:
+            self._scales = _placed(vectors.scales, vectors, layout.rows, mesh)
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        best = functools.partial(_approximately_best, recall=recall) if approximate else best_of
-        self._program = jax.jit(
-            functools.partial(
-                _search, mesh=mesh, block=block, count=vectors.count, rows=self._rows, best=best
-            ),
-            static_argnames=("k",),
+        self._program = search_program(
+            mesh, vectors.count, layout, approximate=approximate, recall=recall
         )
 
     def __call__(self, query_BD: np.ndarray, k: int) -> Found:
@@ -108,10 +107,76 @@ class VectorSearch:
         padded_BD = np.zeros((size, self.width), np.float32)
         padded_BD[:count] = query_BD
         queries = jax.device_put(padded_BD, self._replicated)
-        more = max(_LEAST_K, 1 << (k - 1).bit_length())
-        found = self._program(self._values, self._scales, queries, k=min(more, self._rows))
+        more = padded_k(k, self._layout)
+        found = self._program(self._values, self._scales, queries, k=more)
         score_PBk, number_PBk = (np.asarray(x)[:, :count] for x in found)
         return merged(score_PBk, number_PBk, k)
+
+
+class Layout(NamedTuple):
+    """How a device keeps its vectors.
+
+    Attributes:
+        block: vectors that are multiplied at a time.
+        rows: all of a device, those that pad its last block included.
+        parts: of a block, each of which is looked through by itself: 4 where a word of 32 bits
+            holds a number of int8 of each of them, and 1 elsewhere. A TPU reads words in tiles of 8
+            rows, as it does the products; bytes it would read in tiles of 32, which a product does
+            not take: all vectors would be laid out anew for each block.
+    """
+
+    block: int
+    rows: int
+    parts: int = 1
+
+    @classmethod
+    def of(cls, count: int, dtype: str, mesh: Mesh, block: int = 0) -> Layout:
+        """The layout of `count` vectors on the devices of a mesh; block: see `VectorSearch`."""
+        platform = mesh.devices.flat[0].platform
+        parts = 4 if dtype == "int8" and platform == "tpu" else 1
+        block = block or parts * _BLOCKS.get(platform, _BLOCKS["tpu"])
+        return cls.split(count, mesh.size, block, parts)
+
+    @classmethod
+    def split(cls, count: int, devices: int, block: int, parts: int = 1) -> Layout:
+        """That of so many devices, in blocks of at most about `block`."""
+        share, unit = -(-count // devices), GROUP * parts
+        block = -(-min(block, share) // unit) * unit
+        return cls(block, -(-share // block) * block, parts)
+
+    def pack(self, values_nD: np.ndarray) -> np.ndarray:
+        """int8 [n, D] as words, int32 [n / 4, D]: byte j of row i of a block is row i of its part
+        j."""
+        blocks = values_nD.reshape(-1, self.parts, self.block // self.parts, values_nD.shape[1])
+        bytes_last = np.ascontiguousarray(np.moveaxis(blocks, 1, -1))
+        return bytes_last.view("<i4").reshape(-1, values_nD.shape[1])
+
+    def shapes(self, width: int, dtype: str, mesh: Mesh) -> tuple[Any, Any]:
+        """Values and scales of all devices of a mesh: `jax.ShapeDtypeStruct`s, or None."""
+        where = NamedSharding(mesh, _ROWS)
+        rows = self.rows * mesh.size
+
+        def shape(dtype: Any, *dims: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(dims, dtype, sharding=where)
+
+        kept = jnp.int32 if self.parts > 1 else jnp.dtype(dtype)
+        scales = shape(jnp.float32, rows) if dtype == "int8" else None
+        return shape(kept, rows // self.parts, width), scales
+
+
+def search_program(
+    mesh: Mesh, count: int, layout: Layout, *, approximate: bool = False, recall: float = 0.95
+) -> Any:
+    """The jitted search of `count` vectors on a mesh, called with values and scales of
+    `Layout.shapes`, queries [B, D] and k. The arguments are those of `VectorSearch`."""
+    best = functools.partial(_approximately_best, recall=recall) if approximate else best_of
+    program = functools.partial(_search, mesh=mesh, layout=layout, count=count, best=best)
+    return jax.jit(program, static_argnames=("k",))
+
+
+def padded_k(k: int, layout: Layout) -> int:
+    """Passages that a program looks for when k are wanted: few programs serve any k."""
+    return min(max(_LEAST_K, 1 << (k - 1).bit_length()), layout.rows)
 
 
 def merged(score_PBk: np.ndarray, number_PBk: np.ndarray, k: int) -> Found:
@@ -132,23 +197,32 @@ def merged(score_PBk: np.ndarray, number_PBk: np.ndarray, k: int) -> Found:
     )
 
 
-def _layout(count: int, devices: int, block: int) -> tuple[int, int]:
-    """Vectors of a block, and of a device, those that pad the last block included."""
-    share = -(-count // devices)
-    block = -(-min(block, share) // GROUP) * GROUP
-    return block, -(-share // block) * block
+def _placed(
+    read: Callable[[int, int], np.ndarray],
+    vectors: Vectors,
+    rows: int,
+    mesh: Mesh,
+    pack: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+) -> jax.Array:
+    """Rows on the devices, zeros past the last; each is read once, for the device that keeps it.
 
-
-def _placed(read, vectors: Vectors, rows: int, mesh: Mesh) -> jax.Array:
-    """Rows on the devices, zeros past the last; each is read once, for the device that keeps it."""
+    Args:
+        read: (first, last) gives those rows.
+        vectors: of which they are.
+        rows: of a device.
+        mesh: of the devices.
+        pack: makes of a device's rows what it keeps.
+    """
     trailing = np.shape(read(0, 1))[1:]
-    shape = (rows * mesh.size, *trailing)
+    kept = len(pack(np.zeros((rows, *trailing), np.int8))) if trailing else rows
+    shape = (kept * mesh.size, *trailing)
 
     def part(index):
-        first, last, _ = index[0].indices(shape[0])
+        device = index[0].indices(shape[0])[0] // kept
+        first, last = device * rows, (device + 1) * rows
         values = np.asarray(read(min(first, vectors.count), min(last, vectors.count)))
-        padding = ((0, last - first - len(values)), *((0, 0) for _ in trailing))
-        return np.pad(values, padding) if padding[0][1] else values
+        padding = ((0, rows - len(values)), *((0, 0) for _ in trailing))
+        return pack(np.pad(values, padding) if padding[0][1] else values)
 
     return jax.make_array_from_callback(shape, NamedSharding(mesh, _ROWS), part)
 
@@ -157,10 +231,10 @@ def _bits_of(rows):
     return lambda first, last: np.asarray(rows(first, last)).view(np.uint16)
 
 
-def _search(values_ND, scale_N, query_BD, *, k, mesh, block, count, rows, best):
+def _search(values_ND, scale_N, query_BD, *, k, mesh, layout, count, best):
     """What each device finds among its vectors: scores and numbers [devices, B, k]."""
     one_device = functools.partial(
-        _search_device, k=k, mesh=mesh, block=block, count=count, rows=rows, best=best
+        _search_device, k=k, mesh=mesh, layout=layout, count=count, best=best
     )
     return jax.shard_map(
         one_device,
@@ -171,25 +245,30 @@ def _search(values_ND, scale_N, query_BD, *, k, mesh, block, count, rows, best):
     )(values_ND, scale_N, query_BD)
 
 
-def _search_device(values_nD, scale_n, query_BD, *, k, mesh, block, count, rows, best):
+def _search_device(values_nD, scale_n, query_BD, *, k, mesh, layout, count, best):
+    block, rows, parts = layout
     first = jax.lax.axis_index(MESH_AXES) * rows
-    blocks = rows // block
     platform = mesh.devices.flat[0].platform
+    size = block // parts
 
-    def one(_, operands):
-        place, values, scale = operands
-        score_Bb = _scores(values, scale, query_BD, platform)
-        number_b = first + place * block + jnp.arange(block)
-        score_Bb = jnp.where(number_b[None] < count, score_Bb, -jnp.inf)
-        score_Bk, place_Bk = best(score_Bb, min(k, block))
-        return None, (score_Bk, place * block + place_Bk)
+    def one(_, start):
+        values = jax.lax.dynamic_slice_in_dim(values_nD, start // parts, size)
+        found = []
+        for part in range(parts):
+            begin = start + part * size
+            score_bB = _scores(
+                values if parts == 1 else _byte(values, part),
+                None if scale_n is None else jax.lax.dynamic_slice_in_dim(scale_n, begin, size),
+                query_BD,
+                platform,
+            )
+            real_b = first + begin + jnp.arange(size) < count
+            score_bB = jnp.where(real_b[:, None], score_bB, -jnp.inf)
+            score_Bk, place_Bk = best(score_bB, min(k, size))
+            found.append((score_Bk, begin + place_Bk))
+        return None, tuple(jnp.concatenate(each, axis=1) for each in zip(*found))
 
-    operands = (
-        jnp.arange(blocks),
-        values_nD.reshape(blocks, block, -1),
-        None if scale_n is None else scale_n.reshape(blocks, block),
-    )
-    _, (score_PBk, place_PBk) = jax.lax.scan(one, None, operands)
+    _, (score_PBk, place_PBk) = jax.lax.scan(one, None, jnp.arange(0, rows, block))
     score_BM, place_BM = (
         jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in (score_PBk, place_PBk)
     )
@@ -200,7 +279,7 @@ def _search_device(values_nD, scale_n, query_BD, *, k, mesh, block, count, rows,
 
 
 def _scores(values_bD, scale_b, query_BD, platform):
-    """Inner products [B, b] in float32.
+    """Inner products [b, B] in float32.
 
     Where vectors are kept in fewer bits, so are the queries; CPUs, which have no products of
     bfloat16, compute with the same numbers in float32.
@@ -213,13 +292,18 @@ def _scores(values_bD, scale_b, query_BD, platform):
             operands = query_BD.astype(jnp.float32), _as_float32(values_bD)
         else:
             operands = query_BD, values_bD.astype(jnp.bfloat16)
-    score_Bb = jnp.einsum(
-        "bd,nd->bn", *operands, precision=precision, preferred_element_type=jnp.float32
+    score_bB = jnp.einsum(
+        "bd,nd->nb", *operands, precision=precision, preferred_element_type=jnp.float32
     )
     if scale_b is not None:
-        score_Bb = score_Bb * scale_b[None]
+        score_bB = score_bB * scale_b[:, None]
     # top_k orders -0.0 below 0.0.
-    return jnp.where(score_Bb == 0, 0.0, score_Bb)
+    return jnp.where(score_bB == 0, 0.0, score_bB)
+
+
+def _byte(word_nD: jax.Array, number: int) -> jax.Array:
+    """A byte of each word, with its sign, in bfloat16: the lowest is number 0."""
+    return ((word_nD << (24 - 8 * number)) >> 24).astype(jnp.float32).astype(jnp.bfloat16)
 
 
 def _as_float32(x: jax.Array) -> jax.Array:
@@ -229,31 +313,26 @@ def _as_float32(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def best_of(score_Bb: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k best of each row and their places, best first, the first of equal ones first.
+def best_of(score_bB: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k best of each column and their places [B, k], best first, the first of equal ones first.
 
     Args:
-        score_Bb: any float dtype; without NaN. Rows as long as a multiple of `GROUP` are fastest.
-        k: at most the length of a row.
+        score_bB: any float dtype; without NaN. Columns as long as a multiple of `GROUP` are
+            fastest.
+        k: at most the length of a column.
     """
-    batch, length = score_Bb.shape
+    length, batch = score_bB.shape
     groups = length // GROUP
     if length % GROUP or k * 2 > groups:
-        return jax.lax.top_k(score_Bb, k)
-    score_BgG = score_Bb.reshape(batch, groups, GROUP)
-    _, group_Bk = jax.lax.top_k(score_BgG.max(axis=-1), k)
+        return jax.lax.top_k(score_bB.T, k)
+    score_gGB = score_bB.reshape(groups, GROUP, batch)
+    _, group_Bk = jax.lax.top_k(score_gGB.max(axis=1).T, k)
     group_Bk = jnp.sort(group_Bk, axis=-1)  # in corpus order, as top_k below counts
-    candidate_BM = jnp.take_along_axis(score_BgG, group_Bk[:, :, None], axis=1).reshape(batch, -1)
-    best_Bk, place_Bk = jax.lax.top_k(candidate_BM, k)
+    candidate_kGB = jnp.take_along_axis(score_gGB, group_Bk.T[:, None], axis=0)
+    best_Bk, place_Bk = jax.lax.top_k(candidate_kGB.reshape(k * GROUP, batch).T, k)
     group_Bk = jnp.take_along_axis(group_Bk, place_Bk // GROUP, axis=1)
     return best_Bk, group_Bk * GROUP + place_Bk % GROUP
 
 
-def _approximately_best(score_Bb, k, *, recall):
-    return jax.lax.approx_max_k(score_Bb, k, recall_target=recall)
-
-
-def bytes_a_device(count: int, width: int, dtype: str, devices: int, block: int = 8192) -> int:
-    """Memory that the vectors take of each device, padding included."""
-    _, rows = _layout(count, devices, block)
-    return rows * (width * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype] + 4 * (dtype == "int8"))
+def _approximately_best(score_bB, k, *, recall):
+    return jax.lax.approx_max_k(score_bB.T, k, recall_target=recall)

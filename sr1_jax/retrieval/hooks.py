@@ -4,6 +4,7 @@
   others, such as those of an evaluation.
 - `counts() -> dict[str, float]`: totals since it was opened, by name. Engines log what a run
   adds to them as `rollout/search_<name>`.
+- `told_at_end() -> str`: one line for people when a program is over, such as what it spent.
 - `passage(number) -> Passage`, beside `len()`: any passage of the corpus.
 """
 
@@ -58,3 +59,9 @@ def counts_of(retriever: Any) -> dict[str, float]:
 def counts_since(retriever: Any, before: Mapping[str, float]) -> dict[str, float]:
     """What totals have grown by since `before`, an earlier `counts_of`."""
     return {key: value - before.get(key, 0.0) for key, value in counts_of(retriever).items()}
+
+
+def told_at_end(retriever: Any) -> str:
+    """What a retriever has to say when a program is over; "" if it is nothing."""
+    tell = getattr(retriever, "told_at_end", None)
+    return tell() if tell is not None else ""

@@ -1,43 +1,26 @@
 """Retrieval over HTTP: a client of any server that speaks `/retrieve` (see `wire`).
 
-A call asks one address after the other until one answers: those that failed a moment ago come last,
-and before an address is asked again in the same call there is a pause, which doubles. So a
-call ends within `bound_seconds`, whatever the servers do.
+How servers are asked again, or stand in for each other, is told in `attempts`. A request ends
+within `bound_seconds`, whatever they do.
 """
 
 from __future__ import annotations
 
-import collections
-import itertools
 import json
 import os
-import random
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-import urllib3
-
-from sr1_jax.http_exchange import (
-    Fault,
-    Reply,
-    can_be_sent,
-    exchange,
-    may_pass,
-    pause_seconds,
-    shown,
-)
+from sr1_jax.http_exchange import Fault, can_be_sent, may_pass, shown
 from sr1_jax.paths import local_path
+from sr1_jax.retrieval.attempts import Addresses, GivenUpError
 from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.wire import addresses, request_body, results_of
 
 TOKEN_VARIABLE = "SR1_JAX_RETRIEVAL_TOKEN"
-
-# An address that failed is asked last for so long.
-_REST_SECONDS = 10.0
 
 
 class SearchFailedError(RuntimeError):
@@ -72,37 +55,28 @@ class HttpRetriever:
         connections: int = 16,
         token: str = "",
     ):
-        self._urls = tuple(urls)
-        self._timeout_seconds = timeout_seconds
-        self._attempts = attempts
-        self._backoff_seconds = backoff_seconds
-        self._queries = queries
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._connections = urllib3.PoolManager(
-            num_pools=len(self._urls), maxsize=connections, retries=False
+            headers["Authorization"] = f"Bearer {token}"
+        self._addresses = Addresses(
+            urls,
+            headers=headers,
+            timeout_seconds=timeout_seconds,
+            attempts=attempts,
+            backoff_seconds=backoff_seconds,
+            connections=connections,
         )
-        self._turn = itertools.count()
-        self._rests_until = dict.fromkeys(self._urls, 0.0)
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._lock = threading.Lock()
+        self._queries = queries
         self.fingerprint = ""
 
     @property
     def bound_seconds(self) -> float:
-        """A request that no address answers fails within this time.
-
-        Servers that drip may take twice as long: within an attempt the first byte and the last one
-        each have `timeout_seconds`.
-        """
-        pauses = (self._pause(again) for again in range(1, self._attempts))
-        return self._attempts * self._timeout_seconds + sum(pauses)
+        """See `Addresses.bound_seconds`."""
+        return self._addresses.bound_seconds
 
     def counts(self) -> dict[str, float]:
-        """Requests answered or given up, attempts, and attempts that failed, by what was wrong."""
-        with self._lock:
-            return {f"http_{key}": float(value) for key, value in self._counts.items()}
+        """See `Addresses.counts`."""
+        return {f"http_{key}": float(n) for key, n in self._addresses.counts().items()}
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
         """See `Retriever.search`.
@@ -129,9 +103,9 @@ class HttpRetriever:
         """
         faults: dict[str, Fault] = {}
         fingerprints: dict[str, str] = {}
-        for again in range(self._attempts):
-            time.sleep(self._pause(again))
-            for url in self._urls:
+        for again in range(self._addresses.attempts):
+            time.sleep(self._addresses.pause(again))
+            for url in self._addresses.urls:
                 try:
                     fingerprint = self._fingerprint_of(url)
                     self._try(url)
@@ -154,7 +128,7 @@ class HttpRetriever:
         (self.fingerprint,) = set(fingerprints.values())
 
     def _fingerprint_of(self, url: str) -> str:
-        status, _, body = self._exchange("GET", urljoin(url, "health"))
+        status, _, body = self._addresses.exchange("GET", urljoin(url, "health"))
         _check_token(url, status, body)
         if status >= 500:
             raise Fault("status", f"status {status}: {shown(body)}")
@@ -166,78 +140,24 @@ class HttpRetriever:
 
     def _try(self, url: str) -> None:
         """A query of one word: a wrong path or token shows before anything expensive."""
-        status, _, answer = self._exchange("POST", url, request_body(["search"], 1))
+        status, _, answer = self._addresses.exchange("POST", url, request_body(["search"], 1))
         _check_token(url, status, answer)
         _found(status, answer, 1, 1)
 
     def _request(self, queries: list[str], k: int) -> list[list[Passage]]:
-        """One request, on as many addresses and as often as need be."""
-        body = request_body(queries, k)
-        tried: collections.Counter[str] = collections.Counter()
-        ruled_out: set[str] = set()
-        url, fault = "", Fault("none", "")
-        for _ in range(self._attempts):
-            if not (left := [other for other in self._urls if other not in ruled_out]):
-                break
-            url = self._next(left, tried)
-            if tried[url]:
-                time.sleep(self._pause(tried[url]) * random.uniform(0.5, 1.0))
-            tried[url] += 1
-            try:
-                found = self._attempt(url, body, len(queries), k)
-            except Fault as error:
-                fault = error
-                self._failed(url, fault)
-                if not fault.again:
-                    ruled_out.add(url)
-                continue
-            with self._lock:
-                self._rests_until[url] = 0.0
-                self._counts["requests"] += 1
-            return found
-        with self._lock:
-            self._counts["requests"] += 1
-            self._counts["given_up"] += 1
-        attempts = sum(tried.values())
-        raise SearchFailedError(
-            f"{len(queries)} queries were not answered in {attempts} attempts on "
-            f"{len(self._urls)} addresses; the last, {url}: {fault.message}"
-        )
-
-    def _attempt(self, url: str, body: bytes, queries: int, k: int) -> list[list[Passage]]:
-        with self._lock:
-            self._counts["attempts"] += 1
-        status, _, answer = self._exchange("POST", url, body)
-        return _found(status, answer, queries, k)
-
-    def _exchange(self, method: str, url: str, body: bytes | None = None) -> Reply:
-        """See `exchange`."""
-        return exchange(
-            self._connections,
-            method,
-            url,
-            headers=self._headers,
-            timeout_seconds=self._timeout_seconds,
-            body=body,
-        )
-
-    def _next(self, urls: Sequence[str], tried: Mapping[str, int]) -> str:
-        """Of some addresses the one to ask: least tried in this call, not resting, in turn."""
-        with self._lock:
-            turn, now = next(self._turn), time.monotonic()
-            rests = {url: max(0.0, self._rests_until[url] - now) for url in urls}
-        start = turn % len(urls)
-        in_turn = [*urls[start:], *urls[:start]]
-        return min(in_turn, key=lambda url: (tried.get(url, 0), rests[url]))
-
-    def _failed(self, url: str, fault: Fault) -> None:
-        with self._lock:
-            self._rests_until[url] = time.monotonic() + _REST_SECONDS
-            self._counts[fault.kind] += 1
-
-    def _pause(self, again: int) -> float:
-        """Most seconds before an address is asked again for the so-manyth time."""
-        return pause_seconds(again, self._backoff_seconds)
+        """The passages for as many queries as one request holds."""
+        try:
+            return self._addresses.ask(
+                "POST",
+                lambda reply: _found(reply.status, reply.body, len(queries), k),
+                body=request_body(queries, k),
+            )
+        except GivenUpError as error:
+            raise SearchFailedError(
+                f"{len(queries)} queries were not answered in {error.attempts} attempts on "
+                f"{len(self._addresses.urls)} addresses; the last, {error.url}: "
+                f"{error.fault.message}"
+            ) from error.fault
 
 
 def _found(status: int, answer: bytes, queries: int, k: int) -> list[list[Passage]]:

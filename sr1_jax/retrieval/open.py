@@ -19,6 +19,8 @@ from sr1_jax.retrieval.hybrid import open_hybrid
 from sr1_jax.retrieval.index_folder import DENSE_FORMAT, format_of
 from sr1_jax.retrieval.noise import check_noise, with_noise
 from sr1_jax.retrieval.stand_ins import Delayed, open_empty
+from sr1_jax.retrieval.web_retriever import check_web, open_web
+from sr1_jax.retrieval.web_wire import MOST_RESULTS
 
 # (retrieval section of the settings, corpus, index folder) -> retriever; see `open_retriever`.
 Factory = Callable[[Mapping[str, Any], Path | None, Path | None], Retriever]
@@ -32,12 +34,14 @@ class Kind(NamedTuple):
         check: refuses options out of range before anything is opened.
         needs_corpus: whether it cannot be opened without a corpus or an index of one.
         elsewhere: whether what it searches is not what it is given, but lies on servers.
+        most_passages: that a query can find; None: as many as there are.
     """
 
     open: Factory
     check: Callable[[Mapping[str, Any]], Any] = lambda config: None
     needs_corpus: bool = False
     elsewhere: bool = False
+    most_passages: int | None = None
 
 
 def _open_dense(config, corpus, index):
@@ -68,10 +72,11 @@ KINDS = {
     "hybrid": Kind(_open_hybrid, _check_hybrid, needs_corpus=True),
     "empty": Kind(open_empty),
     "http": Kind(open_http, check_http, elsewhere=True),
+    "web": Kind(open_web, check_web, elsewhere=True, most_passages=MOST_RESULTS),
 }
 
 # What does not decide how an index is built, or what is in it.
-_AROUND = ("http", "noise", "cache", "delay_seconds")
+_AROUND = ("http", "web", "noise", "cache", "delay_seconds")
 _SEARCH_ONLY = ("search", "query_prefix")  # of retrieval.dense
 
 
@@ -144,11 +149,12 @@ def wrapped(
     return retriever
 
 
-def check_retrieval(config: Mapping[str, Any]) -> None:
+def check_retrieval(config: Mapping[str, Any], passages: int = 1) -> None:
     """Refuses a kind that is not there, or options out of range; opens nothing.
 
     Args:
         config: the section `retrieval` of the settings.
+        passages: that each query is to find.
 
     Raises:
         ValueError: naming the key, its value and what would do.
@@ -158,6 +164,11 @@ def check_retrieval(config: Mapping[str, Any]) -> None:
         kind.check(config)
     except ValueError as error:
         raise ValueError(f"retrieval: {error}") from error
+    if kind.most_passages is not None and passages > kind.most_passages:
+        raise ValueError(
+            f"retrieval.kind={config['kind']!r} finds at most {kind.most_passages} passages a "
+            f"query, not rollout.passages={passages}."
+        )
     if "noise" in config:
         check_noise(config["noise"])
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from sr1_jax.http_exchange import address_problem
 from sr1_jax.import_path import is_import_path
+from sr1_jax.retrieval.web_wire import URL
 from sr1_jax.retrieval.wire import addresses
 from sr1_jax.settings import (
     Section,
@@ -15,6 +18,7 @@ from sr1_jax.settings import (
     increasing_lengths,
     one_of,
     or_none,
+    whole_at_least,
 )
 
 
@@ -56,6 +60,87 @@ HTTP = Section(
         ),
     },
     free_on_resume=True,
+)
+
+
+def _web_address(value: Any) -> None:
+    # Raised here, not returned: messages of sections repeat the value, which may hold a key.
+    if problem := address_problem(value):
+        raise ValueError(f"retrieval.web.url must {problem}.")
+
+
+def _code(value: Any) -> str | None:
+    good = isinstance(value, str) and re.fullmatch(r"([A-Za-z]{2,3}(-[A-Za-z]{2,4})?)?", value)
+    return None if good else "be a code of two letters, such as en or US, or empty"
+
+
+def _variable(value: Any) -> str | None:
+    good = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value)
+    return None if good else "be the name of an environment variable, such as BRAVE_API_KEY"
+
+
+# Of retrieval.kind="web". What decides what is found may not change in a resumed run.
+WEB = Section(
+    {
+        "url": Setting(URL, "of a web search that speaks as Brave's does", _web_address),
+        "key_variable": Setting(
+            "BRAVE_API_KEY",
+            "name of the environment variable with the API's key",
+            _variable,
+            free_on_resume=True,
+        ),
+        "country": Setting("", "that results are for, such as US; none: the provider's", _code),
+        "language": Setting("", "of results, such as en; none: the provider's", _code),
+        "safe_search": Setting(
+            "moderate", "off, moderate, strict", one_of("off", "moderate", "strict")
+        ),
+        "extra_snippets": Setting(
+            False, "up to five more snippets a result, where the plan has them"
+        ),
+        "timeout_seconds": Setting(
+            10.0, "until an attempt is given up", above(0), free_on_resume=True
+        ),
+        "attempts": Setting(4, "at a query", whole_at_least(1), free_on_resume=True),
+        "backoff_seconds": Setting(
+            0.5,
+            "before the second attempt; doubles, and varies; longer where the server asks for it",
+            at_least(0),
+            free_on_resume=True,
+        ),
+        "connections": Setting(
+            8, "requests under way at a time", whole_at_least(1), free_on_resume=True
+        ),
+        "requests_per_second": Setting(
+            None,
+            "that are sent at most, by each process; None: no limit",
+            or_none(above(0)),
+            float,
+            free_on_resume=True,
+        ),
+        "max_requests": Setting(
+            None,
+            "that are sent at most, attempts that failed included; None: no limit",
+            or_none(whole_at_least(1)),
+            int,
+            free_on_resume=True,
+        ),
+        "ledger": Setting(
+            "",
+            "file that counts requests towards max_requests, over processes and restarts; none: "
+            "each start counts from 0",
+            free_on_resume=True,
+        ),
+        "when_used_up": Setting(
+            "stop",
+            "after max_requests, or when the plan's quota is used up: the run ends (stop), or "
+            "searches find nothing and are counted (empty)",
+            one_of("stop", "empty"),
+            free_on_resume=True,
+        ),
+        "cost_per_request": Setting(
+            0.0, "in any currency; what was spent is counted", at_least(0), free_on_resume=True
+        ),
+    }
 )
 
 # Random passages instead of some of those that were found.
@@ -129,9 +214,9 @@ DENSE = Section(
                     between(0, 1, open_below=True, open_above=True),
                 ),
                 "block": Setting(
-                    8192,
-                    "vectors that a device compares at a time",
-                    at_least(1),
+                    0,
+                    "vectors that a device compares at a time; 0: as suits its kind",
+                    at_least(0),
                     free_on_resume=True,
                 ),
                 "batches": Setting(
@@ -163,6 +248,7 @@ RETRIEVAL = Section(
         "dense": DENSE,
         "hybrid": HYBRID,
         "http": HTTP,
+        "web": WEB,
         "noise": NOISE,
         "cache": CACHE,
         "delay_seconds": Setting(

@@ -13,20 +13,26 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
-import os
 import random
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import urllib3
 
-from sr1_jax.http_exchange import Fault, can_be_sent, exchange, may_pass, pause_seconds, shown
+from sr1_jax.http_exchange import (
+    Fault,
+    address_problem,
+    asked_seconds,
+    exchange,
+    may_pass,
+    pause_seconds,
+    read_key,
+    shown,
+)
 
+KEY_OWNER = "the judge's API"  # of reward.judge.key_variable
 _PATH = "/chat/completions"
-# What a server may ask us to wait, in its header Retry-After, is believed up to this.
-_MOST_PAUSE_SECONDS = 30.0
 
 INSTRUCTION = (
     "You grade answers to questions. The user message is one JSON object: question, "
@@ -98,7 +104,7 @@ class Judge:
         base = url.rstrip("/")
         self._url = base if base.endswith(_PATH) else base + _PATH
         self._model = model
-        self._key = read_key(key_variable)
+        self._key = read_key(key_variable, KEY_OWNER)
         self._timeout_seconds = timeout_seconds
         self._attempts = attempts
         self._backoff_seconds = backoff_seconds
@@ -244,9 +250,9 @@ class Judge:
         if reply.status != 200:
             raise Fault(
                 "status",
-                f"status {reply.status}: {self._quoted(reply.body)}",
+                f"status {reply.status}: {shown(reply.body, self._key)}",
                 may_pass(reply.status),
-                _seconds(reply.headers.get("Retry-After", "")),
+                asked_seconds(reply.headers.get("Retry-After", "")),
             )
         try:
             content, usage = _reply_of(reply.body)
@@ -254,7 +260,7 @@ class Judge:
             self._count("completion_tokens", usage.get("completion_tokens"))
             return verdict_of(content)
         except ValueError as error:
-            raise Fault("malformed", f"{error}: {self._quoted(reply.body)}") from None
+            raise Fault("malformed", f"{error}: {shown(reply.body, self._key)}") from None
 
     def _body(self, key: tuple) -> bytes:
         question, prediction, golden_answers = key
@@ -277,11 +283,6 @@ class Judge:
                 "max_tokens": self._max_tokens,
             }
         ).encode("ascii")
-
-    def _quoted(self, body: bytes) -> str:
-        """The beginning of an answer, without the key, which servers may repeat."""
-        text = body.decode("utf-8", "replace")
-        return shown(text.replace(self._key, "…") if self._key else text)
 
     def _pause(self, attempt: int, fault: Fault) -> float:
         pause = pause_seconds(attempt, self._backoff_seconds) * random.uniform(0.5, 1.0)
@@ -308,41 +309,6 @@ def verdict_of(reply: str) -> bool:
     return word == "yes"
 
 
-def address_problem(url: str) -> str | None:
-    """What is wrong with the address of an endpoint, as the rest of "it must …".
-
-    Where it may hold a key it is not repeated.
-    """
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    # A key there would stand in every message.
-    if "@" in url or "?" in url:
-        return "hold neither a name nor a query: a key belongs into an environment variable"
-    return None if good else f"be an address such as http://HOST:PORT/v1, not {url!r}"
-
-
-def read_key(variable: str) -> str:
-    """The key of an API: the value of an environment variable; "" without a name.
-
-    Raises:
-        ValueError: the variable is not set, or holds what can be no key; says its name alone.
-    """
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(
-            f"the environment variable {variable} (key_variable) is not set: put the key of the "
-            "judge's API into it, in every process."
-        )
-    if not can_be_sent(key):
-        raise ValueError(f"the key in {variable} is not printable ASCII without spaces.")
-    return key
-
-
 def _key_of(item: Item) -> tuple[str, str, tuple[str, ...]]:
     """What a verdict depends on; no prediction is a blank one."""
     if isinstance(item.golden_answers, str):
@@ -365,13 +331,3 @@ def _reply_of(body: bytes) -> tuple[str, Mapping[str, Any]]:
         raise ValueError("a chat completion without text")
     usage = answer.get("usage")
     return content, usage if isinstance(usage, Mapping) else {}
-
-
-def _seconds(retry_after: str) -> float:
-    """What a server asks to wait, bounded; 0 where it says a date or nothing."""
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        return 0.0
-    # Asked this way round, a nan is none.
-    return min(seconds, _MOST_PAUSE_SECONDS) if seconds > 0 else 0.0

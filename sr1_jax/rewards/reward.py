@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sr1_jax.http_exchange import read_key
 from sr1_jax.import_path import blamed, is_import_path, load
 from sr1_jax.rewards.format import check_weights
-from sr1_jax.rewards.judge import read_key
+from sr1_jax.rewards.judge import KEY_OWNER
 from sr1_jax.rewards.terms import OF_SEARCHES, SAME, TERMS, WITH_FORMAT, Term
 
 # The fields of a trajectory that are filled in here.
@@ -154,7 +155,7 @@ def check_key(config: Any) -> None:
     """
     if any(name == "judge" for name, _ in _pairs(config.terms)):
         try:
-            read_key(config.judge.key_variable)
+            read_key(config.judge.key_variable, KEY_OWNER)
         except ValueError as error:
             raise ValueError(f"reward.judge.key_variable: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sr1_jax.rewards.judge import address_problem
+from sr1_jax.http_exchange import address_problem
 from sr1_jax.settings import (
     Section,
     Setting,

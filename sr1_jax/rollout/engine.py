@@ -218,7 +218,10 @@ class Engine:
         environment = self._environment
         retriever = environment.search.retriever
         at_step(retriever, step)
-        searched_before = counts_of(retriever)
+        # Of our search it is the retriever that counts.
+        own = [tool for tool in environment.called if tool is not environment.search]
+        counting = {SEARCH: retriever} | {tool.tag: tool for tool in own}
+        counted_before = {tag: counts_of(each) for tag, each in counting.items()}
         pool = ToolPool(environment.called, self._render, environment.options)
         done: dict[Episode, Trajectory] = {}
         params = self._params if params is None else params
@@ -249,8 +252,9 @@ class Engine:
             # Whatever happened, Ctrl-C too: no tool is called any more.
             pool.close()
             stats |= pool.stats
-            for name, count in counts_since(retriever, searched_before).items():
-                stats[f"{SEARCH}_{name}"] = count
+            for tag, before in counted_before.items():
+                for name, count in counts_since(counting[tag], before).items():
+                    stats[f"{tag}_{name}"] = count
         stats["seconds"] = time.perf_counter() - began
         stats["compilations"] = programs.compilations() - compiled
         stats["episodes"] = len(episodes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import ml_collections
 from jax.sharding import Mesh
 
 from sr1_jax.data.selection import parse_filter
 from sr1_jax.environment import settings as environment_settings
+from sr1_jax.environment.settings import CallOptions
+from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation.methods import (
     check_templates,
     check_trains,
@@ -16,7 +16,6 @@ from sr1_jax.evaluation.methods import (
     rollout_config,
 )
 from sr1_jax.evaluation.wandb_board import check_wandb
-from sr1_jax.import_path import is_import_path, load
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import check_address, local_paths, path_or_none
 from sr1_jax.protocol.tags import SEARCH
@@ -162,8 +161,8 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
 def _check_inputs(config: ml_collections.ConfigDict) -> None:
     """Refuses a run without data or without a policy to start from."""
     data, world = config.data, config.data.world_people > 0
-    check_retrieval(config.retrieval)
-    _check_tools(config.environment.tools)
+    check_retrieval(config.retrieval, config.rollout.passages)
+    check_tools(config.environment.tools, config)
     if config.steps:
         check_key(config.reward)
     phases = phases_of(config.warm_start.phases)
@@ -203,17 +202,6 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
         raise ValueError("base.path is not set: name the model to start from.")
 
 
-def _check_tools(names: Sequence[str]) -> None:
-    """Refuses tools that are not there; none is made yet."""
-    for name in names:
-        if is_import_path(name):
-            load(name, "environment.tools")
-        elif name != SEARCH:
-            raise ValueError(
-                f"environment.tools has {name!r}; a tool is {SEARCH}, or module:factory."
-            )
-
-
 def _check_deterministic(config: ml_collections.ConfigDict) -> None:
     """Refuses what makes two runs differ where they are to be equal."""
     if not config.rollout.deterministic:
@@ -224,6 +212,21 @@ def _check_deterministic(config: ml_collections.ConfigDict) -> None:
                 f"rollout.deterministic=True excludes environment.options.{tag}.failure='empty': "
                 "which calls fail depends on the clock. Set it to 'raise'."
             )
+    web = config.retrieval.web
+    if config.retrieval.kind == "web" and web.max_requests and web.when_used_up == "empty":
+        raise ValueError(
+            "rollout.deterministic=True excludes retrieval.web.when_used_up='empty': which "
+            "searches are the last depends on the clock. Set it to 'stop'."
+        )
+    retrieval, search = config.retrieval, config.environment.options.get(SEARCH, {})
+    kinds = retrieval.hybrid.kinds if retrieval.kind == "hybrid" else (retrieval.kind,)
+    batch = search.get("batch", CallOptions().batch)
+    if "dense" in kinds and batch != 1:
+        raise ValueError(
+            f"rollout.deterministic=True excludes retrieval.kind={retrieval.kind!r} with "
+            f"environment.options.search.batch={batch}: which queries share a batch depends on the "
+            "clock, and vectors of other batches round differently. Set it to 1."
+        )
 
 
 def check_paths(config: ml_collections.ConfigDict) -> None:

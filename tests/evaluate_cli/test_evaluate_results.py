@@ -86,6 +86,14 @@ def test_other_settings_than_the_runs_are_said(world, capsys):
     assert result["settings_changed"]["rollout.max_searches"] == [1, 3]
 
 
+def test_what_a_retriever_spent_is_told_at_the_end(world, capsys):
+    world.checkpoints(2)
+    world.retriever.told_at_end = lambda: "It cost 3."
+    world.evaluate("--config.retrieval.web.max_requests=7")
+    told = capsys.readouterr()
+    assert told.out.endswith("It cost 3.\n") and told.err == ""
+
+
 def test_the_runs_settings_are_no_news(world, capsys):
     world.checkpoints(2)
     world.evaluate("--config.rollout.slots=16", "--config.learner.clip=0.1")

@@ -278,7 +278,10 @@ def test_opens_builds_and_builds_again(tmp_path, corpus, config, monkeypatch):
     assert len(built) == 1 and again.fingerprint == first.fingerprint
     assert first.embedder.recipe.query_prefix == "query: "  # by the name of the folder
     assert open_retriever(config, index=index).search(QUERIES, 2) == first.search(QUERIES, 2)
-    assert open_as_built(index).search(QUERIES, 2) == first.search(QUERIES, 2)
+    # Batches of other sizes round differently.
+    for found, want in zip(open_as_built(index).search(QUERIES, 2), first.search(QUERIES, 2)):
+        assert [p.id for p in found] == [p.id for p in want]
+        assert [p.score for p in found] == pytest.approx([p.score for p in want], rel=1e-5)
     config.dense.query_prefix = "who "  # of queries alone: the index stays
     other = open_retriever(config, copy, index)
     assert len(built) == 1 and other.fingerprint != first.fingerprint
@@ -345,12 +348,6 @@ def test_what_an_index_is_held_to(config):
     assert index_settings(config) != before
     config.kind = "bm25"
     assert not {"dense", "hybrid"} & set(index_settings(config))
-
-
-def test_several_processes_are_refused(config, corpus, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"one process so far; serve the index"):
-        open_retriever(config, corpus)
 
 
 def test_a_damaged_index_is_refused(tmp_path, corpus, encoder):

@@ -60,7 +60,7 @@ def test_ones_own_by_import_path(tmp_path, monkeypatch):
         ("bm52", r"retrieval\.kind='bm52': .* choose one of bm25, .*Did you mean bm25\?"),
         (
             "google",
-            r"retrieval\.kind='google': .* one of bm25, dense, hybrid, empty, http, or give m",
+            r"retrieval\.kind='google': .* one of bm25, dense, hybrid, empty, http, web, or g",
         ),
         ("nowhere:make", r"retrieval\.kind='nowhere:make': there is no module nowhere"),
         ("json:make", r"retrieval\.kind='json:make': make is not there"),

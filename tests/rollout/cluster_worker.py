@@ -1,8 +1,8 @@
 """One of several processes that roll out together.
 
 Called as `python cluster_worker.py FOLDER HOST:PORT INDEX`. FOLDER
-holds policy.pkl, tokenizer.json and settings.json; trajectories go to
-INDEX.json.
+holds policy.pkl, tokenizer.json and settings.json; trajectories, the engine's stats and how many
+collectives the host waited for during the episodes go to INDEX.json.
 """
 
 import json
@@ -14,12 +14,14 @@ from pathlib import Path
 import jax
 import tokenizers
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from sr1_jax import cluster
 from sr1_jax.environment import Environment
 from sr1_jax.models import Decoder, Tokenizer
 from sr1_jax.retrieval.base import Passage
 from sr1_jax.rollout import SplitEngine, default_config
+from sr1_jax.rollout.episode_loop import EpisodeLoop
 from sr1_jax.sharding import make_mesh
 
 
@@ -34,7 +36,42 @@ class SlowRetriever:
         return [[Passage(f"{q}-1", "T1", f"on {q[:12]}", 1.0)] for q in queries]
 
 
+def retriever_of(settings, index):
+    """A slow one, or the dense index that the settings name, which both processes share."""
+    if "dense" not in settings:
+        return SlowRetriever(0.01 * index)
+    from sr1_jax.models.encoder_folder import load_encoder
+    from sr1_jax.retrieval.dense import DenseRetriever
+
+    return DenseRetriever.load(settings["dense"], load_encoder(settings["encoder"]))
+
+
+def count_collectives():
+    """Counts calls that wait for a collective of the devices; returns what is counted, by when."""
+    counted = {"ever": 0, "while playing": 0}
+
+    def watched(function):
+        def call(*args, **kwargs):
+            counted["ever"] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("process_allgather", "broadcast_one_to_all", "sync_global_devices"):
+        setattr(multihost_utils, name, watched(getattr(multihost_utils, name)))
+    play = EpisodeLoop.play
+
+    def watched_play(self):
+        before = counted["ever"]
+        play(self)
+        counted["while playing"] += counted["ever"] - before
+
+    EpisodeLoop.play = watched_play
+    return counted
+
+
 def main(folder, coordinator, index):
+    counted = count_collectives()
     settings = json.loads((folder / "settings.json").read_text())
     cluster.join(coordinator, settings["processes"], index)
     with open(folder / "policy.pkl", "rb") as file:
@@ -53,7 +90,7 @@ def main(folder, coordinator, index):
         config,
         # Slower in one process than in the other.
         environment=Environment.of_search(
-            SlowRetriever(0.01 * index),
+            retriever_of(settings, index),
             config,
             template="compact_search",
             reader=settings.get("reader", ""),
@@ -66,7 +103,7 @@ def main(folder, coordinator, index):
          "searches": t.searches, "status": t.status}
         for t in run
     ]  # fmt: skip
-    (folder / f"{index}.json").write_text(json.dumps([rows, engine.stats]))
+    (folder / f"{index}.json").write_text(json.dumps([rows, engine.stats, counted]))
 
 
 main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

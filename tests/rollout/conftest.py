@@ -100,7 +100,7 @@ WORKER = Path(__file__).parent / "cluster_worker.py"
 
 @pytest.fixture
 def run_cluster(tmp_path, start_processes, tiny_decoder, small_tokenizer):
-    """Function that rolls out in two processes; returns (rows, stats) of each."""
+    """Function that rolls out in two processes; returns (rows, stats, collectives) of each."""
 
     def run(**settings):
         leaves = [np.asarray(x) for x in jax.tree.leaves(nnx.state(tiny_decoder))]

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from small_encoders import draw_texts, write_bert, write_corpus
 
 from sr1_jax.data.questions import as_question
+from sr1_jax.models.encoder_folder import load_encoder
 from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.dense import DenseRetriever
 from sr1_jax.rollout.lockstep import SlotLayout, decode_counts
 from sr1_jax.rollout.split_engine import in_order, share_of, total_stats
 from sr1_jax.rollout.stats import as_metrics
@@ -30,7 +33,7 @@ def test_two_processes_give_what_one_gives(
     engine = make_engine(retriever, slots=8, passages=1, long_prompts="skip")
     want = engine.run(asked, seed=1, samples=2)
     assert len(want) == 18
-    for rows, stats in runs:
+    for rows, stats, collectives in runs:
         assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
         for t, row in zip(want, rows):
             assert row["ids"] == t.ids.tolist() and row["mask"] == t.mask.tolist()
@@ -38,6 +41,30 @@ def test_two_processes_give_what_one_gives(
         for key in ("episodes", "decoded_tokens", "search_calls", "skipped_prompts"):
             assert stats[key] == engine.stats[key] > 0
         assert stats == runs[0][1]
+        # What to call next is agreed from host to host; the trajectories go over the devices.
+        assert collectives["while playing"] == 0 < collectives["ever"]
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_a_dense_index(
+    run_cluster, make_config, make_engine, questions, tmp_path
+):
+    """Slots go on decoding while searches use the same devices."""
+    encoder = load_encoder(write_bert(tmp_path / "encoder"))
+    corpus = write_corpus(tmp_path / "corpus.jsonl", draw_texts(80))
+    retriever = DenseRetriever.build(corpus, tmp_path / "index", encoder, dtype="float32")
+    config = make_config(slots=8, passages=2)
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
+    runs = run_cluster(
+        devices=2, tensor=1, rollout=plain, questions=questions, samples=2,
+        dense=str(tmp_path / "index"), encoder=str(tmp_path / "encoder"),
+    )  # fmt: skip
+    want = make_engine(retriever, slots=8, passages=2).run(questions, seed=1, samples=2)
+    assert sum(len(t.searches) for t in want) > 5
+    for rows, _, collectives in runs:
+        assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
+        assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
+        assert collectives["while playing"] == 0
 
 
 @pytest.mark.slow
@@ -46,7 +73,7 @@ def test_fewer_questions_than_processes(run_cluster, make_config, make_engine, q
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     runs = run_cluster(devices=1, tensor=1, rollout=plain, questions=questions[:1], samples=3)
     want = make_engine(slots=4, max_searches=0).run(questions[:1], seed=1, samples=3)
-    for rows, _ in runs:
+    for rows, _, _ in runs:
         assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
 
 

@@ -69,7 +69,7 @@ def test_two_processes(run_cluster, make_config, asked, sixteen_slots):
     config = make_config(slots=16, passages=1)
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     runs = run_cluster(devices=2, tensor=1, rollout=plain, questions=asked, samples=3)
-    for rows, _ in runs:  # both have those of all
+    for rows, _, _ in runs:  # both have those of all
         got = {
             tuple(row["key"]): (row["ids"], row["mask"], row["searches"], row["status"])
             for row in rows

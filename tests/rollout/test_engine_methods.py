@@ -416,7 +416,7 @@ def test_readers_in_two_processes(run_cluster, make_config, searching, reader_te
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
         runs = run_cluster(devices=1, tensor=1, rollout=plain, questions=asked, samples=2,
                            reader=reader_template)  # fmt: skip
-        for rows, stats in runs:
+        for rows, stats, _ in runs:
             assert [row["key"] for row in rows] == [[t.question_id, t.sample] for t in want]
             assert [row["ids"] for row in rows] == [t.ids.tolist() for t in want]
             assert stats["reader_episodes"] == sum(len(t.calls) for t in want) > 0

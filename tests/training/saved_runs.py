@@ -1,5 +1,7 @@
 """What a run leaves behind that another run can be compared with."""
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 # Timings and the like, which no two runs share.
@@ -7,9 +9,12 @@ _UNSTEADY = ("seconds", "memory/", "goodput/", "mfu", "compilations", "_per_seco
 
 
 def saved_state(workdir, step):
-    """Everything in a checkpoint, wherever it was placed."""
+    """Everything in a checkpoint in NumPy, wherever it was placed."""
+    folder = (workdir / "checkpoints" / str(step) / "state").resolve()
     with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore((workdir / "checkpoints" / str(step) / "state").resolve())
+        tree = reader.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(folder, restore_args=as_numpy)
 
 
 def steady(row):

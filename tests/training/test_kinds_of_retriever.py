@@ -10,10 +10,12 @@ from tiny_config import get_config
 
 from sr1_jax.evaluation.metrics import read_metrics
 from sr1_jax.retrieval import open_retriever
+from sr1_jax.retrieval.web_retriever import UsedUpError
 from sr1_jax.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))
 from servers import served
+from web_search import KEY, WebSearch
 
 # Of runs that find the same passages.
 SAME = ("reward", "em", "searches", "policy/loss", "context_tokens")
@@ -121,3 +123,32 @@ def test_over_http(base, plain, tmp_path):
     # Queries that are there at the same time share a request.
     assert 0 < total(rows, "search_http_requests") <= total(rows, "search_calls")
     assert total(rows, "search_http_attempts") == total(rows, "search_http_requests")
+
+
+@pytest.mark.slow
+def test_over_the_web(base, plain, tmp_path, monkeypatch, capsys):
+    """The same run again: the snippets are the passages."""
+    monkeypatch.setenv("BRAVE_API_KEY", KEY)
+    with WebSearch(open_retriever(get_config().retrieval, base / "data" / "corpus.jsonl")) as web:
+        settings = {"web.url": web.url, "web.cost_per_request": 0.25, "web.max_requests": 1000}
+        rows = run(tmp_path / "run", base, kind="web", **settings)
+    assert_same(rows, plain)
+    spent = total(rows, "search_web_cost")
+    # The first request, which looks whether the key is good, belongs to no step.
+    assert 0 < spent == 0.25 * total(rows, "search_web_requests") == 0.25 * (len(web.bodies) - 1)
+    told = f"Web search: {len(web.bodies)} requests, {len(web.bodies)} of 1,000 allowed"
+    assert told in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["search"]["web_requests"] == len(web.bodies)
+
+
+@pytest.mark.slow
+def test_a_run_stops_when_its_requests_are_used_up(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAVE_API_KEY", KEY)
+    with WebSearch(open_retriever(get_config().retrieval, base / "data" / "corpus.jsonl")) as web:
+        settings = {"web.url": web.url, "web.max_requests": 2}
+        with pytest.raises(UsedUpError, match="2 of 2 allowed"):
+            run(tmp_path / "stops", base, kind="web", **settings)
+        settings["web.when_used_up"] = "empty"
+        rows = run(tmp_path / "goes on", base, kind="web", **settings)
+    assert len(web.bodies) == 4 and total(rows, "search_web_unanswered") > 0

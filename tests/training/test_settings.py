@@ -379,6 +379,20 @@ def test_a_reference_under_adapters_cannot_wait_on_the_hosts():
         check_config(config)
 
 
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_a_deterministic_run_searches_vectors_one_query_at_a_time(tmp_path, kind):
+    config = good_config()
+    config.rollout.deterministic = True
+    config.retrieval.kind, config.retrieval.dense.encoder = kind, str(tmp_path)
+    with pytest.raises(ValueError, match=r"retrieval\.kind='\w+' with .*search\.batch=64.* to 1"):
+        check_config(config)
+    config.environment.options.search.batch = 1
+    check_config(config)
+    config.environment.options.search.failure = "empty"
+    with pytest.raises(ValueError, match=r"excludes environment\.options\.search\.failure"):
+        check_config(config)
+
+
 # What a resumed run may change
 
 
