@@ -143,8 +143,8 @@ def test_an_output_that_cannot_be_reached_is_told_first(corpus, failed, tmp_path
 
 def test_a_bucket_is_refused(corpus, failed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    error = failed(f"--corpus={corpus}", "--index=gs://bucket/index")
-    assert "--index=gs://bucket/index" in error
+    error = failed(f"--corpus={corpus}", "--index=s3://bucket/index")
+    assert "--index=s3://bucket/index" in error
     assert not (tmp_path / "gs:").exists()
 
 

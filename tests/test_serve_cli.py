@@ -122,7 +122,7 @@ def test_what_is_under_way_is_answered_at_the_end(start, tmp_path):
         ((), r"There is nothing to search: give --index=DIR"),
         (("--host=0.0.0.0", "--index=x"), r"--host=0\.0\.0\.0 can be reached from other machines"),
         (("--index=nowhere",), "nowhere: no such index"),
-        (("--index=gs://a/b",), r"--index=gs://a/b: only paths"),
+        (("--index=s3://a/b",), r"--index=s3://a/b: only paths"),
         (("--topk=0", "--index=x"), "topk=0: must be at least 1"),
         (("--port=http", "--index=x"), "port"),
         (("--token_file=nowhere", "--index=x"), "nowhere"),

@@ -123,19 +123,23 @@ def test_training_refuses(run, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("program", "arguments", "name"),
     [
-        (train, [f"--config={CONFIG}", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run"),
-        (train, start("--config.base.workdir=gs://b/run"), "base.workdir=gs://b/run"),
+        (train, [f"--config={CONFIG}", "--workdir=s3://bucket/run"], "--workdir=s3://bucket/run"),
+        (train, start("--config.base.workdir=s3://b/run"), "base.workdir=s3://b/run"),
         (train, start("--config.checkpoint.folder=s3://b/run"), "checkpoint.folder=s3://b/run"),
-        (evaluate, start("--questions=gs://b/dev.jsonl"), "--questions=gs://b/dev.jsonl"),
-        (export, start("--output=gs://bucket/model"), "--output=gs://bucket/model"),
-        (compare, ["gs://bucket/a", "runs/b"], "workdir=gs://bucket/a"),
-        (plan, [f"--config={CONFIG}", "--topology=v5e:1x1", "--json=gs://b/p"], "--json=gs://b/p"),
+        (evaluate, start("--questions=s3://b/dev.jsonl"), "--questions=s3://b/dev.jsonl"),
+        (export, start("--output=s3://bucket/model"), "--output=s3://bucket/model"),
+        (compare, ["s3://bucket/a", "runs/b"], "workdir=s3://bucket/a"),
+        (plan, [f"--config={CONFIG}", "--topology=v5e:1x1", "--json=s3://b/p"], "--json=s3://b/p"),
     ],
 )
-def test_buckets_are_to_be_mounted(run, tmp_path, monkeypatch, program, arguments, name):
+def test_buckets_of_other_services_are_refused(
+    run, tmp_path, monkeypatch, program, arguments, name
+):
     monkeypatch.chdir(tmp_path)
     error = run(program, *arguments)
-    assert error.startswith(f"{name}: only paths of the file system are read and written. Mount")
+    assert error.startswith(
+        f"{name}: only paths of the file system and of buckets (gs://bucket/name) are read"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -359,12 +363,12 @@ def test_an_export_is_the_policy_of_the_checkpoint(trained, tmp_path, capsys, mo
 
 
 def test_a_bucket_is_refused_by_every_command(trained, evaluated, tmp_path, monkeypatch):
-    bucket = "--config.base.workdir=gs://bucket/run"
+    bucket = "--config.base.workdir=s3://bucket/run"
     argv = [*trained.arguments, f"--output={tmp_path}/out", bucket]
     monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(ValueError, match=r"base\.workdir.*gs://bucket/run"):
+    with pytest.raises(ValueError, match=r"base\.workdir.*s3://bucket/run"):
         export.main(argv)
-    with pytest.raises(ValueError, match=r"base\.workdir.*gs://bucket/run"):
+    with pytest.raises(ValueError, match=r"base\.workdir.*s3://bucket/run"):
         evaluated("direct", bucket)
     with pytest.raises(ValueError, match=r"rollout\.passages must be at least 1"):
         evaluated("direct", "--config.rollout.passages=0")

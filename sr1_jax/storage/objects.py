@@ -153,7 +153,10 @@ def _patiently(url: str, ask: Callable[[], _T]) -> _T:
             else:
                 what = f"does not answer, tried for {patience:g} s" if passing else "refuses"
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise BucketAway(f"{url}: the storage service {what}: {reason}.") from error
+                away = BucketAway(f"{url}: the storage service {what}: {reason}.")
+                if not passing:
+                    away.exit_code = ExitCode.STORAGE
+                raise away from error
 
 
 def _stored(item: dict[str, Any]) -> Stored:

@@ -321,7 +321,7 @@ def test_with_words_as_hybrid(tmp_path, corpus, config):
     [
         ({"encoder": ""}, r"retrieval\.dense\.encoder is empty; name the folder"),
         ({"encoder": "/none"}, r"retrieval\.dense\.encoder=/none: there is no such folder"),
-        ({"encoder": "gs://b/x"}, r"retrieval\.dense\.encoder=gs://b/x: only paths"),
+        ({"encoder": "s3://b/x"}, r"retrieval\.dense\.encoder=s3://b/x: only paths"),
     ],
 )
 def test_settings_are_checked_before_anything_is_opened(config, changes, message):

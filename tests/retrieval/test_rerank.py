@@ -207,7 +207,7 @@ def test_what_cannot_be_is_refused(tmp_path, folder, monkeypatch):
     with pytest.raises(ValueError, match=r"rerank\.model=.*none: there is no such folder"):
         check_retrieval(settings(tmp_path / "none"))
     with pytest.raises(ValueError, match="only paths of the file system"):
-        check_retrieval(settings("gs://bucket/model"))
+        check_retrieval(settings("s3://bucket/model"))
     with pytest.raises(ValueError, match=r"rerank\.depth must"):
         RETRIEVAL.check(settings(folder, depth=0), "retrieval.")
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -119,7 +119,7 @@ def test_a_phase_says_what_it_imitates():
         ({"examples": "a.jsonl", "mix": {}}, r"mix is an option of the task's traces"),
         ({"examples": "a.jsonl", "epochs": 2.0}, r"needs steps or epochs, above 0, and not both"),
         ({"examples": "a.jsonl", "steps": 0}, r"needs steps or epochs, above 0, and not both"),
-        ({"examples": "gs://bucket/a.jsonl"}, r"gs://bucket/a\.jsonl"),
+        ({"examples": "s3://bucket/a.jsonl"}, r"s3://bucket/a\.jsonl"),
     ],
 )
 def test_a_phase_that_cannot_be(change, message):

@@ -98,6 +98,6 @@ def test_refused(config):
     config.lora.rank, config.lora.path = 2, "nowhere"
     with pytest.raises(ValueError, match=r"nowhere/adapter_config\.json: there is no such file"):
         check_base(config, MESH)
-    config.lora.path = "gs://bucket/adapters"
+    config.lora.path = "s3://bucket/adapters"
     with pytest.raises(ValueError, match=r"lora\.path"):
         check_config(config, inputs=False)
