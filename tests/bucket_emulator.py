@@ -1,7 +1,7 @@
 """A storage service on this machine for tests, which can be made to fail.
 
 The emulator keeps the objects in memory. In front of it stands a proxy: it does what the emulator
-leaves out (preconditions on generations), and fails where it is told to or, from a seed, at random.
+leaves out (preconditions on generations, and that of what is read), and fails where it is told to or, from a seed, at random.
 """
 
 import contextlib
@@ -188,6 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
                 body = b"--x\nContent-Type: application/json\n\n{}\n"
                 body += b"--x\nContent-Type: application/octet-stream\n\n\n--x--"
             answer = server.ask_behind(self.command, path, body, headers)
+            if self.command == "GET" and query.get("alt") == ["media"] and answer[0] == 200:
+                # The emulator does not tell of what generation content is; TensorStore has to know.
+                name = urllib.parse.unquote(parts.path.split("/o/", 1)[1])
+                told = ("x-goog-generation", server.generation(bucket, name))
+                answer = answer[0], [*answer[1], told], answer[2]
             if condition and query.get("uploadType") == ["resumable"]:
                 server.remember_session(answer[1], condition)
         return answer

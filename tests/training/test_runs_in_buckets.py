@@ -12,6 +12,7 @@ import pytest
 from sr1_jax.storage import objects
 from sr1_jax.storage.synced import SyncedFolder
 
+pytestmark = pytest.mark.slow
 CONFIG = Path(__file__).with_name("tiny_config.py")
 OVERRIDES = ("--config.rollout.deterministic=true",)
 

@@ -48,6 +48,7 @@ GOOD = {
     ("retrieval.dense.vectors", "nonsense"): CHECKED_AGAINST_FILES,
     ("retrieval.dense.query_prefix", "nonsense"): "any text may stand before another",
     ("retrieval.dense.passage_prefix", "nonsense"): "any text may stand before another",
+    ("retrieval.dense.search.block", 0): "as suits the devices",
     ("retrieval.hybrid.k", 0): "the first of each ranking counts most",
     ("retrieval.http.backoff_seconds", 0.0): "no pause",
     ("retrieval.http.token_file", "nonsense"): CHECKED_AGAINST_FILES,
