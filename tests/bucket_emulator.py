@@ -1,7 +1,8 @@
 """A storage service on this machine for tests, which can be made to fail.
 
 The emulator keeps the objects in memory. In front of it stands a proxy: it does what the emulator
-leaves out (preconditions on generations, and that of what is read), and fails where it is told to or, from a seed, at random.
+leaves out (preconditions on generations, and that of what is read), and fails where it is told to
+or, from a seed, at random.
 """
 
 import contextlib
