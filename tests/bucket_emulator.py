@@ -49,6 +49,7 @@ class BucketServer:
         self.denied: set[str] = set()  # buckets that may be read and not written
         self.writing = threading.Lock()
         self._sessions: dict[str, str] = {}  # upload id -> generation that it asks for
+        self.ended: dict[str, tuple] = {}  # upload id -> answer to its last part
         handler = type("BoundHandler", (_Handler,), {"bucket_server": self})
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._proxy.daemon_threads = True
@@ -189,6 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
                 body = b"--x\nContent-Type: application/json\n\n{}\n"
                 body += b"--x\nContent-Type: application/octet-stream\n\n\n--x--"
             answer = server.ask_behind(self.command, path, body, headers)
+            upload = query.get("upload_id", [""])[0]
+            if upload and answer[0] == 200:
+                server.ended[upload] = answer
+            elif upload in server.ended and answer[0] == 404:
+                answer = server.ended[upload]  # the emulator forgets it, the service does not
             if self.command == "GET" and query.get("alt") == ["media"] and answer[0] == 200:
                 # The emulator does not tell of what generation content is; TensorStore has to know.
                 name = urllib.parse.unquote(parts.path.split("/o/", 1)[1])
