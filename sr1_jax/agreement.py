@@ -34,14 +34,15 @@ def gather(value: _T) -> list[_T]:
     """Everyone's `value`, by process; any picklable object."""
     if jax.process_count() == 1:
         return [value]
-    data = np.frombuffer(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL), np.uint8)
-    short = bytes(data) if len(data) <= _SHORT else b""
-    told = hosts.exchange(_SIZE.pack(len(data)) + short)
+    pickled = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    short = pickled if len(pickled) <= _SHORT else b""
+    told = hosts.exchange(_SIZE.pack(len(pickled)) + short)
     sizes = [_SIZE.unpack_from(one)[0] for one in told]
     longest = max(sizes)
     # What comes from here was pickled by a process of this very run.
     if longest <= _SHORT:
         return [pickle.loads(one[_SIZE.size :]) for one in told]
+    data = np.frombuffer(pickled, np.uint8)
     size = next((size for size in _PIECES if size >= longest), _PIECES[-1])
     parts = []
     for start in range(0, longest, size):

@@ -15,12 +15,13 @@ import os
 import sys
 import threading
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 from absl import flags
 
 from sr1_jax.exit_codes import ExitCode
+from sr1_jax.hosts.channel import coordination
 
 # How often the watching thread asks; how long a failing process waits to be heard.
 _WATCH_SECONDS = 1.0
@@ -105,7 +106,7 @@ def join(
     finally:
         late.cancel()
     _check_count()
-    if _state().process_id:
+    if coordination().process_id:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 to the end of the process
     watch = threading.Event()
     thread = threading.Thread(target=_watch, args=(watch,), name="sr1_jax cluster", daemon=True)
@@ -126,7 +127,7 @@ def joined() -> bool:
 
 def processes() -> int:
     """How many processes the cluster has; 1 without one. Starts no backend of JAX."""
-    return _state().num_processes or 1
+    return coordination().num_processes or 1
 
 
 class _Failure(NamedTuple):
@@ -152,11 +153,11 @@ def fail(message: str, code: int) -> NoReturn:
         message: said by every process.
         code: that all end with; where another process has failed before, all end with its code.
     """
-    _fail(message, code, _state().num_processes)
+    _fail(message, code, coordination().num_processes)
 
 
 def _fail(message: str, code: int, processes: int) -> NoReturn:
-    state = _state()
+    state = coordination()
     print(f"error: process {state.process_id}: {message}", file=sys.stderr, flush=True)
     try:
         state.client.key_value_set(_FAILURE, _Failure(state.process_id, code, message).told())
@@ -169,7 +170,7 @@ def _fail(message: str, code: int, processes: int) -> NoReturn:
 
 
 def _watch(stop: threading.Event) -> None:
-    state = _state()
+    state = coordination()
     while not stop.wait(_WATCH_SECONDS):
         try:
             first = _Failure.read(state.client.key_value_try_get(_FAILURE))
@@ -192,7 +193,7 @@ def _leave_together(processes: int, code: int) -> NoReturn:
 
     Else those left would see a broken connection instead of the reason.
     """
-    state = _state()
+    state = coordination()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         state.client.key_value_set(f"{_HEARD}/{state.process_id}", "", allow_overwrite=True)
         until = time.monotonic() + _HEARD_SECONDS
@@ -213,14 +214,6 @@ def _end(message: str, code: int) -> NoReturn:
         print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
-
-
-def _state() -> Any:
-    # JAX shows its key-value store to nobody, but Orbax and others take it from here as well.
-    # Unlike jax.process_index() this starts no backend.
-    from jax._src import distributed
-
-    return distributed.global_state
 
 
 def _check(coordinator: str, processes: int, process: int, wait_seconds: int) -> None:
@@ -244,7 +237,7 @@ def _check(coordinator: str, processes: int, process: int, wait_seconds: int) ->
 
 def _check_count() -> None:
     """Every process has to believe in the same number of processes as the first."""
-    state = _state()
+    state = coordination()
     if state.process_id == 0:
         state.client.key_value_set(_EXPECTED, str(state.num_processes))
         return

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from etils import epath
 
 from sr1_jax import cli
+from sr1_jax.paths import replacing
 
 _PART_BYTES = 16 << 20  # what is uploaded again and again should stay small
 _LAST_TRIES, _PAUSE_SECONDS = 3, 2.0
@@ -82,9 +83,8 @@ class KeptLog:
         if "://" in self._folder:  # objects of a bucket are whole
             (folder / name).write_bytes(content)
             return
-        temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
+        with replacing(Path(folder) / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -144,6 +144,12 @@ class Section:
             leaves = {name.rsplit(".", 1)[-1]: name for name in known}
             close = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)]
         return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ends a message on an unknown name with the known one most like it; "" if none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,6 @@ Search-R1 (arXiv 2503.09516); of all others FlashRAG's (arXiv 2405.13576).
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sr1_jax.cli import notice
 from sr1_jax.data import search_r1
 from sr1_jax.data.questions import Question, QuestionFile, read_questions
 from sr1_jax.paths import local_path
+from sr1_jax.settings import did_you_mean
 
 SPLITS = ("train", "dev", "test")
 # Folders in which Search-R1's scripts put train.parquet and test.parquet.
@@ -159,8 +159,7 @@ def _by_path(spec: str | os.PathLike) -> QuestionFile:
     if not path.exists() and path.name == str(spec) and not path.suffix:
         name = path.name.partition(":")[0]
         names = [*SETS, *MIXTURES]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, names)
         raise FileNotFoundError(
             f"{spec}: neither a file nor a question set; the sets are {', '.join(names)}.{hint}"
         )

@@ -11,7 +11,6 @@ for the one tag whose options name a command or a url. Needs `pip install 'sr1_j
 from __future__ import annotations
 
 import collections
-import difflib
 import json
 import shlex
 import threading
@@ -32,6 +31,7 @@ from sr1_jax.environment.mcp_session import Session, session_of
 from sr1_jax.environment.settings import CALLS, MCP, CallOptions
 from sr1_jax.environment.tool import Observation
 from sr1_jax.http_exchange import address_problem
+from sr1_jax.settings import did_you_mean
 
 
 class McpRecord(NamedTuple):
@@ -209,8 +209,7 @@ class Factory:
         known = (*MCP.parts, *CALLS.parts)
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(f"environment.options.{tag}.{name} is no option of a tool.{hint}")
         defaults = {name: getattr(part, "default", {}) for name, part in MCP.parts.items()}
         options = defaults | {name: given[name] for name in MCP.parts if name in given}
@@ -268,8 +267,7 @@ def _find(tag: str, options: Mapping[str, Any], session: Session) -> Tool:
     if not name and len(tools) == 1:
         return next(iter(tools.values()))
     if name not in tools:
-        near = difflib.get_close_matches(name, tools, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, tools)
         raise ValueError(
             f"environment.options.{tag}.tool={name!r}: the server has "
             f"{', '.join(sorted(tools)) or 'no tools'}.{hint}"
@@ -297,8 +295,7 @@ def _argument(tag: str, options: Mapping[str, Any], tool: Tool) -> str:
     if name in fixed:
         raise ValueError(f"{where}.argument={name!r} is given in {where}.arguments too.")
     if names and name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, names)
         raise ValueError(
             f"{where}.argument={name!r}: {tool.name} has no such argument, but "
             f"{', '.join(names)}.{hint}"

@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
-from sr1_jax.hosts.sockets import Connection, Ended, Port, connect, own_address
+from sr1_jax.hosts.sockets import Connection, Port, connect, own_address, told_by
 
 _NAME = "channel"
+_GONE = "process {} closed its channel: it ended without a word."
 _HEAD = struct.Struct(">QI")  # number of the exchange, process
 _LENGTH = struct.Struct(">Q")
 # How long a process may take to come here, once the cluster stands; others say so if it does not.
@@ -47,7 +48,7 @@ def _channel() -> _Hub | _Spoke:
 
 def coordination() -> Any:
     """JAX's coordination service as this process sees it: client, process_id, num_processes,
-    coordinator_address."""
+    coordinator_address. Starts no backend, unlike `jax.process_index()`."""
     # JAX shows it to nobody, but Orbax and others take it from here as well.
     from jax._src import distributed
 
@@ -83,7 +84,7 @@ class _Hub:
         self._calls += 1
         parts = [data]
         for process, other in sorted(self._others.items()):
-            told = _of(process, other.receive)
+            told = told_by(other.receive, gone=_GONE.format(process))
             call, _ = _HEAD.unpack_from(told)
             if call != self._calls:
                 raise RuntimeError(
@@ -93,7 +94,7 @@ class _Hub:
             parts.append(told[_HEAD.size :])
         everything = _joined(parts)
         for process, other in self._others.items():
-            _of(process, other.send, everything)
+            told_by(other.send, everything, gone=_GONE.format(process))
         return parts
 
 
@@ -112,18 +113,9 @@ class _Spoke:
 
     def exchange(self, data: bytes) -> list[bytes]:
         self._calls += 1
-        _of(0, self._hub.send, _HEAD.pack(self._calls, self._process) + data)
-        return _split(_of(0, self._hub.receive))
-
-
-def _of(process: int, call: Any, *arguments: Any) -> Any:
-    """What a call of a connection returns; says whose other end is gone if it is."""
-    try:
-        return call(*arguments)
-    except Ended as error:
-        raise RuntimeError(
-            f"process {process} closed its channel: it ended without a word."
-        ) from error
+        head = _HEAD.pack(self._calls, self._process)
+        told_by(self._hub.send, head + data, gone=_GONE.format(0))
+        return _split(told_by(self._hub.receive, gone=_GONE.format(0)))
 
 
 def _joined(parts: Sequence[bytes]) -> bytes:

@@ -10,10 +10,12 @@ import hmac
 import secrets
 import socket
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from sr1_jax.exit_codes import ExitCode
 
+_T = TypeVar("_T")
 _LENGTH = struct.Struct(">Q")
 _TOKEN_BYTES = 16
 _CONNECT_SECONDS = 60
@@ -144,6 +146,23 @@ class Connection:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def told_by(call: Callable[..., _T], *arguments: Any, gone: str) -> _T:
+    """What a call of a `Connection` returns.
+
+    Args:
+        call: its `send` or `receive`.
+        arguments: of the call.
+        gone: what to say where its other end is.
+
+    Raises:
+        RuntimeError: it is gone.
+    """
+    try:
+        return call(*arguments)
+    except Ended as error:
+        raise RuntimeError(gone) from error
 
 
 def own_address(coordinator: str) -> str:

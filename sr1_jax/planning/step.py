@@ -113,8 +113,7 @@ def _calls_of_rollouts(run: Run, assumed: Assumptions) -> dict[Any, float]:
 def _calls_of_searches(run: Run, queries: int) -> dict[Any, float]:
     """Batches are as large as calls of the search tool; each process embeds its own, and searches
     its part of the index for those of all."""
-    options = run.config.environment.options.get(SEARCH, {})
-    batch = options.get("batch", CallOptions().batch)
+    batch = CallOptions.of(run.config.environment.options, SEARCH).batch
     keys = [program.key for program in run.programs]
     found: dict[Any, float] = {}
     for kind, share in ((Search, 1), (Embed, processes_of(run.mesh))):

@@ -69,17 +69,18 @@ class VectorSearch:
         batches: tuple[int, ...] = (1, 8, 64, 256),
     ):
         self.count, self.width, self.dtype = vectors.count, vectors.width, vectors.dtype
-        self._mesh, self._batches = mesh, batches
+        self._batches = batches
         self._layout = layout = Layout.of(vectors.count, vectors.dtype, mesh, block)
         rows = vectors.rows
         if vectors.dtype == "bfloat16" and mesh.devices.flat[0].platform == "cpu":
             # As bits: XLA's CPU backend would convert all of a bfloat16 array in every search.
             rows = _bits_of(vectors.rows)
-        pack = layout.pack if layout.parts > 1 else lambda values: values
-        self._values = _placed(rows, vectors, layout.rows, mesh, pack)
+        values, scales = layout.shapes(vectors.width, vectors.dtype, mesh)
+        pack = layout.pack if layout.parts > 1 else None
+        self._values = _placed(rows, vectors.count, layout, values, pack)
         self._scales = None
         if vectors.scales is not None:
-            self._scales = _placed(vectors.scales, vectors, layout.rows, mesh)
+            self._scales = _placed(vectors.scales, vectors.count, layout, scales)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._program = search_program(
             mesh, vectors.count, layout, approximate=approximate, recall=recall
@@ -199,32 +200,30 @@ def merged(score_PBk: np.ndarray, number_PBk: np.ndarray, k: int) -> Found:
 
 def _placed(
     read: Callable[[int, int], np.ndarray],
-    vectors: Vectors,
-    rows: int,
-    mesh: Mesh,
-    pack: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+    count: int,
+    layout: Layout,
+    kept: jax.ShapeDtypeStruct,
+    pack: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> jax.Array:
     """Rows on the devices, zeros past the last; each is read once, for the device that keeps it.
 
     Args:
         read: (first, last) gives those rows.
-        vectors: of which they are.
-        rows: of a device.
-        mesh: of the devices.
-        pack: makes of a device's rows what it keeps.
+        count: of all rows.
+        layout: of a device's.
+        kept: of `Layout.shapes`.
+        pack: makes of a device's rows what it keeps; None: they are kept as they are.
     """
-    trailing = np.shape(read(0, 1))[1:]
-    kept = len(pack(np.zeros((rows, *trailing), np.int8))) if trailing else rows
-    shape = (kept * mesh.size, *trailing)
 
     def part(index):
-        device = index[0].indices(shape[0])[0] // kept
-        first, last = device * rows, (device + 1) * rows
-        values = np.asarray(read(min(first, vectors.count), min(last, vectors.count)))
-        padding = ((0, rows - len(values)), *((0, 0) for _ in trailing))
-        return pack(np.pad(values, padding) if padding[0][1] else values)
+        rows = layout.rows
+        first = index[0].indices(kept.shape[0])[0] * (layout.parts if pack else 1)
+        values = np.asarray(read(min(first, count), min(first + rows, count)))
+        if missing := rows - len(values):
+            values = np.pad(values, ((0, missing), *[(0, 0)] * (values.ndim - 1)))
+        return values if pack is None else pack(values)
 
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, _ROWS), part)
+    return jax.make_array_from_callback(kept.shape, kept.sharding, part)
 
 
 def _bits_of(rows):

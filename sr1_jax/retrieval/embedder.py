@@ -36,6 +36,11 @@ class Embedded(NamedTuple):
     cut: int
 
 
+def shared_evenly(batches: Sequence[int], mesh: Mesh) -> list[int]:
+    """Sizes of batches, rounded up to what the devices of a mesh share evenly; increasing."""
+    return sorted({-(-batch // mesh.size) * mesh.size for batch in batches})
+
+
 class Embedder:
     """An encoder on the devices of a mesh.
 
@@ -57,7 +62,7 @@ class Embedder:
         self._tokenizer.enable_truncation(self.recipe.max_tokens)
         longest = self.recipe.max_tokens
         self._lengths = (*(length for length in _LENGTHS if length < longest), longest)
-        self._batches = sorted({-(-batch // mesh.size) * mesh.size for batch in batches})
+        self._batches = shared_evenly(batches, mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(MESH_AXES))
         self._params = jax.device_put(encoder.params, replicated)

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sr1_jax.abstract import Program, placed
 from sr1_jax.models.encoder import Encoder, EncoderConfig, pool
 from sr1_jax.retrieval.dense_search import Layout, padded_k, search_program
+from sr1_jax.retrieval.embedder import shared_evenly
 from sr1_jax.sharding import MESH_AXES, make_mesh
 
 QUERY_TOKENS = 32  # of the longest query of a batch, the prefix included
@@ -135,7 +136,7 @@ def dense_programs(
         return pool(nnx.merge(graph, params)(ids_BT, length_B), length_B, "mean", normalized=True)
 
     jitted = jax.jit(embed, out_shardings=rows_n)
-    for batch in sorted({-(-b // mesh.size) * mesh.size for b in search["batches"]}):
+    for batch in shared_evenly(search["batches"], mesh):
         ids_BT = jax.ShapeDtypeStruct((batch, QUERY_TOKENS), jnp.int32, sharding=rows_n)
         length_B = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows_n)
         key = Embed(batch, QUERY_TOKENS)

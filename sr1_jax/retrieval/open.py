@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from sr1_jax.retrieval.noise import check_noise, with_noise
 from sr1_jax.retrieval.stand_ins import Delayed, open_empty
 from sr1_jax.retrieval.web_retriever import check_web, open_web
 from sr1_jax.retrieval.web_wire import MOST_RESULTS
+from sr1_jax.settings import did_you_mean
 
 # (retrieval section of the settings, corpus, index folder) -> retriever; see `open_retriever`.
 Factory = Callable[[Mapping[str, Any], Path | None, Path | None], Retriever]
@@ -193,10 +193,20 @@ def check_rerank(rerank: Mapping[str, Any]) -> None:
         raise ValueError(f"retrieval.rerank.model={folder}: there is no such folder.")
 
 
+def searched_kinds(config: Mapping[str, Any]) -> set[str]:
+    """The kind, and those that it fuses.
+
+    Args:
+        config: the section `retrieval` of the settings.
+    """
+    fused = config["hybrid"]["kinds"] if config["kind"] == "hybrid" else ()
+    return {config["kind"], *fused}
+
+
 def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what an index is: without those of what stands around it."""
     settings = {key: value for key, value in dict(config).items() if key not in _AROUND}
-    kinds = {config["kind"], *(config["hybrid"]["kinds"] if config["kind"] == "hybrid" else ())}
+    kinds = searched_kinds(config)
     for kind in ("dense", "hybrid"):
         if kind not in kinds:
             settings.pop(kind, None)
@@ -230,8 +240,7 @@ def _find(name: str) -> Kind:
     if is_import_path(name):
         return Kind(load(name, "retrieval.kind"))
     if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, KINDS)
         raise ValueError(
             f"retrieval.kind={name!r}: there is no such retriever; choose one of "
             f"{', '.join(KINDS)}, or give module:factory.{hint}"

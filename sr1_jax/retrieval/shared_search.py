@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sr1_jax.hosts.sockets import Connection, Ended, Port, connect, own_address
+from sr1_jax.hosts.sockets import Connection, Ended, Port, connect, own_address, told_by
 from sr1_jax.retrieval.dense_search import Found, VectorSearch, merged
 from sr1_jax.retrieval.vectors import Vectors
 
@@ -24,6 +24,7 @@ _ASKED = struct.Struct(">IIQ")  # queries, width, k
 _FOUND = struct.Struct(">BII")  # 1, queries, k; or 0 and what went wrong
 # How long a process may take to load its part, while others want to search already.
 _OPEN_SECONDS = 3600
+_GONE = "process {}, which shares the dense index, is gone"
 _opened: collections.Counter[str] = collections.Counter()
 
 
@@ -65,10 +66,11 @@ class SharedSearch:
         asked = _ASKED.pack(*query_BD.shape, k) + query_BD.tobytes()
         others = {p: self._connection(p) for p in self._processes if p != self._process}
         for process, other in others.items():
-            _of(process, other.send, asked)
+            told_by(other.send, asked, gone=_GONE.format(process))
         found = {self._process: self._search(query_BD, k)}
         for process, other in others.items():
-            found[process] = _found_by(process, _of(process, other.receive))
+            answer = told_by(other.receive, gone=_GONE.format(process))
+            found[process] = _found_by(process, answer)
             self._idle[process].put(other)
         in_corpus_order = [found[process] for process in self._processes]
         return merged(*(np.stack(parts) for parts in zip(*in_corpus_order)), k)
@@ -145,10 +147,3 @@ def _found_by(process: int, answer: bytes) -> Found:
     score_Bk = np.frombuffer(answer[_FOUND.size : _FOUND.size + scores], np.float32)
     number_Bk = np.frombuffer(answer[_FOUND.size + scores :], np.int64)
     return Found(score_Bk.reshape(queries, k), number_Bk.reshape(queries, k))
-
-
-def _of(process: int, call: Any, *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except Ended as error:
-        raise RuntimeError(f"process {process}, which shares the dense index, is gone") from error

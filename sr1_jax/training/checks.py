@@ -19,7 +19,7 @@ from sr1_jax.evaluation.wandb_board import check_wandb
 from sr1_jax.models.lora import LoraConfig
 from sr1_jax.paths import check_address, local_paths, path_or_none
 from sr1_jax.protocol.tags import SEARCH
-from sr1_jax.retrieval.open import check_retrieval, needs_corpus
+from sr1_jax.retrieval.open import check_retrieval, needs_corpus, searched_kinds
 from sr1_jax.rewards.reward import check_key, check_terms, reads_searches
 from sr1_jax.rl import settings as learner_settings
 from sr1_jax.sharding import batch_parts
@@ -218,12 +218,10 @@ def _check_deterministic(config: ml_collections.ConfigDict) -> None:
             "rollout.deterministic=True excludes retrieval.web.when_used_up='empty': which "
             "searches are the last depends on the clock. Set it to 'stop'."
         )
-    retrieval, search = config.retrieval, config.environment.options.get(SEARCH, {})
-    kinds = retrieval.hybrid.kinds if retrieval.kind == "hybrid" else (retrieval.kind,)
-    batch = search.get("batch", CallOptions().batch)
-    if "dense" in kinds and batch != 1:
+    batch = CallOptions.of(config.environment.options, SEARCH).batch
+    if "dense" in searched_kinds(config.retrieval) and batch != 1:
         raise ValueError(
-            f"rollout.deterministic=True excludes retrieval.kind={retrieval.kind!r} with "
+            f"rollout.deterministic=True excludes retrieval.kind={config.retrieval.kind!r} with "
             f"environment.options.search.batch={batch}: which queries share a batch depends on the "
             "clock, and vectors of other batches round differently. Set it to 1."
         )

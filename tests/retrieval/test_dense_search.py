@@ -116,7 +116,7 @@ def test_each_device_reads_its_own_rows():
     vector_ND, asked = make(1000), []
     vectors = Vectors(1000, WIDTH, "float32", lambda a, b: asked.append((a, b)) or vector_ND[a:b])
     VectorSearch(vectors, mesh_of(8), block=64)
-    assert sorted(asked)[1:] == [(i * 128, min(1000, i * 128 + 128)) for i in range(8)]
+    assert sorted(asked) == [(i * 128, min(1000, i * 128 + 128)) for i in range(8)]
 
 
 @pytest.mark.parametrize("count", [1, 255, 257, 1000])
