@@ -16,6 +16,7 @@ from sr1_jax.retrieval.bm25 import BM25Retriever, bm25_options, open_bm25
 from sr1_jax.retrieval.cache import with_cache
 from sr1_jax.retrieval.http_retriever import check_http, open_http
 from sr1_jax.retrieval.hybrid import open_hybrid
+from sr1_jax.retrieval.incomplete import Incomplete
 from sr1_jax.retrieval.index_folder import DENSE_FORMAT, format_of
 from sr1_jax.retrieval.noise import check_noise, with_noise
 from sr1_jax.retrieval.stand_ins import Delayed, open_empty
@@ -77,7 +78,7 @@ KINDS = {
 }
 
 # What does not decide how an index is built, or what is in it.
-_AROUND = ("http", "web", "rerank", "noise", "cache", "delay_seconds")
+_AROUND = ("http", "web", "rerank", "noise", "cache", "missing", "delay_seconds")
 _SEARCH_ONLY = ("search", "query_prefix")  # of retrieval.dense
 
 
@@ -128,11 +129,11 @@ def open_as_built(index: Path) -> Retriever:
 def wrapped(
     retriever: Retriever, config: Mapping[str, Any], corpus: Path | None = None
 ) -> Retriever:
-    """A retriever with the reranker, the delay, the cache and the noise that the settings ask for.
+    """A retriever with the gaps, the delay, the reranker, the cache and the noise of the settings.
 
-    The delay is the search engine's own: what the cache holds comes without it. The cache holds
-    what the reranker made of a ranking, which is what takes longest. Noise is put over what the
-    cache holds, so that one cache serves every share.
+    What is missing is missing for all else. The delay is the search engine's own: what the cache
+    holds comes without it. The cache holds what the reranker made of a ranking, which is what takes
+    longest. Noise is put over what the cache holds, so that one cache serves every share.
 
     Args:
         retriever: of any kind.
@@ -142,6 +143,8 @@ def wrapped(
     Raises:
         ValueError, OSError: see `open_reranker`, `with_cache` and `with_noise`.
     """
+    if config.get("missing", 0.0):
+        retriever = Incomplete(retriever, config["missing"], _most_passages(config))
     if config.get("delay_seconds", 0.0):
         retriever = Delayed(retriever, config["delay_seconds"])
     if "rerank" in config and config["rerank"]["model"]:
@@ -154,6 +157,11 @@ def wrapped(
     if "noise" in config:
         retriever = with_noise(retriever, config["noise"], corpus)
     return retriever
+
+
+def _most_passages(config: Mapping[str, Any]) -> int | None:
+    kind = config.get("kind", "")
+    return KINDS[kind].most_passages if kind in KINDS else None
 
 
 def check_retrieval(config: Mapping[str, Any], passages: int = 1) -> None:
@@ -178,8 +186,11 @@ def check_retrieval(config: Mapping[str, Any], passages: int = 1) -> None:
         )
     if "rerank" in config:
         check_rerank(config["rerank"])
-    if "noise" in config:
-        check_noise(config["noise"])
+    if "noise" in config and check_noise(config["noise"]) and config.get("missing", 0.0):
+        raise ValueError(
+            f"retrieval.missing={config['missing']} excludes retrieval.noise: random passages "
+            "would bring back what is missing. Set one of them to 0."
+        )
 
 
 def check_rerank(rerank: Mapping[str, Any]) -> None:

@@ -270,6 +270,11 @@ RETRIEVAL = Section(
         "web": WEB,
         "noise": NOISE,
         "cache": CACHE,
+        "missing": Setting(
+            0.0,
+            "share of the passages that no search finds, always the same: an incomplete corpus",
+            between(0, 1, open_above=True),
+        ),
         "delay_seconds": Setting(
             0.0, "that every call of the retriever takes more", at_least(0), free_on_resume=True
         ),
