@@ -31,6 +31,7 @@ from sr1_jax import cli
 from sr1_jax.chips import chip_of
 from sr1_jax.paths import output_or_none
 from sr1_jax.planning.plan import Plan, as_json, make_plan
+from sr1_jax.planning.preemption import GB, USUAL, Cloud
 from sr1_jax.planning.sweep import Case, cases_of
 from sr1_jax.planning.tables import print_plan, print_sweep
 from sr1_jax.retrieval.listing import IndexShape
@@ -65,6 +66,14 @@ def main(argv: Sequence[str]) -> None:
     for name in _ASSUMED:
         flags.DEFINE_integer(name, None, f"Assumed {name.replace('_', ' ')}.", **define)
     flags.DEFINE_float("occupancy", None, "Assumed share of busy decode slots.", **define)
+    flags.DEFINE_float("preemption_hours", USUAL.hours, "Assumed between two.", **define)
+    flags.DEFINE_float("preemption_notice", USUAL.notice, "Assumed seconds of it.", **define)
+    flags.DEFINE_float("preemption_storage", USUAL.storage / GB, "Assumed GB a second of a host "
+                       "to and from storage.", **define)  # fmt: skip
+    flags.DEFINE_float("preemption_copy", USUAL.copy / GB, "Assumed GB a second of a host from "
+                       "its chips.", **define)  # fmt: skip
+    flags.DEFINE_float("preemption_start", USUAL.start, "Assumed seconds until a new run computes.",
+                       **define)  # fmt: skip
     cli.parse(values, argv, required=("config",), usage=__doc__)
     topologies = [*([values.topology] if values.topology else []), *values.sweep]
     index = IndexShape.parse(values.index) if values.index else None
@@ -72,10 +81,21 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--topology is missing, e.g. --topology=v5e:8x8 (or --sweep=…).")
     for topology in topologies:
         chip_of(topology)
+    _cloud_of(values).check()
     cases = cases_of(topologies, values.vary)
     configs = [case.applied(values.config) for case in cases]
     with output_or_none(values.json, "--json") as file:
         _plan_all(values, cases, configs, index, file)
+
+
+def _cloud_of(values: flags.FlagValues) -> Cloud:
+    return Cloud(
+        values.preemption_hours,
+        values.preemption_notice,
+        values.preemption_storage * GB,
+        values.preemption_copy * GB,
+        values.preemption_start,
+    )
 
 
 def _plan_all(
@@ -136,6 +156,7 @@ def _with_progress(
             only=values.only,
             keep=values.keep,
             index=index,
+            cloud=_cloud_of(values),
             progress=progress,
             **assumed,
         )

@@ -16,6 +16,14 @@ from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
 from sr1_jax.planning.costs import Costs, costs_of
 from sr1_jax.planning.kept import compile_kept
+from sr1_jax.planning.preemption import (
+    USUAL,
+    Cloud,
+    Preemption,
+    as_values,
+    held_at_resumption,
+    preemption,
+)
 from sr1_jax.planning.run import (
     OPTIMIZERS,
     REFERENCE,
@@ -90,6 +98,7 @@ class Plan:
         chip: of the topology.
         assumed: what episodes look like.
         rows: one a compiled program.
+        cloud: what is assumed of preemptions.
     """
 
     topology: str
@@ -97,6 +106,7 @@ class Plan:
     chip: Chip
     assumed: Assumptions
     rows: list[Row]
+    cloud: Cloud = USUAL
 
     @property
     def chips(self) -> int:
@@ -135,6 +145,11 @@ class Plan:
         return sum(self.terms.values())
 
     @property
+    def preemption(self) -> Preemption | None:
+        """What one costs; None where the plan does not know how long a step is."""
+        return preemption(self.run, self.step_seconds, self.cloud) if self.step_seconds else None
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens of a step's episodes, read and written, a second and chip."""
         episodes = self.run.config.questions * self.run.config.samples
@@ -155,6 +170,7 @@ def make_plan(
     only: str = "",
     keep: str = "",
     index: IndexShape | None = None,
+    cloud: Cloud = USUAL,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     **assumed: float | None,
 ) -> Plan:
@@ -168,6 +184,7 @@ def make_plan(
         only: programs whose name starts so, of those; several with commas.
         keep: a folder from which compiled programs are taken, and where they are put; "": none.
         index: a dense index that the devices hold besides.
+        cloud: what is assumed of preemptions.
         progress: called before each program with how many are done, how many there are, its name.
         assumed: see `Assumptions`; None for the usual.
 
@@ -187,7 +204,7 @@ def make_plan(
         compiled = compile_kept(program, Path(keep)) if keep else compile_program(program)
         rows.append(make_row(run, program, compiled, chip, calls, assumptions))
     progress(len(chosen), len(chosen), "")
-    return Plan(topology, run, chip, assumptions, rows)
+    return Plan(topology, run, chip, assumptions, rows, cloud)
 
 
 def usual_programs(programs: list[Program], calls: dict[Any, float]) -> list[Program]:
@@ -281,6 +298,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.all_fit,
         "step_seconds": plan.step_seconds,
         "step_terms": plan.terms,
+        "held_at_resumption": held_at_resumption(plan.run),
+        "preemption": as_values(plan.preemption) if plan.preemption else None,
         "tokens_per_second_and_chip": plan.tokens_per_second,
         "decode_bytes_over_needed": plan.decode_overhead,
         "programs": [_row_as_json(plan, row) for row in plan.rows],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import rich.box
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from sr1_jax.chips import GIB
 from sr1_jax.planning.plan import SPARE, Plan, Row, advice
+from sr1_jax.planning.preemption import MOST_LOST, held_at_resumption
 from sr1_jax.planning.sweep import Case, growth
 from sr1_jax.rl.program_keys import Accumulate
 
@@ -36,6 +38,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     _print_table(console, title, _work_table(plan))
     _print_table(console, "Time of one call, ms", _time_table(plan))
     _print_step(plan, console)
+    _print_preemption(plan, console)
     _print_collectives(plan, console)
     _print_vocabulary(plan, console)
     _print_findings(plan, console)
@@ -204,6 +207,47 @@ def _print_step(plan: Plan, console: Console) -> None:
         f"  together             {total:8.2f} s, {plan.tokens_per_second:.0f} tokens/s and chip",
     )
     _say(console, "Searches and work of the hosts come on top.")
+
+
+def _print_preemption(plan: Plan, console: Console) -> None:
+    cost = plan.preemption
+    if cost is None:
+        return
+    cloud = cost.cloud
+    console.print()
+    _say(
+        console,
+        f"[bold]Preemptions[/] (assumed: one in {cloud.hours:g} h, {cloud.notice:g} s of notice, a "
+        f"host moves {cloud.storage / 1e9:g} GB/s to storage and {cloud.copy / 1e9:g} GB/s from "
+        f"its chips, programs run after {cloud.start:g} s)",
+    )
+    _say(
+        console,
+        f"A checkpoint has {cost.bytes / 1e9:.1f} GB, at most {cost.most_written / 1e9:.1f} a "
+        f"host: training waits {cost.pause:.1f} s, it is written after {cost.write:.0f} s, in time "
+        f"after {cost.saved_in_time:.0%} of all notices. Coming back takes {cost.comeback:.0f} s.",
+    )
+    least = cost.best_interval()
+    if math.isinf(least):
+        how = f"Every notice is met: {cost.loss(least):.1%} of the time is lost"
+    else:
+        how = (
+            f"Least is lost, {cost.loss(least):.1%}, with a checkpoint every {least / 60:.0f} "
+            f"minutes (checkpoint.minutes)"
+        )
+    longest = cost.longest_interval(MOST_LOST)
+    if longest is None:
+        how += f"; {MOST_LOST:.0%} is out of reach."
+    elif math.isfinite(longest):
+        how += f"; up to every {longest / 60:.0f} minutes it is at most {MOST_LOST:.0%}."
+    else:
+        how += "."
+    _say(console, how)
+    _say(
+        console,
+        f"While it is taken up again a device holds at most {_gib(held_at_resumption(plan.run))} "
+        "GiB: no more than in an update.",
+    )
 
 
 def _print_collectives(plan: Plan, console: Console) -> None:

@@ -112,7 +112,8 @@ def test_a_plan_adds_up(tiny_plan):
 def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
     found = tiny_plan()
     text = rendered(print_plan, found)
-    for part in ("decode 8", "policy apply", "15.75 GiB", "Everything fits"):
+    preempted = "A checkpoint has", "Coming back takes", "While it is taken up again"
+    for part in ("decode 8", "policy apply", "15.75 GiB", "Everything fits", *preempted):
         assert part in text
     # What an all-gather of the stored program sends: 9 MB, in 6 calls.
     assert re.search(r"decode 8 +all-gather +0\.01 +6\n", text)
@@ -123,6 +124,8 @@ def test_tables_and_json_say_what_the_plan_says(tiny_plan, tmp_path):
     assert by_name["decode 8"]["flops"] == 6 * 2 * 1024**3
     assert by_name["decode 8"]["collective_bytes"]["all-gather"] == 6 * 3 * 256 * 1024 * 2
     assert entry["step_seconds"] == pytest.approx(sum(entry["step_terms"].values()))
+    assert entry["preemption"]["comeback_seconds"] == pytest.approx(found.preemption.comeback)
+    assert entry["held_at_resumption"] <= max(row.total for row in found.rows)
 
 
 def test_tables_fit_80_columns_and_break_no_word(tiny_plan, fake):
