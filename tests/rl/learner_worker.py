@@ -46,4 +46,5 @@ def main(folder, coordinator, process):
     (folder / f"{process}.pkl").write_bytes(pickle.dumps((leaves, metrics, rows)))
 
 
-main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
