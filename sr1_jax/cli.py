@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +20,15 @@ from sr1_jax.settings import Section
 from sr1_jax.terminal import one_line, printable
 
 _KEY_COLUMNS = 34
+
+
+class ToldToEnd(BaseException):
+    """SIGTERM came where nothing is under way that has to be finished first.
+
+    No `Exception`: whoever handles those, to try again for one, should not take it for one.
+    """
+
+    exit_code = ExitCode.TERMINATED
 
 
 class _ConfigFlag(flags.Flag):
@@ -178,15 +189,19 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     An error that nobody expected, or one of the devices, leaves its traceback as well; with
     SR1_JAX_TRACEBACK set every error does. In a cluster an error ends the other processes too, with
-    the same code.
+    the same code. SIGTERM ends a program where it is, as an error would, so that it leaves nothing
+    half done; who has something to finish first takes the signal over meanwhile.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if threading.current_thread() is threading.main_thread():  # others may set no handlers
+        signal.signal(signal.SIGTERM, _end)
     try:
         main(sys.argv)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, ToldToEnd) as error:
+        message = str(error) or "interrupted"
         if cluster.joined():
-            cluster.fail("interrupted", code_of(error))
-        print("interrupted", file=sys.stderr)
+            cluster.fail(message, code_of(error))
+        print(message, file=sys.stderr)
         sys.exit(code_of(error))
     except Exception as error:
         code = code_of(error)
@@ -199,6 +214,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             cluster.fail(message, code)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
+
+
+def _end(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and the end takes its time
+    raise ToldToEnd("Told to end (SIGTERM). Start again to go on.")
 
 
 def notice(text: str) -> None:

@@ -1,5 +1,8 @@
 """Flags, help, settings of files and of the command line, and errors as one line."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,6 +19,14 @@ from sr1_jax.terminal import printable
 from sr1_jax.training.settings import MOVED, RUN, unknown_setting
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def sigterm():
+    """What SIGTERM did before a test, it does after."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -374,3 +385,24 @@ def test_tracebacks_where_they_are_asked_for_or_a_device_failed(failing, monkeyp
 
 def test_ctrl_c(failing):
     assert failing(KeyboardInterrupt()) == (ExitCode.INTERRUPTED, "interrupted\n")
+
+
+def test_sigterm_ends_a_program_where_it_is(capsys):
+    """What it holds is released, nothing takes it for an error to try again after, and a second
+    signal does not disturb its end."""
+    steps = []
+
+    def main(argv):
+        try:
+            with contextlib.suppress(Exception):
+                os.kill(os.getpid(), signal.SIGTERM)
+                steps.append("went on")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("released")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == ExitCode.TERMINATED
+    assert steps == ["released"]
+    assert capsys.readouterr().err == "Told to end (SIGTERM). Start again to go on.\n"

@@ -1,45 +1,20 @@
 """Deterministic runs killed at random moments, over and over, are the run they would have been."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from saved_runs import saved_state, steady
+from deterministic_runs import alone, assert_equal_runs, wait_for
 
 from sr1_jax.evaluation.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("importable")]
 HERE = Path(__file__).parent
-# Of the process rather than of the run: what a new one finds in no cache, and was not asked twice.
-OF_THE_PROCESS = ("search_cache", "_seconds")
 # Whoever writes a checkpoint is killed within this time.
 SAVING_SECONDS = 0.05
-
-
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    """The configs and the retriever in this folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        yield
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """What is compiled once need not be compiled again by those that are killed."""
-    folder = tmp_path_factory.mktemp("programs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
 
 
 class Case:
@@ -64,32 +39,12 @@ class Case:
         return [*self.command, f"--workdir={workdir}"]
 
 
-def alone(command, log):
-    """One process with one device."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    with open(log, "a") as out:
-        return subprocess.Popen(
-            [sys.executable, *command], env=os.environ | {"XLA_FLAGS": flags}, stdout=out,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-
 def is_saving(workdir):
     """Whether a checkpoint is being written."""
     try:
         return any(not path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
     except FileNotFoundError:
         return False
-
-
-def wait_for(event, running, seconds):
-    """Whether it comes to pass while all processes run, within that time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and all(process.poll() is None for process in running):
-        if event():
-            return True
-        time.sleep(0.002)
-    return False
 
 
 def kill_at_random(running, workdir, chance, seconds_to_first_step, step_seconds):
@@ -110,31 +65,6 @@ def kill_at_random(running, workdir, chance, seconds_to_first_step, step_seconds
     for process in running:
         process.wait(120)  # the others end with it, or find that it never came
     return alive
-
-
-def rows_of(workdir):
-    def kept(row):
-        items = steady(row).items()
-        return {key: value for key, value in items if not any(x in key for x in OF_THE_PROCESS)}
-
-    return [kept(row) for row in read_metrics(workdir)]
-
-
-def assert_equal_runs(workdir, other, steps):
-    """Bit for bit: parameters, moments, metrics, trajectories."""
-    rows, wanted = rows_of(workdir), rows_of(other)
-    assert [row["step"] for row in rows] == list(range(1, steps + 1))
-    assert rows == wanted
-    for step in range(1, steps + 1):
-        name = f"trajectories/step-{step:06d}.jsonl"
-        assert (workdir / name).read_bytes() == (other / name).read_bytes()
-    got, want = saved_state(workdir, steps), saved_state(other, steps)
-    assert fingerprints(got) == fingerprints(want) and len(fingerprints(want)) > 20
-
-
-def fingerprints(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
 def seconds_of(workdir):
