@@ -56,6 +56,8 @@ _TRANSIENT_ERRNOS = {
 _NETWORK_LIBRARIES = ("aiohttp", "gcsfs", "google", "requests", "urllib3")
 # What those servers answer when asking again may help (RFC 9110, section 15).
 _TRANSIENT_STATUS = {408, 425, 429, *range(500, 600)}
+# What tensorstore says of an error of the system, whatever code of google.rpc it makes of it.
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 # How errors of JAX, tensorstore and gRPC begin: the names of google.rpc.Code.
 _RPC_CODE = re.compile(r"\s*([A-Z][A-Z_]+):")
 _TRANSIENT_RPC = {"ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL",
@@ -66,8 +68,8 @@ def code_of(error: BaseException) -> int:
     """The code of a program that ends by an error.
 
     An error may carry its own in an attribute `exit_code`. One that reports another (`raise … from
-    …`) has the code of that one where that is transient: a tool that fails since its server is away
-    does not make the input bad.
+    …`) has the code of that one where that is transient, or of storage: a tool that fails since its
+    server is away, or a checkpoint since the disk is full, does not make the input bad.
     """
     own = getattr(error, "exit_code", None)
     if own is not None:
@@ -78,17 +80,25 @@ def code_of(error: BaseException) -> int:
         return ExitCode.TERMINATED
     if isinstance(error, FloatingPointError):
         return ExitCode.DIVERGED
+    if _system_errno(error) in _STORAGE_ERRNOS:
+        return ExitCode.STORAGE
     if _is_transient(error):
         return ExitCode.TRANSIENT
     cause = error.__cause__
-    if cause is not None and code_of(cause) == ExitCode.TRANSIENT:
-        return ExitCode.TRANSIENT
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
-        return ExitCode.STORAGE
+    if cause is not None and code_of(cause) in (ExitCode.TRANSIENT, ExitCode.STORAGE):
+        return ExitCode(code_of(cause))
     if is_of_devices(error):
         return ExitCode.DEFECT  # memory that does not suffice, a program that does not compile
     expected = isinstance(error, (ValueError, OSError, RuntimeError))
     return ExitCode.BAD_INPUT if expected else ExitCode.DEFECT
+
+
+def _system_errno(error: BaseException) -> int | None:
+    """The number of the system's error that this one is, or tells of."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = _SYSTEM_ERROR.search(str(error))
+    return int(told[1]) if told else None
 
 
 def is_of_devices(error: BaseException) -> bool:

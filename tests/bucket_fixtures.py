@@ -30,4 +30,5 @@ def no_pauses(monkeypatch):
     async def at_once(seconds):
         pass
 
+    objects.prepare()  # what it says of gcsfs counts before that is imported
     monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from sr1_jax.exit_codes import ExitCode, code_of
 from sr1_jax.storage import objects
 from sr1_jax.training import checkpoints as checkpoints_module
 from sr1_jax.training.checkpoints import CheckpointFailed, RunCheckpoints
@@ -197,8 +198,12 @@ def test_what_fails_before_the_commit_keeps_it_from_being_made(tmp_path):
 def test_a_folder_that_takes_no_more(tmp_path, small_disk, kind):
     folder = small_disk(kind, holds=_one_checkpoint)
     message = rf"checkpoint.* could not be written to {folder}.*Those"
-    with pytest.raises(OSError, match=message), RunCheckpoints(folder, keep=9) as checkpoints:
+    with (
+        pytest.raises(OSError, match=message) as failed,
+        RunCheckpoints(folder, keep=9) as checkpoints,
+    ):
         checkpoints.save(2, _large(), {"step": 2})
+    assert code_of(failed.value) == ExitCode.STORAGE
     assert not (folder / "2").exists()
     with RunCheckpoints(folder, keep=9, reading=True) as checkpoints:
         assert checkpoints.latest_step == 1
@@ -220,8 +225,9 @@ def test_a_bucket_that_goes_away(bucket, monkeypatch, no_pauses):
     _write(folder)
     checkpoints = RunCheckpoints(folder, keep=9)
     bucket.away = True
-    with pytest.raises(CheckpointFailed, match=r"could not be written to gs://.*Those"):
+    with pytest.raises(CheckpointFailed, match=r"could not be written to gs://.*Those") as failed:
         checkpoints.save(4, _state(4), {"step": 4})
         checkpoints.close()
+    assert code_of(failed.value) == ExitCode.TRANSIENT
     bucket.away = False
     assert _taken_up(folder) == 3
