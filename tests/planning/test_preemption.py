@@ -6,6 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from tiny_runs import tiny_config
 
 from sr1_jax.planning.preemption import (
     Cloud,
@@ -15,7 +16,6 @@ from sr1_jax.planning.preemption import (
     preemption,
 )
 from sr1_jax.planning.run import device_bytes, make_run
-from tests.planning.test_run import tiny_config
 
 
 def cost(**changes):

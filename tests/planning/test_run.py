@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_runs import tiny_config
 
 from sr1_jax.chips import CHIPS, chip_of
 from sr1_jax.models.decoder import Decoder, DecoderConfig, ValueModel, parameter_count
@@ -21,22 +22,6 @@ from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Prepare, Score, Totals, Zeros
 from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard
 from sr1_jax.sharding import make_mesh
-from sr1_jax.training.settings import default_config
-
-
-def tiny_config(**mesh):
-    config = default_config()
-    config.model.vocab_size, config.model.width, config.model.ff_width = 384, 64, 192
-    config.questions = config.rollout.slots = 8
-    config.rollout.max_context_tokens = 128
-    config.rollout.max_segment_tokens = config.rollout.max_observation_tokens = 24
-    config.rollout.extend_buckets = (16, 32)
-    config.learner.micro_batch = config.learner.minibatch_size = 4
-    config.learner.length_buckets = (64, 128)
-    config.learner.chunk_tokens = 64
-    for axis, size in mesh.items():
-        config.mesh[axis] = size
-    return config
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,7 @@ GOOD = {
     ("retrieval.noise.seed", 0): "a seed like any other",
     ("retrieval.cache.folder", "nonsense"): CHECKED_AGAINST_FILES,
     ("retrieval.delay_seconds", 0.0): ZERO_IS_OFF,
+    ("retrieval.missing", 0.0): ZERO_IS_OFF,
     ("reward.format_weight", 0.0): ZERO_IS_A_RATE,
     ("reward.final_format_weight", 0.0): ZERO_IS_A_RATE,
     ("reward.retrieval_weight", 0.0): ZERO_IS_A_RATE,
