@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=cpu $(BIN)/python -m
 
-.PHONY: ask demo harder baselines test test-all lint clean
+.PHONY: agent agent-small ask demo harder baselines test test-all lint clean
 
 .venv/ready: setup.py
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,31 @@ endif
 export Q
 ask: .venv/ready-smollm2
 	@$(RUN) sr1_jax.ask $(AGENT) --corpus=examples/plain_facts.jsonl $${Q:+"$$Q"}
+
+# SmolLM2 becomes an agent that reads Wikipedia: traces of half of the training questions, imitation,
+# reinforcement learning with the other half, the score on dev_nq.jsonl. DATA is a folder with
+# train.jsonl, dev_nq.jsonl and corpus.jsonl.gz. Stopped and started again it goes on. agent-small does
+# less of each, in about 40 minutes.
+agent: OUT := runs/agent
+agent-small: OUT := runs/agent_small
+agent-small: TRACES := --limit=900
+agent-small: STEPS := --config.steps=3 --config.evaluation.every=0
+AGENT_DATA = --config.data.dev=$(DATA)/dev_nq.jsonl --config.data.corpus=$(DATA)/corpus.jsonl.gz
+.PHONY: agent-data
+agent-data:
+	@for file in train.jsonl dev_nq.jsonl corpus.jsonl.gz; do \
+		test -f "$(DATA)/$$file" || { echo "DATA=$(DATA) has no $$file: give its folder."; exit 2; }; \
+	done
+agent agent-small: agent-data .venv/ready-smollm2
+	mkdir -p $(OUT)
+	test -f $(OUT)/traces.jsonl || $(RUN) sr1_jax.traces --config=configs/smollm2_agent.py \
+		--questions=$(DATA)/train.jsonl --corpus=$(DATA)/corpus.jsonl.gz --workdir=$(OUT)/start \
+		--share=0.5 --rest=$(OUT)/rest.jsonl $(TRACES) --out=$(OUT)/traces.jsonl
+	$(RUN) sr1_jax.train --config=configs/smollm2_agent.py:stage=start,traces=$(OUT)/traces.jsonl \
+		--workdir=$(OUT)/start --config.data.questions=$(DATA)/train.jsonl $(AGENT_DATA)
+	$(RUN) sr1_jax.train --config=configs/smollm2_agent.py --workdir=$(OUT)/rl $(STEPS) \
+		--config.lora.path=$(OUT)/start/supervised/adapter \
+		--config.data.questions=$(OUT)/rest.jsonl $(AGENT_DATA)
 
 # Learns to search a fictional world, in about ten minutes.
 demo: .venv/ready

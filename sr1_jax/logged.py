@@ -73,8 +73,9 @@ class KeptLog:
                 return False
             with self._lock:
                 self._uploaded[number] = len(content)
-                if number < len(self._parts) - 1:
-                    self._parts[number] = None  # full, and kept
+                # Full and kept, unless more came while it was written.
+                if number < len(self._parts) - 1 and len(self._parts[number]) == len(content):
+                    self._parts[number] = None
         return True
 
     def _write_whole(self, name: str, content: bytes) -> None:

@@ -39,7 +39,7 @@ from sr1_jax.paths import disk_path, local_paths, output_or_none, output_path, p
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.hooks import told_at_end
-from sr1_jax.retrieval.open import needs_corpus
+from sr1_jax.retrieval.open import check_retrieval, needs_corpus
 from sr1_jax.terminal import one_line
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_paths
@@ -200,6 +200,7 @@ def _check_config(config: ml_collections.ConfigDict, corpus: Path | None) -> Non
     RUN.check(config)
     check_paths(config)
     environment_settings.check_config(config.environment)
+    check_retrieval(config.retrieval, config.rollout.passages)
     check_tools(config.environment.tools, config)
     if not config.base.path:
         raise ValueError(

@@ -113,7 +113,10 @@ def _train(
             result["before"] = development.before(params, workdir, run_facts(config, contents))
             del params  # they may be arrays that training need not hold
     if config.warm_start.phases and (config.base.workdir or config.base.path):
-        result["supervised"] = fine_tune(config, workdir, task, policy, mesh, development)
+        result["supervised"] = fine_tune(
+            config, workdir, task, policy, mesh, development,
+            {name: contents[name] for name in ("base", "lora.path") if name in contents},
+        )  # fmt: skip
     result["seconds_before_rl"] = time.perf_counter() - began
 
     if config.steps:

@@ -55,6 +55,22 @@ def test_a_command_that_is_not_there(tmp_path):
     assert done.returncode == 2 and "/no/such cannot be run" in done.stderr
 
 
+def test_what_is_printed_while_a_part_is_written_is_kept(tmp_path, monkeypatch):
+    log = logged.KeptLog(str(tmp_path), "host", part_bytes=4)
+    log.write(b"on")
+    write = log._write_whole
+
+    def printing(name, content):
+        log.write(b"e\n!")  # fills the part
+        monkeypatch.setattr(log, "_write_whole", write)
+        write(name, content)
+
+    monkeypatch.setattr(log, "_write_whole", printing)
+    assert log.upload() and log.upload()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"host.0.log": "one\n!"}
+
+
 def test_a_folder_that_comes_back_gets_everything(tmp_path, capsys):
     (tmp_path / "logs").touch()  # a file: nothing can be written below it
     log = logged.KeptLog(str(tmp_path / "logs"), "host", part_bytes=4)

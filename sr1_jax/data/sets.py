@@ -155,7 +155,7 @@ def tell_sizes(
 
 
 def _by_path(spec: str | os.PathLike) -> QuestionFile:
-    path = Path(spec)
+    path = local_path(os.fspath(spec), "questions")
     if not path.exists() and path.name == str(spec) and not path.suffix:
         name = path.name.partition(":")[0]
         names = [*SETS, *MIXTURES]

@@ -57,7 +57,8 @@ class Grid(NamedTuple):
         entries: of each method, set by set.
         means: of each method, the average in which each set counts the same; with one set it is
             that set's result.
-        differences: exact match of the first method less that of each other, on average over sets.
+        differences: exact match of the first method less that of each other, on average over sets;
+            of the questions that both answered.
     """
 
     sets: tuple[str, ...]
@@ -83,7 +84,10 @@ def grid_of(entries: Mapping[str, Sequence[Entry]]) -> Grid:
         tuple(_labels([entry.result for entry in entries[first]])),
         entries,
         means,
-        {other: paired_macro_difference(exact[first], exact[other]) for other in others},
+        {
+            other: paired_macro_difference(exact[first], exact[other], common=True)
+            for other in others
+        },
     )
 
 

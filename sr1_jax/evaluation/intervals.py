@@ -129,6 +129,7 @@ def paired_macro_difference(
     a: Mapping[str, Values] | Iterable[Values],
     b: Mapping[str, Values] | Iterable[Values],
     *,
+    common: bool = False,
     level: float = LEVEL,
     resamples: int | None = None,
     seed: int = 0,
@@ -138,6 +139,9 @@ def paired_macro_difference(
     Args:
         a: values by question of each set, perhaps by its name.
         b: of the same sets.
+        common: whether questions that one of both lacks are left out instead of refused: with
+            rollout.long_prompts="skip" a method leaves out what does not fit its prompt, and may
+            fit another's.
         level: see `bootstrap`.
         resamples: see `bootstrap`.
         seed: see `bootstrap`.
@@ -154,7 +158,10 @@ def paired_macro_difference(
     pairs = []
     for ours, theirs in zip(a, b):
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            _check_same_keys(ours, theirs, "question")
+            if common:
+                ours = {id: value for id, value in ours.items() if id in theirs}
+            else:
+                _check_same_keys(ours, theirs, "question")
             theirs = {id: theirs[id] for id in ours}
         elif len(ours) != len(theirs):
             raise ValueError(f"{len(ours)} questions do not pair with {len(theirs)}.")

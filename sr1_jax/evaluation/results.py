@@ -25,13 +25,10 @@ from sr1_jax.terminal import one_line
 # Settings that decide what a question is answered with.
 _SECTIONS = ("protocol", "environment", "retrieval", "rollout")
 _WEIGHTS = ("base.path", "base.workdir", "lora.path")
-# Settings of these sections that only change the speed, or how much may be spent: results differ by
-# rounding alone. An evaluation that stopped because requests were used up goes on with more.
+# Settings of these sections that only change the speed: results differ by rounding alone.
 SPEED = (
     "rollout.slots", "rollout.decode_steps", "rollout.decode_sizes", "rollout.extend_buckets",
     "rollout.turnover", "rollout.share_prefixes", "rollout.deterministic", "rollout.profile",
-    "retrieval.web.connections", "retrieval.web.requests_per_second", "retrieval.web.max_requests",
-    "retrieval.web.ledger", "retrieval.web.cost_per_request",
 )  # fmt: skip
 _SAMPLING = ("rollout.temperature", "rollout.top_p", "rollout.top_k")
 _LONGEST_CHANGES = 60

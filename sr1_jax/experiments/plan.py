@@ -197,6 +197,20 @@ def from_base(config: ml_collections.ConfigDict, base: Path, index: str = "") ->
     return values | ({"data.index": str(base / "data" / index)} if index else {})
 
 
+def check_base(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings by which runs would not start from the policy that their base trained.
+
+    Raises:
+        ValueError: a pretrained policy has a supervised start.
+    """
+    if config.base.path and config.warm_start.phases:
+        raise ValueError(
+            "warm_start.phases would tune base.path, and the runs of an experiment start from it "
+            "as it is: train and export it first, or of adapters give lora.path, and clear the "
+            "phases."
+        )
+
+
 def world_files(plan_folder: Path, seeds: Sequence[int], name: str) -> dict[int, str]:
     """The files of a name that a fictional world writes below the base of each seed: train,
     heldout, corpus."""

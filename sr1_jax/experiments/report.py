@@ -103,7 +103,8 @@ def table_of(plan: Plan) -> dict[str, Any]:
         rows[key] = {"label": row.label, "method": row.method} | _figures(found[key], plan, sets)
         if key != plan.reference:
             ours = _pooled(found[key])
-            rows[key]["difference"] = list(paired_macro_difference(ours, theirs))
+            difference = paired_macro_difference(ours, theirs, common=True)
+            rows[key]["difference"] = list(difference)
     return {
         "seeds": list(plan.seeds),
         "sets": sets,

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import ml_collections
 
 from sr1_jax.experiments.derived import Overrides, derived_config, split_argument
-from sr1_jax.experiments.plan import BASE, Plan, Row, from_base
+from sr1_jax.experiments.plan import BASE, Plan, Row, check_base, from_base
 from sr1_jax.training.checks import check_config
 
 _OWN_BASE = "own_base"
@@ -114,6 +114,8 @@ def checked_configs(
         try:
             config = derived_config(entry.config, (*overrides, *entry.overrides), {})
             check_config(config)
+            if not entry.own_base:
+                check_base(config)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
         configs[entry.name] = config
@@ -130,6 +132,7 @@ def sweep_plan(
     asked: Mapping[int, Sequence[str]],
     limit: int = 0,
     corpora: Mapping[int, str] | None = None,
+    indexes: Mapping[str, str] | None = None,
 ) -> Plan:
     """The stages of a sweep.
 
@@ -142,7 +145,10 @@ def sweep_plan(
         asked: files that every run answers at its end, by seed.
         limit: of each file; 0: all.
         corpora: see `Plan`.
+        indexes: of runs of a pretrained policy by their names, the name of the index that each
+            would build; who would build that of the first takes it from the base.
     """
+    indexes = indexes or {}
     plan = Plan(folder, seeds, asked, reference=entries[0].name, limit=limit, corpora=corpora)
     for entry in entries:
         plan.rows[entry.name] = Row(entry.name, configs[entry.name].method, entry.name)
@@ -153,7 +159,9 @@ def sweep_plan(
             config = configs[entry.name]
             values = {}
             if not entry.own_base:
-                values = from_base(config, plan.workdir(seed, BASE))
+                index = indexes.get(entry.name, "")
+                same = index == indexes.get(first.name)
+                values = from_base(config, plan.workdir(seed, BASE), index if same else "")
             values |= {"method": config.method}
             given = (entry.config, (*overrides, *entry.overrides), values)
             plan.train(seed, entry.name, *given)

@@ -29,6 +29,8 @@ _SCHEME = "gs://"
 # In one request; more is read by parts at the same time, and written by parts one after another.
 _PART_BYTES = 32 << 20
 _THREADS = 8
+# How often an object is read until what came is what is stored: it may be written anew meanwhile.
+_DOWNLOADS = 4
 # A generation that no object has: the condition that there is none.
 NEW = "0"
 
@@ -171,15 +173,22 @@ def crc32c_of(data: bytes) -> str:
     return base64.b64encode(google_crc32c.Checksum(data).digest()).decode("ascii")
 
 
-def crc32c_of_file(path: Path) -> str:
-    """As `crc32c_of`, of a file."""
+def crc32c_of_file(path: Path, size: int | None = None) -> str:
+    """As `crc32c_of`, of a file; with `size` of its first bytes."""
     import google_crc32c
 
     checksum = google_crc32c.Checksum()
-    with open(path, "rb") as file:
-        while part := file.read(_PART_BYTES):
-            checksum.update(part)
+    for part in _parts_of(path, size):
+        checksum.update(part)
     return base64.b64encode(checksum.digest()).decode("ascii")
+
+
+def _parts_of(path: Path, size: int | None) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size if size is None else size
+        while part := file.read(min(left, _PART_BYTES)):
+            left -= len(part)
+            yield part
 
 
 def listing(url: str) -> dict[str, Stored]:
@@ -291,39 +300,59 @@ def upload(url: str, path: Path) -> Stored:
     if size <= _PART_BYTES:
         with open(path, "rb") as file:
             return write(url, file.read(size))
-    files, checksum = _files(), crc32c_of_file(path)
+    files, checksum = _files(), crc32c_of_file(path, size)
+    snapshot = _beside(path)
 
     def ask() -> Stored:
-        files.put_file(str(path), url)
+        # gcsfs sends a file to its end, so one that grows is copied first.
+        grown = path.stat().st_size != size
+        if grown and not snapshot.exists():
+            with open(snapshot, "wb") as file:
+                file.writelines(_parts_of(path, size))
+        files.put_file(str(snapshot if grown else path), url)
         stored = stat(url)
         if stored.crc32c != checksum:
             raise TimeoutError("another content arrived than was sent")
         return stored
 
-    return _patiently(url, ask)
+    try:
+        return _patiently(url, ask)
+    finally:
+        snapshot.unlink(missing_ok=True)
 
 
-def download(url: str, path: Path, stored: Stored) -> None:
+def download(url: str, path: Path, stored: Stored) -> Stored:
     """Writes an object to a file that is there whole or not at all, and compares its checksum.
+
+    Args:
+        url: of the object.
+        path: of the file.
+        stored: what the service told of the object.
+
+    Returns:
+        What was written to the file: another than `stored` where that was written anew meanwhile.
 
     Raises:
         FileNotFoundError, BucketAway: as `_patiently`; or what came is not what is stored.
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
-        for _ in range(2):
+        for _ in range(_DOWNLOADS):
             _fill(temporary, url, stored.size)
             if crc32c_of_file(temporary) == stored.crc32c:
                 temporary.replace(path)
-                return
-        raise BucketAway(
-            f"{url}: what arrives is not what is stored (CRC-32C); it may just have been written "
-            "anew. Start again."
-        )
+                return stored
+            stored = stat(url)
+        raise BucketAway(f"{url}: what arrives is not what is stored (CRC-32C). Start again.")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A file that stands for another for a while, and is itself no output."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _fill(path: Path, url: str, size: int) -> None:

@@ -72,13 +72,22 @@ class SyncedFolder:
             there = {name: o for name, o in objects.listing(self.url).items() if wanted(name)}
             stale = [name for name, stored in there.items() if self._stale(name, stored, known)]
             with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(lambda name: self._download(name, there[name]), stale))
-            for name in stale:
-                known[name] = self._as_known(name, there[name])
+                coming = {name: threads.submit(self._download, name, there[name]) for name in stale}
+            # What came is noted even where others did not: the next try need not bring it again.
+            failures = []
+            for name, one in coming.items():
+                try:
+                    known[name] = one.result()
+                except FileNotFoundError:  # deleted since it was listed
+                    del there[name]
+                except OSError as error:
+                    failures.append(error)
             for name in [name for name in known if wanted(name) and name not in there]:
                 self._path(name).unlink(missing_ok=True)
                 del known[name]
             self._write(known)
+        if failures:
+            raise failures[0]
         return sorted(there)
 
     def _stale(self, name: str, stored: Stored, known: dict[str, _Known]) -> bool:
@@ -86,8 +95,10 @@ class SyncedFolder:
             return True
         return not self._path(name).is_file()
 
-    def _download(self, name: str, stored: Stored) -> None:
-        objects.download(objects.join(self.url, name), self._path(name), stored)
+    def _download(self, name: str, stored: Stored) -> _Known:
+        stored = objects.download(objects.join(self.url, name), self._path(name), stored)
+        state = self._path(name).stat()
+        return _Known(stored, state.st_size, state.st_mtime_ns)
 
     def push(
         self,
@@ -133,10 +144,6 @@ class SyncedFolder:
 
     def _path(self, name: str) -> Path:
         return self.folder / name if name else self.folder
-
-    def _as_known(self, name: str, stored: Stored) -> _Known:
-        state = self._path(name).stat()
-        return _Known(stored, state.st_size, state.st_mtime_ns)
 
     @staticmethod
     def _unchanged(known: _Known | None, state: os.stat_result) -> bool:

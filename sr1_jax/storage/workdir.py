@@ -29,7 +29,7 @@ _ORIGIN = ".origin"
 CHECKPOINTS = ("checkpoints", "supervised_checkpoints")
 PUSH_SECONDS = 60.0
 # Files that come and go, so that they go in the bucket too; all others stay there.
-_PASSING = ("*.partial_*",)
+_PASSING = ("*.partial_*", "*/under_way.*")
 
 
 def place_of(folder: str | Path | epath.Path) -> Path | epath.Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from sr1_jax.training.policies import (
     SUPERVISED,
     fine_tuned_policy,
     starting_policy,
+    was_fine_tuned,
     with_adapters,
 )
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
 from sr1_jax.training.saved_base import save_base
 from sr1_jax.training.settings import RUN, has_adapters
 from sr1_jax.training.task import Task
-from sr1_jax.training.warm_start import scratch_model, train_supervised
+from sr1_jax.training.warm_start import forget_progress, scratch_model, train_supervised
 
 _FACTS = "warm_start.json"
 # Below the workdir, while supervised training is under way.
@@ -106,7 +108,8 @@ def base_policy(config: ml_collections.ConfigDict, task: Task, source: Path, mes
     )  # fmt: skip
     origin = {"warm_start": scores, "scripted_ceiling": task.supervised.ceiling()}
     policy = Policy.of(trained, tokenizer, origin)
-    _save(folder, origin, config, policy)
+    _save(folder, origin | {"settings": _settings_of(config)}, config, policy)
+    forget_progress(folder.with_name(_PROGRESS))
     return policy
 
 
@@ -117,6 +120,7 @@ def fine_tune(
     policy: Policy,
     mesh: Mesh,
     development: Development,
+    weights: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Supervised fine-tuning of a policy that is there: of another run's, or a pretrained one.
 
@@ -124,19 +128,31 @@ def fine_tune(
     With lora.rank or lora.path only adapters train, and are written as a folder of peft, which
     lora.path of another run takes.
 
+    Args:
+        config: of the run.
+        workdir: of the run.
+        task: has the examples.
+        policy: that is trained.
+        mesh: that it is trained on.
+        development: what scores it along the way.
+        weights: fingerprints of those that it starts from (`resume.weights_contents`).
+
     Returns:
         The scores along the way.
 
     Raises:
-        ValueError: what is found was made with other settings, or several processes would train
-            adapters; or as `train_supervised`.
+        ValueError: what is found was made with other settings or from other weights, or several
+            processes would train adapters; or as `train_supervised`.
     """
     folder = workdir / SUPERVISED
     if has_adapters(config) and jax.process_count() > 1:
         raise ValueError("Supervised training of adapters runs in one process; set lora.rank=0.")
+    settings = _settings_of(config) | {"weights": dict(weights)}
+    # Before anything is loaded onto a base that it was not made from.
+    facts = _read_facts(folder, settings) if was_fine_tuned(workdir) else {}
     if found := fine_tuned_policy(config, workdir, mesh):
         policy.params = nnx.state(found[0])
-        return _read_facts(folder, _settings_of(config))["supervised"]
+        return facts["supervised"]
     trained, scores = train_supervised(
         config,
         task,
@@ -145,11 +161,12 @@ def fine_tune(
         mesh,
         development.final_scores if development.count else None,
         folder=workdir / _PROGRESS,
-        facts=_settings_of(config),
+        facts=settings,
     )
     adapted = trained if has_adapters(config) else None
     policy.params = nnx.state(trained if adapted is None else merged_model(trained))
-    _save(folder, {"supervised": scores}, config, policy, adapted)
+    _save(folder, {"supervised": scores, "settings": settings}, config, policy, adapted)
+    forget_progress(workdir / _PROGRESS)
     return scores
 
 
@@ -164,8 +181,7 @@ def _save(
     last."""
     folder.mkdir(parents=True, exist_ok=True)
     if lead_on_file_system(folder) == jax.process_index():
-        written = json.dumps(facts | {"settings": _settings_of(config)}, indent=1)
-        (folder / _FACTS).write_text(written + "\n")
+        (folder / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     if adapted is not None:
         save_adapters(adapted, folder / ADAPTER, base=config.base.path)
     else:

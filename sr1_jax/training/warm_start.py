@@ -54,8 +54,8 @@ def train_supervised(
         tokenizer: of the model.
         mesh: that it is trained on.
         evaluate: parameters of a plain model -> scores; None: without.
-        folder: for checkpoints every config.warm_start.checkpoint_every steps; it is removed at
-            the end. None: without.
+        folder: for checkpoints every config.warm_start.checkpoint_every steps, which
+            `forget_progress` deletes once the result is written. None: without.
         facts: JSON-able, that what is taken up again has to have been made with.
 
     Returns:
@@ -77,9 +77,13 @@ def train_supervised(
                 model = _train_phase(
                     config, number, phase, examples, model, tokenizer.pad_id, mesh, evaluate, saved
                 )
-    if folder is not None and is_first():
-        epath.Path(folder).rmtree(missing_ok=True)
     return model, saved.scores
+
+
+def forget_progress(folder: Path) -> None:
+    """Deletes the checkpoints of supervised training: its result is written."""
+    if is_first():
+        epath.Path(place_of(folder.parent) / folder.name).rmtree(missing_ok=True)
 
 
 def _train_phase(

@@ -87,6 +87,14 @@ def test_the_paired_macro_average():
     assert_between_neighbours(found, exact.ravel() / 2, 0.8)
 
 
+def test_questions_that_one_left_out_do_not_count():
+    a, b = {"q1": 1, "q2": 0, "q3": 1}, {"q1": 0, "q3": 1, "q4": 1}
+    found = paired_macro_difference([a], [b], common=True)
+    assert found == paired_macro_difference([[1, 1]], [[0, 1]])
+    with pytest.raises(ValueError, match="no question 'q2'"):
+        paired_macro_difference([a], [b])
+
+
 def test_agrees_with_scipy():
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(3).beta(0.4, 0.6, size=60)

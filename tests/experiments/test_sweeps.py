@@ -6,6 +6,7 @@ import pytest
 
 from sr1_jax.config_files import load_config
 from sr1_jax.experiments.sweeps import Entry, checked_configs, read_list, sweep_plan
+from sr1_jax.sweep import index_of
 from sr1_jax.training.settings import unknown_setting
 
 
@@ -120,3 +121,40 @@ def test_a_table_and_a_sweep_in_one_folder_share_their_runs(tmp_path):
     assert len(sweep.stages) == 3
     for stage in sweep.stages:
         assert by_name[stage.name] == stage
+
+
+PRETRAINED = (
+    ("base.path", "model"), ("data.world_people", "0"), ("data.questions", "q.jsonl"),
+    ("data.corpus", "c.jsonl"), ("warm_start.phases", "()"),
+)  # fmt: skip
+
+
+def test_a_supervised_start_of_a_pretrained_policy_is_not_dropped(tmp_path):
+    """The runs of a sweep start from base.path as it is, so they may not ask for another."""
+    (tmp_path / "t.jsonl").write_text('{"ids": [1, 2], "mask": [0, 1]}\n')
+    phase = {"name": "a", "examples": f"{tmp_path}/t.jsonl", "steps": 2, "learning_rate": 1e-3}
+    tuned = (*PRETRAINED[:-1], ("warm_start.phases", f"({phase},)"))
+    with pytest.raises(ValueError, match=r"^ppo: warm_start\.phases would tune base\.path"):
+        checked_configs([Entry("ppo", "configs/demo.py", tuned, False)], ())
+    checked_configs([Entry("ppo", "configs/demo.py", tuned, True)], ())
+
+
+def test_runs_of_a_pretrained_policy_share_the_index_of_the_base(tmp_path):
+    entries = [
+        Entry("ppo", "configs/demo.py", PRETRAINED, False),
+        Entry("top_3", "configs/demo.py", (*PRETRAINED, ("rollout.passages", "3")), False),
+        Entry("k1", "configs/demo.py", (*PRETRAINED, ("retrieval.k1", "2.0")), False),
+    ]
+    configs = checked_configs(entries, ())
+    indexes = {name: index_of(config) for name, config in configs.items()}
+    plan = sweep_plan(
+        entries, configs, (), tmp_path, seeds=(0,), asked={0: ["d.jsonl"]}, indexes=indexes
+    )
+    index = tmp_path / "seed_0" / "base" / "data" / indexes["ppo"]
+    named = {stage.name: f"{str(index)!r}" in stage.config for stage in plan.stages}
+    assert named == {
+        "seed_0_base_train": False,
+        "seed_0_ppo_train": True, "seed_0_ppo_evaluate": True,
+        "seed_0_top_3_train": True, "seed_0_top_3_evaluate": True,
+        "seed_0_k1_train": False, "seed_0_k1_evaluate": False,
+    }  # fmt: skip

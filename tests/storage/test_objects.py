@@ -71,6 +71,34 @@ def test_large_files_go_by_parts(bucket, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["c"]
 
 
+def test_of_a_large_file_that_grows_the_beginning_arrives(bucket, tmp_path, monkeypatch, no_pauses):
+    monkeypatch.setattr(objects, "_PART_BYTES", 1 << 10)
+    path, content = tmp_path / "spool", os.urandom(5000)
+    path.write_bytes(content)
+    files = objects._files()
+    put = files.put_file
+
+    def growing(source, url):
+        with open(path, "ab") as file:
+            file.write(b"more")
+        put(source, url)
+
+    monkeypatch.setattr(files, "put_file", growing)
+    stored = objects.upload(f"{bucket.folder}/a", path)
+    assert stored.size == 5000 and objects.read(f"{bucket.folder}/a") == content
+    assert [file.name for file in tmp_path.iterdir()] == ["spool"]
+
+
+def test_an_object_written_anew_while_it_is_read_arrives_as_it_is_now(
+    bucket, tmp_path, monkeypatch
+):
+    url = f"{bucket.folder}/a"
+    listed = objects.write(url, b"old")
+    now = objects.write(url, b"longer than it was")
+    assert objects.download(url, tmp_path / "a", listed) == now
+    assert (tmp_path / "a").read_bytes() == b"longer than it was"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_service_that_fails_at_random_loses_nothing(bucket, tmp_path, seed, no_pauses):
     """Refused, unanswered, answered in vain, and cut in the middle of what is sent or answered."""

@@ -95,6 +95,34 @@ def test_a_push_that_fails_goes_on_where_it_stopped(pair, bucket, monkeypatch):
     assert _files(there.folder) == dict.fromkeys("abc") | {name: name for name in "abc"}
 
 
+def test_a_fetch_that_fails_keeps_what_came_and_passes_over_what_is_gone(pair, bucket, monkeypatch):
+    here, _ = pair
+    for name in ("came", "damaged", "gone"):
+        objects.write(f"{bucket.folder}/{name}", name.encode())
+    download = objects.download
+
+    def failing(url, path, stored):
+        if url.endswith("damaged"):
+            raise objects.BucketAway("damaged")
+        if url.endswith("gone"):
+            objects.delete(url)
+        return download(url, path, stored)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "download", failing)
+        with pytest.raises(objects.BucketAway, match="damaged"):
+            here.fetch()
+    fetched = []
+
+    def counting(url, path, stored):
+        fetched.append(url.rsplit("/", 1)[1])
+        return download(url, path, stored)
+
+    monkeypatch.setattr(objects, "download", counting)
+    assert here.fetch() == ["came", "damaged"]
+    assert fetched == ["damaged"]
+
+
 def test_copies_are_made_once(bucket):
     objects.write(f"{bucket.folder}/corpus/a.jsonl", b"one")
     objects.write(f"{bucket.folder}/corpus/b.jsonl", b"two")

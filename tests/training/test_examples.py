@@ -14,6 +14,7 @@ from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.sharding import make_mesh
 from sr1_jax.train import train
+from sr1_jax.training import base, resume
 from sr1_jax.training.examples import answer_examples, check_examples, read_examples
 from sr1_jax.training.phases import phases_of
 from sr1_jax.training.policies import trained_policy
@@ -281,6 +282,33 @@ def test_other_contents_of_a_file_are_another_training(derived, tmp_path):
     write(path, *[{"ids": [3, 4, 6], "mask": [0, 1, 1]}] * 8)
     with pytest.raises(ValueError, match="files of examples"):
         train(derived, tmp_path / "run")
+
+
+def test_what_was_tuned_from_another_base_is_not_taken_up(derived, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", *[{"ids": [3, 4, 5], "mask": [0, 1, 1]}] * 8)
+    derived.steps = 0
+    derived.warm_start.phases = (dict(name="a", examples=str(path), steps=1, learning_rate=1e-3),)
+    train(derived, tmp_path / "run")
+    fingerprint = resume.weights_fingerprint
+    monkeypatch.setattr(resume, "weights_fingerprint", lambda path: f"not {fingerprint(path)}")
+    with pytest.raises(ValueError, match=r"made with weights\.base="):
+        train(derived, tmp_path / "run")
+
+
+def test_a_run_killed_while_its_result_is_written_has_its_checkpoints(
+    derived, tmp_path, monkeypatch
+):
+    path = write(tmp_path / "a.jsonl", *[{"ids": [3, 4, 5], "mask": [0, 1, 1]}] * 8)
+    derived.steps, derived.warm_start.checkpoint_every = 0, 1
+    derived.warm_start.phases = (dict(name="a", examples=str(path), steps=3, learning_rate=1e-3),)
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "save_base", None)
+        with pytest.raises(TypeError):
+            train(derived, tmp_path / "run")
+    assert (tmp_path / "run" / "supervised_checkpoints").is_dir()
+    monkeypatch.setattr(SupervisedTrainer, "step", None)  # all steps are done
+    train(derived, tmp_path / "run")
+    assert not (tmp_path / "run" / "supervised_checkpoints").exists()
 
 
 def test_supervised_training_of_adapters(derived, tmp_path, equal_trees, monkeypatch):
