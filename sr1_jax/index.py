@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from sr1_jax import cli
 from sr1_jax.evaluation.progress import duration
-from sr1_jax.paths import local_path, path_or_none
+from sr1_jax.paths import disk_path, local_path, output_or_none, path_or_none
 from sr1_jax.retrieval import BM25Retriever, check_retrieval, dense_build
 from sr1_jax.retrieval import bm25_build as building
 from sr1_jax.retrieval import index_copies as copies
@@ -40,6 +40,7 @@ from sr1_jax.retrieval.dense import DenseRetriever, encoder_of
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.retrieval.vector_files import write_faiss, write_npy
 from sr1_jax.retrieval.vectors import DTYPES
+from sr1_jax.storage import is_bucket
 from sr1_jax.terminal import one_line
 from sr1_jax.training.settings import RUN, default_config, unknown_setting
 
@@ -76,12 +77,14 @@ def main(argv: Sequence[str]) -> None:
     if not (values.index or values.output):
         raise ValueError("--index is missing, the folder for the index; or give --output.")
     retrieval = _settings(values)
-    export = None if values.export is None else _export_path(values.export)
+    if values.export is not None:
+        _check_export(values.export)
     check_retrieval(retrieval)
     output = None if values.output is None else copies.check_target(values.output, "--output")
     with contextlib.ExitStack() as stack:
+        export = stack.enter_context(output_or_none(values.export or "", "--export"))
         if values.index:
-            index = local_path(values.index, "--index")
+            index = disk_path(values.index, "--index")
         else:
             index = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "index"
         _build(values, retrieval, local_path(values.corpus, "--corpus"), index, export)
@@ -153,13 +156,12 @@ def _settings(values: flags.FlagValues) -> ml_collections.ConfigDict:
     return retrieval
 
 
-def _export_path(text: str) -> Path:
-    path = local_path(text, "--export")
+def _check_export(text: str) -> None:
+    path = Path(text)
     if path.suffix not in (".npy", ".faiss", ".index"):
         raise ValueError(f"--export={text}: name a file .npy, .faiss or .index.")
-    if not path.parent.is_dir():
+    if not is_bucket(text) and not path.parent.is_dir():
         raise ValueError(f"--export={text}: there is no folder {path.parent}.")
-    return path
 
 
 def _build_dense(

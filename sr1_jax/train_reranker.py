@@ -34,7 +34,14 @@ from sr1_jax.models.cross_encoder_folder import (
     start_cross_encoder,
 )
 from sr1_jax.models.export import check_free
-from sr1_jax.paths import local_path, local_paths, path_or_none, write_whole
+from sr1_jax.paths import (
+    local_path,
+    local_paths,
+    output_or_none,
+    output_path,
+    path_or_none,
+    write_whole,
+)
 from sr1_jax.reranking.examples import (
     Example,
     answer_recall,
@@ -123,17 +130,21 @@ def main(argv: Sequence[str]) -> None:
         defining = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
         defining(name, default, _HELP[name], **define)
     cli.parse(values, argv, required=("model", "questions", "output"), usage=__doc__)
-    train_reranker(
-        local_path(values.model, "--model"),
-        local_paths(values.questions, "--questions"),
-        local_path(values.output, "--output"),
-        Choices(**{name: values[name].value for name in Choices._fields}),
-        retrieval=(default_config() if values.config is None else values.config).retrieval,
-        corpus=path_or_none(values.corpus, "--corpus") or _own_corpus(values),
-        index=path_or_none(values.index, "--index"),
-        dev=local_paths(values.dev, "--dev"),
-        report_path=path_or_none(values.report, "--report"),
-    )
+    with (
+        output_path(values.output, "--output") as output,
+        output_or_none(values.report, "--report") as report_path,
+    ):
+        train_reranker(
+            local_path(values.model, "--model"),
+            local_paths(values.questions, "--questions"),
+            output,
+            Choices(**{name: values[name].value for name in Choices._fields}),
+            retrieval=(default_config() if values.config is None else values.config).retrieval,
+            corpus=path_or_none(values.corpus, "--corpus") or _own_corpus(values),
+            index=path_or_none(values.index, "--index"),
+            dev=local_paths(values.dev, "--dev"),
+            report_path=report_path,
+        )
 
 
 def _own_corpus(values: flags.FlagValues) -> Path | None:
@@ -177,11 +188,13 @@ def train_reranker(
         raise ValueError("--corpus is missing: a reranker learns from passages.")
     model = start_cross_encoder(model_folder, choices.seed, max_tokens=choices.max_tokens)
     questions = stratified(read_questions(*paths), choices.limit or 10**9, choices.seed)
-    dev_of = {path.name.partition(".")[0]: read_questions(path) for path in dev}
-    dev_of = {
-        name: stratified(some, choices.dev_limit or 10**9, choices.seed)
-        for name, some in dev_of.items()
-    }
+    dev_of = {}
+    for path in dev:
+        name = path.name.partition(".")[0]
+        if name in dev_of:
+            raise ValueError(f"--dev has two files called {name}: rename one, as figures have it.")
+        some = read_questions(path)
+        dev_of[name] = stratified(some, choices.dev_limit or 10**9, choices.seed)
     _check_apart(questions, dev_of)
     with working("opening the index"):
         retriever = open_retriever(_without_reranker(retrieval), corpus, index)

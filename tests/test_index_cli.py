@@ -73,6 +73,7 @@ def failed(tmp_path, monkeypatch, capsys):
         (["--corpus={tmp}/none.jsonl", "--index={tmp}/index"], "none.jsonl: no such file"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}"], "not empty"),
         (["--corpus={tmp}/corpus.jsonl"], "--index"),
+        (["--corpus={tmp}/corpus.jsonl", "--index=gs://b/x"], "name a folder on a disk"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--k1=x"], "--k1"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--b=7"], "retrieval.b must lie"),
         (["--corpus={tmp}/corpus.jsonl", "--index={tmp}/index", "--nope=7"], "nope"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from sr1_jax.abstract import Program
 from sr1_jax.chips import Chip, chip_of
+from sr1_jax.paths import disk_path
 from sr1_jax.planning import hlo
 from sr1_jax.planning.buffers import largest_with_vocabulary, read_buffers
 from sr1_jax.planning.compiler import Compiled, Memory, compile_program, topology_devices
@@ -146,8 +146,12 @@ class Plan:
 
     @property
     def preemption(self) -> Preemption | None:
-        """What one costs; None where the plan does not know how long a step is."""
-        return preemption(self.run, self.step_seconds, self.cloud) if self.step_seconds else None
+        """What one costs; None where the plan does not know how long a step is: a program that it
+        calls was left out, or has no time."""
+        timed = {row.key for row in self.rows if row.time}
+        if not calls_of(self.run, self.assumed).keys() <= timed:
+            return None
+        return preemption(self.run, self.step_seconds, self.cloud)
 
     @property
     def tokens_per_second(self) -> float:
@@ -198,10 +202,10 @@ def make_plan(
     calls = calls_of(run, assumptions)
     chosen = run.programs if every else usual_programs(run.programs, calls)
     chosen = [program for program in chosen if program.name.startswith(tuple(only.split(",")))]
-    rows = []
+    rows, folder = [], disk_path(keep, "--keep") if keep else None
     for number, program in enumerate(chosen):
         progress(number, len(chosen), program.name)
-        compiled = compile_kept(program, Path(keep)) if keep else compile_program(program)
+        compiled = compile_kept(program, folder) if folder else compile_program(program)
         rows.append(make_row(run, program, compiled, chip, calls, assumptions))
     progress(len(chosen), len(chosen), "")
     return Plan(topology, run, chip, assumptions, rows, cloud)

@@ -8,7 +8,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from sr1_jax.environment.settings import CallOptions
+from sr1_jax.evaluation import methods
 from sr1_jax.planning.run import CACHE, CRITIC, POLICY, Run, processes_of
+from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.listing import Embed, Search
 from sr1_jax.rl.micro_batches import smallest_bucket, trained_bound
@@ -45,13 +47,16 @@ class Assumptions:
     @classmethod
     def of(cls, run: Run, **given: float | None) -> Assumptions:
         """Those of the settings' limits where nothing is given: two searches, segments a quarter
-        of the longest, observations nine tenths of it, a prompt of 200 tokens."""
-        rollout = run.config.rollout
+        of the longest, observations nine tenths of it, a prompt of 200 tokens, to which passages
+        add an observation where the method puts them there."""
+        rollout, method = run.config.rollout, run.config.method
+        observation = max(1, rollout.max_observation_tokens * 9 // 10)
+        template = load_template(methods.templates(run.config)[method])
         usual = {
-            "prompt_tokens": 200,
-            "searches": min(2, rollout.max_searches) if run.config.method == "search" else 0,
+            "prompt_tokens": 200 + template.wants_information * observation,
+            "searches": methods.METHODS[method].calls_tools * min(2, rollout.max_searches),
             "segment_tokens": max(1, rollout.max_segment_tokens // 4),
-            "observation_tokens": max(1, rollout.max_observation_tokens * 9 // 10),
+            "observation_tokens": observation,
         }
         found = cls(**(usual | {key: value for key, value in given.items() if value is not None}))
         if not 0 < found.occupancy <= 1:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sr1_jax.http_exchange import Fault, Reply, may_pass, read_key, shown
-from sr1_jax.paths import path_or_none
+from sr1_jax.paths import disk_path
 from sr1_jax.retrieval.attempts import Addresses, GivenUpError
 from sr1_jax.retrieval.base import EndsRunError, Passage, Unanswered, check_search
 from sr1_jax.retrieval.http_retriever import SearchFailedError
@@ -325,7 +325,7 @@ def open_web(
         web["url"],
         check_web(config),
         options=options,
-        quota=Quota(_share(web), path_or_none(web["ledger"], "retrieval.web.ledger")),
+        quota=Quota(_share(web), _ledger(web["ledger"])),
         timeout_seconds=web["timeout_seconds"],
         attempts=web["attempts"],
         backoff_seconds=web["backoff_seconds"],
@@ -336,6 +336,10 @@ def open_web(
     )
     retriever.connect()
     return retriever
+
+
+def _ledger(text: str) -> Path | None:
+    return disk_path(text, "retrieval.web.ledger") if text else None
 
 
 def _share(web: Mapping[str, Any]) -> int | None:

@@ -119,6 +119,10 @@ def test_base_needs_no_workdir(world):
         (["--config.rollout.passages=0"], "rollout.passages must be at least 1, not 0."),
         (["--config.rollout.template=x"], "no setting rollout.template any more: use protocol."),
         (["--config.environment.options.calc.threads=0"], "environment.options.calc.threads must"),
+        (
+            ["--config.retrieval.missing=0.5", "--config.retrieval.noise.evaluation=1.0"],
+            "retrieval.missing=0.5 excludes retrieval.noise",
+        ),
         (["--questions={tmp}/none.jsonl"], "{tmp}/none.jsonl: no such file"),
         (["--questions={tmp}/nq.jsonl,{tmp}/bad.jsonl"], "{tmp}/bad.jsonl:1: malformed JSON"),
         (["--questions={tmp}/nq.jsonl,"], "there is nothing before or after a comma"),

@@ -57,6 +57,18 @@ def contents(folder):
     return found
 
 
+def test_a_restart_may_search_elsewhere(world, capsys):
+    """By more threads, say, or at another address of the same server: the answers are the same."""
+    world.checkpoints(2)
+    world.kill_after = 5
+    with pytest.raises(KeyboardInterrupt):
+        world.evaluate("--config.environment.options.search.threads=2")
+    world.kill_after = None
+    found = world.evaluate("--config.environment.options.search.threads=5")
+    assert "5 of 8 answers are there from an earlier start." in capsys.readouterr().err
+    assert len(world.finished) == 8 and len(found) == 1
+
+
 def test_other_weights_begin_anew(world, capsys, monkeypatch):
     world.checkpoints(2)
     world.kill_after = 5

@@ -254,6 +254,14 @@ def test_both_decode_programs_are_planned(tiny_plan, tiny_config):
     assert [row.name for row in every.rows] == ["decode 2", "decode 8"]
 
 
+def test_of_a_part_of_a_step_no_preemption_is_priced(tiny_plan, tiny_config):
+    whole = tiny_plan("v5e:1x1")
+    assert whole.preemption.step == pytest.approx(whole.step_seconds)
+    assumed = dict(prompt_tokens=40, segment_tokens=8, observation_tokens=20)
+    part = make_plan(tiny_config, "v5e:1x1", only="decode", **assumed)
+    assert part.step_seconds > 0 and part.preemption is None
+
+
 def test_flags_for_cpus_are_kept_from_the_tpu_compiler(monkeypatch):
     """libtpu ends the process at a flag it does not know."""
     shared = "--xla_force_host_platform_device_count=8"

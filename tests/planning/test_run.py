@@ -367,6 +367,20 @@ def test_a_cache_is_as_full_as_when_tokens_are_sampled():
     assert assumed.filled == pytest.approx(np.mean(at) + 0.5)
 
 
+@pytest.mark.parametrize(
+    ("method", "prompt", "searches"),
+    [("search", 200, 2), ("direct", 200, 0), ("rag", 200 + 45, 0), ("ircot", 200 + 45, 2)],
+)
+def test_episodes_are_those_of_the_method(method, prompt, searches):
+    """Who may search does so twice, and passages in the prompt are an observation more."""
+    config = tiny_config()
+    config.method = method
+    config.rollout.max_context_tokens, config.rollout.max_observation_tokens = 1024, 50
+    config.learner.length_buckets = (1024,)
+    assumed = Assumptions.of(make_run(config, jax.devices()[:1]))
+    assert (assumed.prompt_tokens, assumed.searches) == (prompt, searches)
+
+
 def test_assumptions_that_cannot_be():
     run = make_run(tiny_config(), jax.devices()[:1])
     with pytest.raises(ValueError, match=r"rollout\.max_context_tokens=128"):

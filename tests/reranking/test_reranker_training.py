@@ -196,6 +196,12 @@ def test_what_cannot_be_is_refused(files, changes, message):
     assert not (files / "out").exists()
 
 
+def test_development_files_of_one_name_are_told_apart_or_refused(files):
+    dev = f"{files}/dev.jsonl,{files}/dev.jsonl"
+    with pytest.raises(ValueError, match="--dev has two files called dev"):
+        program.main(arguments(files, dev=dev))
+
+
 def test_development_questions_are_not_trained_on(files):
     with pytest.raises(ValueError, match="8 questions of dev are among --questions, such as dev:x"):
         program.main(arguments(files, questions=f"{files}/train.jsonl,{files}/dev.jsonl"))

@@ -45,6 +45,22 @@ def test_it_is_brought_there_on_a_clock_when_told_and_at_the_end(bucket):
     assert _names(bucket) == {"clock", "told", "end"}
 
 
+def test_what_passes_is_deleted_there_too(bucket):
+    """The marks of an evaluation that is over: it would be taken for one that goes on."""
+    workdir = BucketWorkdir(bucket.folder, "run")
+    workdir.fetch()
+    passing = ("eval/under_way.1a2b", "eval/nq.partial_0.jsonl")
+    with workdir.pushed_on_a_clock(seconds=600):
+        (workdir.folder / "eval").mkdir()
+        for name in (*passing, "eval/nq.json"):
+            (workdir.folder / name).write_text("")
+        push_now(workdir.folder)
+        assert _names(bucket) == {*passing, "eval/nq.json"}
+        for name in (*passing, "eval/nq.json"):
+            (workdir.folder / name).unlink()
+    assert _names(bucket) == {"eval/nq.json"}
+
+
 def test_it_is_brought_there_after_an_error_too(bucket):
     workdir = BucketWorkdir(bucket.folder, "run", brings=("stacks-*.txt",))
     workdir.fetch()
