@@ -158,8 +158,10 @@ def write(
     choices.check()
     _check_config(config, corpus)
     _check_out(paths, [path for path in (out, rest, report_path) if path is not None])
-    if rest is not None and choices.share == 1:
-        raise ValueError("--rest: with --share=1 every question is used; give a smaller share.")
+    if rest is not None and choices.share == 1 and not choices.limit:
+        raise ValueError(
+            "--rest: with --share=1 every question is used; give a smaller share, or --limit."
+        )
     questions = _taken(paths, choices)
     tokenizer = base_files(config).tokenizer
     template = methods.prompt_template(config, "search", tokenizer)
@@ -182,7 +184,7 @@ def write(
             f"No trace could be written of {len(questions)} questions: {report.reasons()}."
         )
     if rest is not None:
-        count = write_rest(paths, choices.share, rest)
+        count = write_rest(paths, questions, rest)
         print(one_line(f"{count:,} questions are left: {rest}"))
     if report_path is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)

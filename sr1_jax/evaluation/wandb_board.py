@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sr1_jax.paths import write_whole
 
 
 def check_wandb(project: str) -> None:
@@ -23,6 +25,10 @@ def check_wandb(project: str) -> None:
         )
 
 
+# In the workdir.
+_IDENTITY = "wandb_run_id"
+
+
 class WandbBoard:
     """A run of a project; taken up again, it goes on as the same one.
 
@@ -31,15 +37,18 @@ class WandbBoard:
 
     Args:
         project: its name.
-        workdir: of the run, by which it is known.
+        workdir: of the run; a file in it has the name by which it is known there, wherever the
+            folder is opened next.
         config: of the run, plain values.
     """
 
     def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]):
-        identity = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+        identity = workdir / _IDENTITY
+        if not identity.is_file():
+            write_whole(identity, uuid.uuid4().hex[:16])
         self._run = importlib.import_module("wandb").init(
             project=project,
-            id=identity,
+            id=identity.read_text(),
             name=workdir.name,
             dir=str(workdir),
             config=dict(config),

@@ -35,22 +35,23 @@ def distinct(questions: Sequence[Question]) -> list[Question]:
     return list(first.values())
 
 
-def write_rest(paths: Sequence[Path], share: float, out: Path) -> int:
+def write_rest(paths: Sequence[Path], taken: Iterable[Question], out: Path) -> int:
     """Writes the questions that are not taken to a question file, with all their keys.
 
     Args:
         paths: question files, already read without error.
-        share: see `is_taken`.
+        taken: those that get traces; others with the same words are not written either.
         out: the file; whole or not at all.
 
     Returns:
         How many they are.
     """
+    used = {as_key(question.question) for question in taken}
     rest = [
         json.dumps(row, ensure_ascii=False)
         for path in paths
         for number, row in read_jsonl(path)
-        if not is_taken(as_question(row, where=f"{path}:{number}").question, share)
+        if as_key(as_question(row, where=f"{path}:{number}").question) not in used
     ]
     write_lines(out, rest)
     return len(rest)

@@ -221,6 +221,8 @@ def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for kind in ("dense", "hybrid"):
         if kind not in kinds:
             settings.pop(kind, None)
+    if "hybrid" in settings:  # each kind has an index of its own, and how they are fused is none
+        settings["hybrid"] = {"kinds": settings["hybrid"]["kinds"]}
     if "dense" in settings:
         dense = dict(settings["dense"]).items()
         settings["dense"] = {key: value for key, value in dense if key not in _SEARCH_ONLY}

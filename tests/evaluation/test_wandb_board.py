@@ -34,13 +34,15 @@ def calls(monkeypatch):
 
 
 def test_a_run_is_told_and_taken_up_by_its_workdir(calls, tmp_path):
-    for start in (1, 2):
-        board = WandbBoard("searching", tmp_path / "mine", {"seed": 3})
+    for start, place in ((1, "here"), (2, "elsewhere")):
+        if start == 2:  # the folder is opened on another machine
+            (tmp_path / "here").rename(tmp_path / "elsewhere")
+        board = WandbBoard("searching", tmp_path / place / "mine", {"seed": 3})
         board.write(start, {"reward": 0.5})
         board.close()
     WandbBoard("searching", tmp_path / "other", {})
     opened = [call[1] for call in calls if call[0] == "init"]
-    assert opened[0] == opened[1] and opened[0]["id"] != opened[2]["id"]
+    assert opened[0]["id"] == opened[1]["id"] != opened[2]["id"]
     assert (opened[0]["project"], opened[0]["name"]) == ("searching", "mine")
     assert opened[0]["config"] == {"seed": 3} and opened[0]["resume"] == "allow"
     assert calls[1:4] == [

@@ -35,8 +35,8 @@ def test_the_rest_is_every_other_line_with_all_its_keys(tmp_path):
     ]
     path, out = tmp_path / "q.jsonl", tmp_path / "rest.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    count = write_rest([path], 0.5, out)
+    taken = [Question("a", TEXTS[3].upper(), ("x",)), Question("b", TEXTS[7], ("x",))]
+    assert write_rest([path], taken, out) == 48
     left = [json.loads(line) for line in out.read_text().splitlines()]
-    assert left == [row for row in rows if not is_taken(row["question"], 0.5)]
-    assert 0 < count == len(left) < 50
-    assert len(read_questions(out)) == count
+    assert left == [row for row in rows if row["id"] not in ("x:t:3", "x:t:7")]
+    assert len(read_questions(out)) == 48

@@ -347,6 +347,10 @@ def test_what_an_index_is_held_to(config):
     assert index_settings(config) == before
     config.dense.passage_prefix = "x"
     assert index_settings(config) != before
+    config.kind = "hybrid"
+    before = index_settings(config)
+    config.hybrid.k, config.hybrid.depth = 7, 9
+    assert index_settings(config) == before
     config.kind = "bm25"
     assert not {"dense", "hybrid"} & set(index_settings(config))
 
