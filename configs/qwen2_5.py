@@ -5,7 +5,8 @@ Hypothesis: with the mask on all that is retrieved, PPO brings Qwen2.5-7B base f
 
     python -m sr1_jax.train --config=configs/qwen2_5.py:size=7b,algo=ppo,variant=base \
         --workdir=runs/qwen --config.base.path=Qwen2.5-7B \
-        --config.data.questions=train.jsonl --config.data.corpus=corpus.jsonl.gz
+        --config.data.folder=/data/flashrag --config.data.questions=nq_hotpotqa \
+        --config.data.dev=nq,hotpotqa --config.data.corpus=wiki-18.jsonl.gz
 
 size: 0.5b, 1.5b, 3b, 7b, 14b, 32b or 72b; algo: ppo or grpo; variant: base or instruct. Without
 an argument, --config=configs/qwen2_5.py is size=7b,algo=ppo,variant=base.

@@ -27,7 +27,7 @@ _WORKDIR = "workdir"
 COMPILATION_CACHE = Setting(
     _WORKDIR,
     "folder of compiled programs, which a later start need not compile again: a path, also gs://…; "
-    f"{_WORKDIR}: {FOLDER} below the workdir; none: no programs are kept",
+    f"{_WORKDIR}: {FOLDER} below the workdir; empty: no programs are kept",
     free_on_resume=True,
 )
 # JAX's own variable, which comes before the default but not before what a config says.

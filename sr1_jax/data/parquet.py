@@ -1,4 +1,4 @@
-"""Rows of parquet files, in batches, through pyarrow (pip install sr1_jax[parquet])."""
+"""Rows of parquet files, in batches, through pyarrow (pip install 'sr1_jax[parquet]')."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def _how_to_get(one: QuestionSet, split: str, folder: Path) -> str:
     if split not in one.sizes:
         return f"{one.name} has no official split {split}; it has {', '.join(one.sizes)}."
     command = (
-        f"huggingface-cli download RUC-NLPIR/FlashRAG_datasets {one.name}/{split}.jsonl "
+        f"hf download RUC-NLPIR/FlashRAG_datasets {one.name}/{split}.jsonl "
         f"--repo-type dataset --local-dir {folder}"
     )
     in_search_r1 = split == one.evaluated or (split == "train" and one.name in ("nq", "hotpotqa"))

@@ -65,7 +65,7 @@ MCP = Section(
             "", "that starts the server, spoken to over standard input and output", _command
         ),
         "url": Setting("", "of a server that speaks streamable HTTP", _text),
-        "folder": Setting("", "in which the command runs; none: the current one", _text),
+        "folder": Setting("", "in which the command runs; empty: the current one", _text),
         "variables": Setting(
             (), "names of environment variables that the command gets", _names, type=object
         ),
@@ -75,7 +75,7 @@ MCP = Section(
         "tool": Setting("", "its name at the server; may be left out if there is one only", _text),
         "argument": Setting("", "that a request is put in; may be left out if it is clear", _text),
         "arguments": Section({}, open=True),
-        "observation_tag": Setting("", "of what comes back; none: <tag>_result", _text),
+        "observation_tag": Setting("", "of what comes back; empty: <tag>_result", _text),
         "errors": Setting(
             "show",
             "an error of the tool is shown to the policy (show), or fails the call (fail)",

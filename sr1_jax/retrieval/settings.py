@@ -56,7 +56,7 @@ HTTP = Section(
         "queries": Setting(256, "in one request at most", at_least(1)),
         "connections": Setting(16, "kept open for each server", at_least(1)),
         "token_file": Setting(
-            "", "holds the bearer token; none: the variable SR1_JAX_RETRIEVAL_TOKEN"
+            "", "holds the bearer token; empty: the variable SR1_JAX_RETRIEVAL_TOKEN"
         ),
     },
     free_on_resume=True,
@@ -89,8 +89,8 @@ WEB = Section(
             _variable,
             free_on_resume=True,
         ),
-        "country": Setting("", "that results are for, such as US; none: the provider's", _code),
-        "language": Setting("", "of results, such as en; none: the provider's", _code),
+        "country": Setting("", "that results are for, such as US; empty: the provider's", _code),
+        "language": Setting("", "of results, such as en; empty: the provider's", _code),
         "safe_search": Setting(
             "moderate", "off, moderate, strict", one_of("off", "moderate", "strict")
         ),
@@ -126,7 +126,7 @@ WEB = Section(
         ),
         "ledger": Setting(
             "",
-            "file that counts requests towards max_requests, over processes and restarts; none: "
+            "file that counts requests towards max_requests, over processes and restarts; empty: "
             "each start counts from 0",
             free_on_resume=True,
         ),
@@ -169,7 +169,7 @@ CACHE = Section(
             one_of("none", "memory", "disk"),
         ),
         "mib": Setting(256, "that it holds at most", above(0)),
-        "folder": Setting("", "of a cache on disk; none: ~/.cache/sr1_jax/retrieval"),
+        "folder": Setting("", "of a cache on disk; empty: ~/.cache/sr1_jax/retrieval"),
     },
     free_on_resume=True,
 )
@@ -241,7 +241,7 @@ HYBRID = Section(
 # A cross-encoder that orders anew what a retriever of any kind found.
 RERANK = Section(
     {
-        "model": Setting("", "folder of a cross-encoder that ranks what is found; none: as found"),
+        "model": Setting("", "folder of a cross-encoder that ranks what is found; empty: as found"),
         "dtype": Setting(
             "float32", "what it computes in: float32, bfloat16", one_of("float32", "bfloat16")
         ),

@@ -27,6 +27,7 @@ from sr1_jax.storage import is_bucket
 from sr1_jax.storage.objects import check_place
 from sr1_jax.training.examples import check_examples
 from sr1_jax.training.phases import phases_of
+from sr1_jax.training.policies import check_named
 from sr1_jax.training.settings import RUN, has_adapters
 from sr1_jax.training.training_questions import limits_of, mixture_of
 
@@ -186,8 +187,7 @@ def _check_inputs(config: ml_collections.ConfigDict) -> None:
     check_examples(config)
     if world and any((data.questions, data.dev, data.corpus, data.index)):
         raise ValueError("data.world_people and data files exclude each other; clear one.")
-    if config.model.preset and not config.base.path:
-        raise ValueError(f"base.path is not set: name the folder that holds {config.model.preset}.")
+    check_named(config)
     if world or config.base.workdir:
         return
     if not data.questions:

@@ -74,6 +74,16 @@ def base_files(config: ml_collections.ConfigDict) -> ModelFiles:
     return dataclasses.replace(found, config=shape)
 
 
+def check_named(config: ml_collections.ConfigDict) -> None:
+    """Refuses a published model without a place where its weights are.
+
+    Raises:
+        ValueError: model.preset is set, and neither base.path nor base.workdir.
+    """
+    if config.model.preset and not (config.base.path or config.base.workdir):
+        raise ValueError(f"base.path is not set: name the folder that holds {config.model.preset}.")
+
+
 def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Refuses a base.path, base.workdir or critic.path that cannot be loaded into the mesh, or a
     model whose chat template does not work where it is wanted. Nothing is loaded or made for it.
@@ -83,6 +93,7 @@ def check_base(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             `prompts.template_for`; base.workdir is not there; or an axis does not divide over the
             mesh.
     """
+    check_named(config)
     if config.base.workdir:
         if not other_workdir(config.base.workdir).is_dir():
             raise ValueError(

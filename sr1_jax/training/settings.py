@@ -141,7 +141,7 @@ RUN = Section(
             {
                 "path": Setting(
                     "",
-                    "where the value model starts, as base.path; none: the policy",
+                    "where the value model starts, as base.path; empty: the policy",
                     free_on_resume=True,
                 )
             }
@@ -178,7 +178,7 @@ RUN = Section(
                 "curriculum": CURRICULUM,
                 "corpus": Setting("", "passages: JSON lines, may be gzipped", free_on_resume=True),
                 "index": Setting(
-                    "", "an index built before; none: below the workdir", free_on_resume=True
+                    "", "an index built before; empty: below the workdir", free_on_resume=True
                 ),
                 "world": Setting(
                     "demo",
@@ -244,7 +244,7 @@ RUN = Section(
                     "the development score whose best policy is saved and never deleted",
                     one_of(*BEST),
                 ),
-                "folder": Setting("", "none: below the workdir; several processes share it"),
+                "folder": Setting("", "empty: below the workdir; several processes share it"),
             },
             free_on_resume=True,
         ),
@@ -258,7 +258,9 @@ RUN = Section(
                     "its name, where that is known",
                     at_least(0),
                 ),
-                "wandb": Setting("", "project of Weights & Biases to log to; none: it is not used"),
+                "wandb": Setting(
+                    "", "project of Weights & Biases; empty: it is not used"
+                ),
             },
             free_on_resume=True,
         ),

@@ -12,6 +12,7 @@ from typing import Protocol
 import ml_collections
 
 from sr1_jax.agreement import check_same, once_a_file_system
+from sr1_jax.cli import notice
 from sr1_jax.cluster import is_first
 from sr1_jax.data.builder import open_questions, prepare_questions
 from sr1_jax.data.prepared import PreparedQuestions
@@ -109,6 +110,8 @@ def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
     train = open_questions(folder / "questions", "train", fingerprint)
     if is_first():
         _tell_sizes(files, dev, train, dev_questions)
+        if config.steps and not dev:
+            notice("data.dev is not set: no checkpoint gets a score, and none is kept as the best.")
     train, fingerprint = chosen(config, train, fingerprint)
     searches = needs_retriever(config, config.method)
     retriever = run_retriever(config, folder) if searches else None

@@ -48,6 +48,12 @@ def test_several_files(config, tmp_path):
     assert task.supervised is None and task.other_worlds == {}
 
 
+def test_training_without_development_questions_is_told(config, tmp_path, capsys):
+    config.data.dev = ""
+    files_task(config, tmp_path / "run")
+    assert "data.dev is not set: no checkpoint gets a score" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("changed", ["data.questions", "data.dev", "data.corpus"])
 def test_contents_are_those_of_the_files(config, tmp_path, changed):
     """Whatever they are called: a run may be moved, but not fed with something else."""

@@ -164,3 +164,10 @@ def test_bad_settings(changes, message):
         (config[section] if section else config)[name] = value
     with pytest.raises(ValueError, match=message):
         check_config(config, inputs=False)
+
+
+def test_a_published_model_needs_its_folder():
+    config = default_config()
+    config.model.preset = "qwen2.5-7b"
+    with pytest.raises(ValueError, match=r"base\.path is not set: name the folder .* qwen2\.5-7b"):
+        check_base(config, MESH)
