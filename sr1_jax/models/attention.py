@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models import decode_kernel
+from sr1_jax.models.matmul import matmul_of
 from sr1_jax.models.splash import splash_attention
 from sr1_jax.sharding import current_mesh, current_platform, spec
 
@@ -31,6 +32,8 @@ def attention(
     k_BXKE: Float[Array, "B X K E"],
     v_BXKE: Float[Array, "B X K E"],
     sequence_BT: Int[Array, "B T"] | None = None,
+    *,
+    matmul_dtype: str = "same",
 ) -> Float[Array, "B T H E"]:
     """Scaled dot-product attention with grouped key/value heads (Vaswani et al. 2017, eq. 1).
 
@@ -39,6 +42,7 @@ def attention(
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
         sequence_BT: of packed rows, the sequence of each token (`packed`): none sees another's.
+        matmul_dtype: what CPUs multiply in (`models.matmul`); kernels of other platforms choose.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
@@ -48,8 +52,12 @@ def attention(
     if mesh is None:
         plain = jax.default_backend() == "cpu"
         attend = causal_by_matmul if plain else _library_attention
+    else:
+        attend = _BY_PLATFORM.get(mesh.devices.flat[0].platform, _library_attention)
+    if attend is causal_by_matmul and matmul_dtype != "same":
+        attend = functools.partial(attend, matmul_dtype=matmul_dtype)
+    if mesh is None:
         return attend(q_BTHE, k_BXKE, v_BXKE, *packed)
-    attend = _BY_PLATFORM.get(mesh.devices.flat[0].platform, _library_attention)
     queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
     return jax.shard_map(
         attend,
@@ -75,11 +83,14 @@ def causal_by_matmul(
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
     sequence_BT: Int[Array, "B T"] | None = None,
+    *,
+    matmul_dtype: str = "same",
 ) -> Float[Array, "B T H E"]:
     """Causal attention as two batched matrix products, one matrix a key/value head.
 
     Arguments as of `attention`.
     """
+    matmul = matmul_of(matmul_dtype)
     batch, length, heads, size = q_BTHE.shape
     kv_heads = k_BTKE.shape[2]
     group = heads // kv_heads
@@ -87,21 +98,18 @@ def causal_by_matmul(
     q = (q_BTHE * size**-0.5).transpose(0, 2, 1, 3).reshape(matrices, group * length, size)
     k = k_BTKE.transpose(0, 2, 3, 1).reshape(matrices, size, length)
     v = v_BTKE.transpose(0, 2, 1, 3).reshape(matrices, length, size)
-    visible_B1TT = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    if sequence_BT is not None:
-        visible_B1TT &= _same_sequence(sequence_BT)
-    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, heads, length, length)
-    scores = jnp.where(visible_B1TT, scores, -jnp.inf)
+    # In the shape of the products: of a reshaped copy the backward pass would keep both.
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    if sequence_BT is None:
+        visible = jnp.tile(visible, (group, 1))
+    else:
+        visible = visible[None] & _same_sequence(sequence_BT)[:, 0]
+        visible = jnp.repeat(jnp.tile(visible, (1, group, 1)), kv_heads, axis=0)
+    scores = jnp.where(visible, matmul(q, k), -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     # Divided after the second product: E numbers a query instead of T.
-    sums = weights.sum(axis=-1)[..., None]
-    mixed = jnp.matmul(
-        weights.reshape(matrices, group * length, length).astype(v.dtype),
-        v,
-        preferred_element_type=jnp.float32,
-    )
-    out = mixed.reshape(batch, heads, length, size) / sums
+    mixed = matmul(weights.astype(v.dtype), v) / weights.sum(axis=-1, keepdims=True)
+    out = mixed.reshape(batch, heads, length, size)
     return out.transpose(0, 2, 1, 3).astype(q_BTHE.dtype)
 
 

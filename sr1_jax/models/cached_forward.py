@@ -71,11 +71,13 @@ def forward_cached(
         k_cache.append(k_SKNEC)
         v_cache.append(v_SKXE)
         mixed_KGEN = mixed_BKGTE.transpose(1, 2, 4, 0, 3).reshape(q_KGEN.shape)
-        x_DN += _product(layer.o_DKGE, mixed_KGEN)
+        x_DN += _product(config, layer.o_DKGE, mixed_KGEN)
         gate_FN, up_FN = _product(
-            layer.gate_up_2FD, rms_norm(x_DN, layer.ff_norm_D, config.norm_eps, axis=-2)
+            config,
+            layer.gate_up_2FD,
+            rms_norm(x_DN, layer.ff_norm_D, config.norm_eps, axis=-2),
         )
-        x_DN += _product(layer.down_DF, jax.nn.silu(gate_FN) * up_FN)
+        x_DN += _product(config, layer.down_DF, jax.nn.silu(gate_FN) * up_FN)
     return x_DN.reshape(-1, batch, length), KVCache(tuple(k_cache), tuple(v_cache))
 
 
@@ -85,13 +87,13 @@ def next_token_logits(
     """float32 logits from hidden states before the final norm."""
     hidden_DB = rms_norm(hidden_DB, params.norm_D, config.norm_eps, axis=-2)
     weight_VD = params.embed_VD if params.head_VD is None else params.head_VD
-    return _product(weight_VD, hidden_DB).astype(jnp.float32)
+    return _product(config, weight_VD, hidden_DB).astype(jnp.float32)
 
 
 def _project(config: DecoderConfig, layer: ServingLayer, x_DN, cos_E2N, sin_E2N):
     """Rotated queries and keys, and values: q_KGEN, k_KEN, v_KEN."""
     qkv_KJEN = _product(
-        layer.qkv_KJED, rms_norm(x_DN, layer.attention_norm_D, config.norm_eps, axis=-2)
+        config, layer.qkv_KJED, rms_norm(x_DN, layer.attention_norm_D, config.norm_eps, axis=-2)
     )
     if layer.qkv_bias_KJE is not None:
         qkv_KJEN += layer.qkv_bias_KJE.astype(config.dtype)[..., None]
@@ -104,12 +106,16 @@ def _project(config: DecoderConfig, layer: ServingLayer, x_DN, cos_E2N, sin_E2N)
     return q_KGEN, rotate(k_KEN, cos_1E2N, sin_1E2N, axis=-2), v_KEN
 
 
-def _product(weight, x):
+def _product(config: DecoderConfig, weight, x):
     """A weight [outputs…, inputs…] times columns [inputs…, N]: [outputs…, N]."""
     values = weight.values if isinstance(weight, Int8) else weight
     inputs = x.ndim - 1
     contracted = tuple(range(values.ndim - inputs, values.ndim)), tuple(range(inputs))
-    product = jax.lax.dot_general(values.astype(x.dtype), x, (contracted, ((), ())))
+    dtype = x.dtype if config.matmul_dtype == "same" else jnp.bfloat16
+    product = jax.lax.dot_general(
+        values.astype(dtype), x.astype(dtype), (contracted, ((), ())),
+        preferred_element_type=x.dtype,
+    )  # fmt: skip
     if isinstance(weight, Int8):
         # One scale an output, so it can wait until after the product.
         scale = weight.scale.reshape(*values.shape[: values.ndim - inputs], 1)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import attention
 from sr1_jax.models.lora import LoraConfig, LoraLinear
+from sr1_jax.models.matmul import MATMUL_DTYPES, bfloat16_dot_general
 from sr1_jax.models.norm import RMSNorm
 from sr1_jax.models.packed import PackedSequences
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
@@ -58,6 +59,8 @@ class DecoderConfig:
         tied_embeddings: whether the output head is the embedding.
         dtype: what activations are computed in.
         param_dtype: what parameters are kept in.
+        matmul_dtype: what matrix products multiply in: "same" as activations, or, where those are
+            in float32, "bfloat16" with sums in float32 (`models.matmul`).
         remat: what is kept of each layer for the backward pass, see `models.remat`; False stands
             for "none", True for "full".
         unroll: layers laid out one after the other in each turn of the scan over layers: more
@@ -85,6 +88,7 @@ class DecoderConfig:
     tied_embeddings: bool = True
     dtype: str = "float32"
     param_dtype: str = "float32"
+    matmul_dtype: str = "same"
     remat: str | bool = "none"
     unroll: int = 1
     lora: LoraConfig | None = None
@@ -107,6 +111,11 @@ class DecoderConfig:
                     f"DecoderConfig.{field} must be one of {', '.join(choices)}, not "
                     f"{getattr(self, field)!r}."
                 )
+        if self.matmul_dtype != "same" and self.dtype != "float32":
+            raise ValueError(
+                f"DecoderConfig.matmul_dtype={self.matmul_dtype!r} is for dtype='float32', not "
+                f"{self.dtype!r}, which products multiply in anyway: set it to 'same'."
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"DecoderConfig.heads={self.heads} must be a multiple of kv_heads={self.kv_heads}."
@@ -122,7 +131,10 @@ _SIZES = (
     "unroll",
 )  # fmt: skip
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_CHOICES = {"remat": tuple(REMAT_POLICIES), "dtype": _DTYPES, "param_dtype": _DTYPES}
+_CHOICES = {
+    "remat": tuple(REMAT_POLICIES), "dtype": _DTYPES, "param_dtype": _DTYPES,
+    "matmul_dtype": MATMUL_DTYPES,
+}  # fmt: skip
 
 
 def _is_a(kind: type, value: object) -> bool:
@@ -142,6 +154,7 @@ def _linear(config: DecoderConfig, rngs: nnx.Rngs, fan_in, out, *, name="", bias
         kernel_init=nnx.initializers.zeros if zero else nnx.initializers.lecun_normal(),
         dtype=config.dtype,
         param_dtype=config.param_dtype,
+        dot_general=bfloat16_dot_general if config.matmul_dtype == "bfloat16" else None,
         rngs=rngs,
     )
 
@@ -277,10 +290,10 @@ class Trunk(nnx.Module):
         With `packed` a row holds several sequences, each of which is as if it were alone.
         """
         positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
-        attend = attention
+        attend = functools.partial(attention, matmul_dtype=self.config.matmul_dtype)
         if packed is not None:
             positions_BT = packed.position_BT
-            attend = functools.partial(attention, sequence_BT=packed.id_BT)
+            attend = functools.partial(attend, sequence_BT=packed.id_BT)
         cos, sin = rope_angles(
             positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
         )
@@ -326,9 +339,12 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden_BTD: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Unnormalised next-token scores, in the compute dtype."""
-        if self.config.tied_embeddings:
-            return self.trunk.embed.attend(hidden_BTD)
-        return self.head(hidden_BTD)
+        if not self.config.tied_embeddings:
+            return self.head(hidden_BTD)
+        if self.config.matmul_dtype == "bfloat16":
+            kernel_DV, last = self.trunk.embed.embedding[...].T, (hidden_BTD.ndim - 1,)
+            return bfloat16_dot_general(hidden_BTD, kernel_DV, ((last, (0,)), ((), ())))
+        return self.trunk.embed.attend(hidden_BTD)
 
     def __call__(
         self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None

@@ -156,7 +156,7 @@ class ServingLayer(NamedTuple):
 
 
 class ServingParams(NamedTuple):
-    """Parameters of a decoder; `head_VD` is None with tied embeddings."""
+    """Parameters of a decoder; `head_VD` is None with tied embeddings, but where products round."""
 
     embed_VD: jax.Array
     norm_D: jax.Array
@@ -187,7 +187,10 @@ def _serving_layer(config: DecoderConfig, weights: str, params: Any) -> ServingL
         return array if array is None or weights == "same" else array.astype(jnp.bfloat16)
 
     def kernel(array, inputs):
-        return quantise(array, inputs) if weights == "int8" else small(array)
+        if weights == "int8":
+            return quantise(array, inputs)
+        # What products round in any case is kept rounded.
+        return array.astype(jnp.bfloat16) if config.matmul_dtype == "bfloat16" else small(array)
 
     bias_KJE = None
     if config.qkv_bias:
@@ -218,9 +221,19 @@ def _serving_ends(config: DecoderConfig, weights: str, params: Any) -> ServingPa
     return ServingParams(
         embed_VD=small(params["trunk"]["embed"]["embedding"]),
         norm_D=small(params["trunk"]["norm"]["scale"]),
-        head_VD=None if config.tied_embeddings else small(params["head"]["kernel"]).T,
+        head_VD=_serving_head(config, params, small),
         layers=(),
     )
+
+
+def _serving_head(config: DecoderConfig, params: Any, small: Any) -> jax.Array | None:
+    rounded = config.matmul_dtype == "bfloat16"
+    if config.tied_embeddings:
+        # Rows that are looked up are not rounded; those that are multiplied are.
+        embedding = params["trunk"]["embed"]["embedding"].get_value()
+        return embedding.astype(jnp.bfloat16) if rounded else None
+    head_VD = small(params["head"]["kernel"]).T
+    return head_VD.astype(jnp.bfloat16) if rounded else head_VD
 
 
 def serving_params(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
+from sr1_jax.models.matmul import bfloat16_matmul
 from sr1_jax.models.packed import PackedSequences
 from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 
@@ -76,7 +77,9 @@ def token_logp(
     def chunk(pair):
         hidden_BND, target_BN = pair
         hidden_BND = reshard(hidden_BND, ("head_batch", None, None), ("batch", None, None))
-        logp_BN, entropy_BN = head_logp(hidden_BND, kernel_DV, target_BN, 1 / (temperature or 1.0))
+        logp_BN, entropy_BN = head_logp(
+            hidden_BND, kernel_DV, target_BN, 1 / (temperature or 1.0), model.config.matmul_dtype
+        )
         return constrain(logp_BN, "batch", None), constrain(entropy_BN, "batch", None)
 
     logp_CBN, entropy_CBN = jax.lax.map(chunk, (in_chunks(hidden_BMD), in_chunks(target_BM)))
@@ -89,12 +92,13 @@ def token_logp(
     return to_BT(logp_CBN), to_BT(entropy_CBN)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def head_logp(
     hidden_BND: Float[Array, "B N D"],
     kernel_DV: Float[Array, "D V"],
     target_BN: Int[Array, "B N"],
     scale: float,
+    matmul_dtype: str = "same",
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """Log-softmax at the targets, and the entropy of the softmax.
 
@@ -106,15 +110,25 @@ def head_logp(
         kernel_DV: of the output head.
         target_BN: tokens.
         scale: static; logits are multiplied by it.
+        matmul_dtype: static; see `models.matmul`.
 
     Returns:
         logp_BN and entropy_BN (nats), float32.
     """
-    return _head_forward(hidden_BND, kernel_DV, target_BN, scale)[0]
+    return _head_forward(hidden_BND, kernel_DV, target_BN, scale, matmul_dtype)[0]
 
 
-def _head_logits(hidden_BND, kernel_DV, scale):
-    logits_BNV = constrain(hidden_BND @ kernel_DV, "head_batch", None, "head_vocab")
+def _product(x_BNK, y_KM, matmul_dtype):
+    """Rounded to the dtype of x."""
+    if matmul_dtype == "same":
+        return x_BNK @ y_KM
+    rows = bfloat16_matmul(x_BNK.reshape(-1, x_BNK.shape[-1]), y_KM)
+    return rows.reshape(*x_BNK.shape[:-1], -1)
+
+
+def _head_logits(hidden_BND, kernel_DV, scale, matmul_dtype):
+    logits_BNV = _product(hidden_BND, kernel_DV, matmul_dtype)
+    logits_BNV = constrain(logits_BNV, "head_batch", None, "head_vocab")
     return logits_BNV.astype(jnp.float32) * scale
 
 
@@ -123,8 +137,8 @@ def _hits(target_BN, vocab: int):
     return jnp.arange(vocab)[None, None] == target_BN[..., None]
 
 
-def _head_forward(hidden_BND, kernel_DV, target_BN, scale):
-    logits_BNV = _head_logits(hidden_BND, kernel_DV, scale)
+def _head_forward(hidden_BND, kernel_DV, target_BN, scale, matmul_dtype):
+    logits_BNV = _head_logits(hidden_BND, kernel_DV, scale, matmul_dtype)
     highest_BN = logits_BNV.max(axis=-1)
     shifted_BNV = logits_BNV - highest_BN[..., None]
     weight_BNV = jnp.exp(shifted_BNV)
@@ -137,11 +151,11 @@ def _head_forward(hidden_BND, kernel_DV, target_BN, scale):
     return (logp_BN, entropy_BN), kept
 
 
-def _head_backward(scale, kept, gradients):
+def _head_backward(scale, matmul_dtype, kept, gradients):
     """d logp / d l = [target] - p, and d H / d l = -p (log p + H)."""
     hidden_BND, kernel_DV, target_BN, normaliser_BN, entropy_BN = kept
     d_logp_BN1, d_entropy_BN1 = (gradient[..., None] for gradient in gradients)
-    logits_BNV = _head_logits(hidden_BND, kernel_DV, scale)
+    logits_BNV = _head_logits(hidden_BND, kernel_DV, scale, matmul_dtype)
     logp_BNV = logits_BNV - normaliser_BN[..., None]
     from_p_BNV = d_logp_BN1 + d_entropy_BN1 * (logp_BNV + entropy_BN[..., None])
     hits_BNV = _hits(target_BN, kernel_DV.shape[1])
@@ -149,7 +163,8 @@ def _head_backward(scale, kept, gradients):
     d_BNV = (scale * d_BNV).astype(hidden_BND.dtype)
     d_BNV = constrain(d_BNV, "head_batch", None, "head_vocab")
     d_kernel_DV = jnp.einsum("bnd,bnv->dv", hidden_BND, d_BNV)
-    return d_BNV @ kernel_DV.T, constrain(d_kernel_DV, None, "head_vocab"), None
+    d_hidden_BND = _product(d_BNV, kernel_DV.T, matmul_dtype)
+    return d_hidden_BND, constrain(d_kernel_DV, None, "head_vocab"), None
 
 
 head_logp.defvjp(_head_forward, _head_backward)

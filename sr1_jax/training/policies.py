@@ -189,7 +189,7 @@ def _check_shardings(shape: DecoderConfig, mesh: Mesh) -> None:
 
 
 def _numerics(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    return {key: config.base[key] for key in ("dtype", "param_dtype", "remat")}
+    return {key: config.base[key] for key in ("dtype", "param_dtype", "matmul_dtype", "remat")}
 
 
 def scratch_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:

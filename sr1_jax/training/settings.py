@@ -13,6 +13,7 @@ import ml_collections
 from sr1_jax.environment import settings as environment_settings
 from sr1_jax.evaluation.methods import METHODS, TEMPLATES
 from sr1_jax.models.lora import TARGETS
+from sr1_jax.models.matmul import MATMUL_DTYPES
 from sr1_jax.models.remat import REMAT_POLICIES
 from sr1_jax.models.shapes import SHAPES
 from sr1_jax.programs import COMPILATION_CACHE
@@ -100,6 +101,12 @@ RUN = Section(
                 ),
                 "dtype": Setting("float32", "of activations", one_of(*DTYPES)),
                 "param_dtype": Setting("float32", "of parameters", one_of(*DTYPES)),
+                "matmul_dtype": Setting(
+                    "same",
+                    "that matrix products multiply in: same, as dtype; bfloat16, for dtype "
+                    "float32, with sums in float32, which many CPUs do in half the time",
+                    one_of(*MATMUL_DTYPES),
+                ),
                 "remat": Setting(
                     "none",
                     "what layers keep for the backward pass: none (nothing is computed twice), "
@@ -258,9 +265,7 @@ RUN = Section(
                     "its name, where that is known",
                     at_least(0),
                 ),
-                "wandb": Setting(
-                    "", "project of Weights & Biases; empty: it is not used"
-                ),
+                "wandb": Setting("", "project of Weights & Biases; empty: it is not used"),
             },
             free_on_resume=True,
         ),
