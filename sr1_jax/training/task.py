@@ -110,11 +110,11 @@ def _read_files(config: ml_collections.ConfigDict, folder: Path) -> Task:
     train = open_questions(folder / "questions", "train", fingerprint)
     if is_first():
         _tell_sizes(files, dev, train, dev_questions)
-        if config.steps and not dev:
-            notice("data.dev is not set: no checkpoint gets a score, and none is kept as the best.")
     train, fingerprint = chosen(config, train, fingerprint)
     searches = needs_retriever(config, config.method)
     retriever = run_retriever(config, folder) if searches else None
+    if config.steps and not dev and is_first():
+        notice("data.dev is not set: no checkpoint gets a score, and none is kept as the best.")
     return Task(
         train=train,
         dev=dev_questions,

@@ -126,7 +126,7 @@ def test_every_missing_file_says_what_was_tried_and_what_to_do(tmp_path):
         for stem in (f"{name}/{one.evaluated}", f"{name}_{one.evaluated}", f"{one.evaluated}_"):
             assert stem in said
         assert f"test.parquet (rows with data_source {name})" in said
-        assert f"huggingface-cli download RUC-NLPIR/FlashRAG_datasets {name}/" in said
+        assert f"hf download RUC-NLPIR/FlashRAG_datasets {name}/" in said
         assert str(tmp_path) in said and "\n" not in said
     with pytest.raises(FileNotFoundError, match="bamboogle has no official split train; it has te"):
         read_set("bamboogle:train", tmp_path)
