@@ -41,7 +41,7 @@ ask: .venv/ready-smollm2
 # SmolLM2 becomes an agent that reads Wikipedia: traces of half of the training questions, imitation,
 # reinforcement learning with the other half, the score on dev_nq.jsonl. DATA is a folder with
 # train.jsonl, dev_nq.jsonl and corpus.jsonl.gz. Stopped and started again it goes on. agent-small does
-# less of each, in about 40 minutes.
+# less of each.
 agent: OUT := runs/agent
 agent-small: OUT := runs/agent_small
 agent-small: TRACES := --limit=900

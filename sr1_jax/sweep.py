@@ -15,19 +15,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 from absl import flags
 
 from sr1_jax import cli
 from sr1_jax.config_files import split_overrides
 from sr1_jax.experiments.curves import draw_sweep
 from sr1_jax.experiments.derived import Overrides
-from sr1_jax.experiments.plan import Plan, check_overrides, files_asked
+from sr1_jax.experiments.plan import Plan, check_overrides, files_asked, index_of
 from sr1_jax.experiments.program import define_flags, questions_of, run_experiment
 from sr1_jax.experiments.stages import seeds_of
 from sr1_jax.experiments.sweeps import checked_configs, read_list, sweep_plan
-from sr1_jax.paths import disk_path, local_path, path_or_none
-from sr1_jax.training.task import index_name
+from sr1_jax.paths import disk_path, local_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,14 +68,6 @@ def _plan(values: flags.FlagValues, overrides: Overrides, folder: Path) -> Plan:
         corpora=corpora,
         indexes={name: index_of(config) for name, config in configs.items()},
     )
-
-
-def index_of(config: ml_collections.ConfigDict) -> str:
-    """Name of the index that a run of a pretrained policy would build; "" where it builds none."""
-    data = config.data
-    if not config.base.path or data.index or not data.corpus:
-        return ""
-    return index_name(config, path_or_none(data.corpus, "data.corpus"))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,19 @@ from sr1_jax.experiments.baselines import (
     table_plan,
 )
 from sr1_jax.experiments.derived import derived_config
-from sr1_jax.experiments.plan import Plan, check_base, check_overrides, files_asked, world_files
+from sr1_jax.experiments.plan import (
+    Plan,
+    check_overrides,
+    check_untuned,
+    files_asked,
+    index_of,
+    world_files,
+)
 from sr1_jax.experiments.program import define_flags, questions_of, run_experiment
 from sr1_jax.experiments.stages import seeds_of
-from sr1_jax.paths import disk_path, path_or_none
+from sr1_jax.paths import disk_path
 from sr1_jax.training.checks import check_config
 from sr1_jax.training.settings import RUN, unknown_setting
-from sr1_jax.training.task import index_name
 
 
 def main(argv: Sequence[str]) -> None:
@@ -72,7 +78,7 @@ def make_plan(config: ml_collections.ConfigDict, options: TableOptions, folder: 
     check_config(config)
     if "grpo" in options.rows and options.grpo:
         check_config(derived_config(options.grpo, options.overrides, {}))
-    check_base(config)
+    check_untuned(config)
     if config.base.workdir:
         raise ValueError(
             "base.workdir is set, but a table makes a base policy of its own: clear it."
@@ -85,10 +91,14 @@ def make_plan(config: ml_collections.ConfigDict, options: TableOptions, folder: 
         trained = dict.fromkeys(seeds, _to_sample(config, asked[seeds[0]]))
     else:
         trained = dict.fromkeys(seeds, ())
-    corpus = None if data.index else path_or_none(data.corpus, "data.corpus")
-    index = index_name(config, corpus) if corpus and config.base.path else ""
     return table_plan(
-        config, options, folder, trained=trained, asked=asked, index=index, corpora=corpora
+        config,
+        options,
+        folder,
+        trained=trained,
+        asked=asked,
+        index=index_of(config),
+        corpora=corpora,
     )
 
 

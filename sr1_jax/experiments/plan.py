@@ -11,6 +11,8 @@ import ml_collections
 from sr1_jax.data.sets import question_files
 from sr1_jax.experiments.derived import Overrides, derived_file
 from sr1_jax.experiments.stages import Stage
+from sr1_jax.paths import local_path
+from sr1_jax.training.task import index_name
 
 # The run of each seed that makes data, index and the policy that the others start from.
 BASE = "base"
@@ -197,7 +199,15 @@ def from_base(config: ml_collections.ConfigDict, base: Path, index: str = "") ->
     return values | ({"data.index": str(base / "data" / index)} if index else {})
 
 
-def check_base(config: ml_collections.ConfigDict) -> None:
+def index_of(config: ml_collections.ConfigDict) -> str:
+    """Name of the index that a run of a pretrained policy would build; "" where it builds none."""
+    data = config.data
+    if not config.base.path or data.index or not data.corpus:
+        return ""
+    return index_name(config, local_path(data.corpus, "data.corpus"))
+
+
+def check_untuned(config: ml_collections.ConfigDict) -> None:
     """Refuses settings by which runs would not start from the policy that their base trained.
 
     Raises:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import ml_collections
 
 from sr1_jax.experiments.derived import Overrides, derived_config, split_argument
-from sr1_jax.experiments.plan import BASE, Plan, Row, check_base, from_base
+from sr1_jax.experiments.plan import BASE, Plan, Row, check_untuned, from_base
 from sr1_jax.training.checks import check_config
 
 _OWN_BASE = "own_base"
@@ -115,7 +115,7 @@ def checked_configs(
             config = derived_config(entry.config, (*overrides, *entry.overrides), {})
             check_config(config)
             if not entry.own_base:
-                check_base(config)
+                check_untuned(config)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
         configs[entry.name] = config

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.attention import attention
 from sr1_jax.models.lora import LoraConfig, LoraLinear
-from sr1_jax.models.matmul import MATMUL_DTYPES, bfloat16_dot_general
+from sr1_jax.models.matmul import MATMUL_DTYPES, bfloat16_dot_general, bfloat16_rows
 from sr1_jax.models.norm import RMSNorm
 from sr1_jax.models.packed import PackedSequences
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
@@ -342,8 +342,7 @@ class Decoder(nnx.Module):
         if not self.config.tied_embeddings:
             return self.head(hidden_BTD)
         if self.config.matmul_dtype == "bfloat16":
-            kernel_DV, last = self.trunk.embed.embedding[...].T, (hidden_BTD.ndim - 1,)
-            return bfloat16_dot_general(hidden_BTD, kernel_DV, ((last, (0,)), ((), ())))
+            return bfloat16_rows(hidden_BTD, self.trunk.embed.embedding[...].T)
         return self.trunk.embed.attend(hidden_BTD)
 
     def __call__(

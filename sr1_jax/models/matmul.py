@@ -66,6 +66,12 @@ def matmul_of(dtype: str):
     return same
 
 
+def bfloat16_rows(x: jax.Array, kernel_KN: jax.Array) -> jax.Array:
+    """`bfloat16_matmul` of vectors [..., K] with one matrix: [..., N]."""
+    rows = bfloat16_matmul(x.reshape(-1, x.shape[-1]), kernel_KN)
+    return rows.reshape(*x.shape[:-1], -1)
+
+
 def bfloat16_dot_general(x, kernel, dimension_numbers, precision=None, **_):
     """`bfloat16_matmul` as linear layers call products: the last axes of x with the first of the
     kernel."""
@@ -78,5 +84,5 @@ def bfloat16_dot_general(x, kernel, dimension_numbers, precision=None, **_):
     ):
         raise NotImplementedError(f"products over {dimension_numbers} of {x.shape}, {kernel.shape}")
     outer, inputs = x.shape[: x.ndim - count], math.prod(x.shape[x.ndim - count :])
-    out = bfloat16_matmul(x.reshape(-1, inputs), kernel.reshape(inputs, -1))
+    out = bfloat16_rows(x.reshape(*outer, inputs), kernel.reshape(inputs, -1))
     return out.reshape(*outer, *kernel.shape[count:])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
-from sr1_jax.models.matmul import bfloat16_matmul
+from sr1_jax.models.matmul import bfloat16_rows
 from sr1_jax.models.packed import PackedSequences
 from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 
@@ -120,10 +120,7 @@ def head_logp(
 
 def _product(x_BNK, y_KM, matmul_dtype):
     """Rounded to the dtype of x."""
-    if matmul_dtype == "same":
-        return x_BNK @ y_KM
-    rows = bfloat16_matmul(x_BNK.reshape(-1, x_BNK.shape[-1]), y_KM)
-    return rows.reshape(*x_BNK.shape[:-1], -1)
+    return x_BNK @ y_KM if matmul_dtype == "same" else bfloat16_rows(x_BNK, y_KM)
 
 
 def _head_logits(hidden_BND, kernel_DV, scale, matmul_dtype):

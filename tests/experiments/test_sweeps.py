@@ -5,8 +5,8 @@ import re
 import pytest
 
 from sr1_jax.config_files import load_config
+from sr1_jax.experiments.plan import index_of
 from sr1_jax.experiments.sweeps import Entry, checked_configs, read_list, sweep_plan
-from sr1_jax.sweep import index_of
 from sr1_jax.training.settings import unknown_setting
 
 

@@ -37,6 +37,12 @@ def model_of(config):
     return model
 
 
+def in_float32(model):
+    """The same weights, multiplied in float32."""
+    config = dataclasses.replace(model.config, matmul_dtype="same")
+    return nnx.merge(nnx.graphdef(Decoder(config, rngs=nnx.Rngs(0))), nnx.state(model))
+
+
 @pytest.mark.parametrize("outer", [(), (3,), (2, 3)], ids=str)
 def test_a_product_and_its_gradient(outer):
     a, b = RNG.normal(size=(*outer, 5, 7)), RNG.normal(size=(*outer, 7, 4))
@@ -77,10 +83,7 @@ def test_a_model_and_its_gradients_are_those_of_float32_but_for_rounding(tied, l
         return value, np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
 
     model = model_of(config)
-    plain = nnx.merge(
-        nnx.graphdef(Decoder(dataclasses.replace(config, matmul_dtype="same"), rngs=nnx.Rngs(0))),
-        nnx.state(model),
-    )
+    plain = in_float32(model)
     (value, found), (exact, true) = gradient(model), gradient(plain)
     assert 1e-7 < abs(value / exact - 1) < 0.01
     assert found @ true / np.linalg.norm(found) / np.linalg.norm(true) > 0.999
@@ -102,10 +105,7 @@ def test_rollouts_round_as_training_does(tied):
     hidden, _ = forward_cached(config, params, ids, positions, KVCache.empty(config, 2, 16))
     served = next_token_logits(config, params, hidden.reshape(config.width, -1)).T
     trained = model(ids).reshape(-1, 61)
-    plain = nnx.merge(
-        nnx.graphdef(Decoder(dataclasses.replace(config, matmul_dtype="same"), rngs=nnx.Rngs(0))),
-        nnx.state(model),
-    )(ids).reshape(-1, 61)
+    plain = in_float32(model)(ids).reshape(-1, 61)
     between, to_exact = (np.abs(x - trained).mean() for x in (served, plain))
     assert between < 0.9 * to_exact
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from greedy_answers import greedy_answers
 
-from sr1_jax.environment import Environment
 from sr1_jax.models import (
     find_smollm2,
     gguf_file,
@@ -21,7 +21,6 @@ from sr1_jax.models import (
 from sr1_jax.models.cached_forward import forward_cached, next_token_logits
 from sr1_jax.models.serving import KVCache, serving_params
 from sr1_jax.protocol.prompts import in_chat, load_template
-from sr1_jax.rollout import Engine, default_config
 
 pytestmark = [
     pytest.mark.slow,
@@ -224,18 +223,11 @@ def test_greedy_continuations_of_smollm2(transformers, smollm2):
         str(path.parent), gguf_file=path.name, dtype="float32"
     ).eval()
     prompts = [f"Question {i}: {text}" for i in range(5) for text in ("Why is", "The first")]
-    config = default_config()
-    config.update(
-        slots=4, max_searches=0, max_segment_tokens=40, max_context_tokens=80, temperature=0.0,
-        extend_buckets=(16,),
+    answers = greedy_answers(
+        model, tokenizer, prompts, template="compact_direct", slots=4, tokens=40, context=80,
+        bucket=16,
     )  # fmt: skip
-    environment = Environment.of_search(None, config, template="compact_direct")
-    engine = Engine(model, tokenizer, None, config, environment=environment)
-    asked = [
-        {"id": str(i), "question": prompt, "golden_answers": ["x"]}
-        for i, prompt in enumerate(prompts)
-    ]
-    for t in engine.run(asked):
+    for t in answers:
         start = torch.tensor([t.ids[: t.prompt_length].tolist()])
         with torch.no_grad():
             out = oracle.generate(

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from greedy_answers import greedy_answers
 
-from sr1_jax.environment import Environment
 from sr1_jax.models import find_smollm2, load_pretrained, save_pretrained
 from sr1_jax.models.decoder import Decoder, DecoderConfig
 from sr1_jax.models.lora import TARGETS, LoraConfig, add_adapters, merged_model
 from sr1_jax.models.peft_folder import load_adapters, read_lora_config, save_adapters
-from sr1_jax.rollout import Engine, default_config
 
 peft = pytest.importorskip("peft", reason="needs the extra oracle")
 torch = pytest.importorskip("torch", reason="needs the extra oracle")
@@ -88,18 +87,11 @@ def test_the_shipped_agent_writes_the_same_greedy_tokens(tmp_path):
     lora = read_lora_config(SHIPPED, base.config.family)
     model = add_adapters(base, lora, seed=0)
     load_adapters(model, SHIPPED)
-    config = default_config()
-    config.update(
-        slots=5, max_searches=0, max_segment_tokens=40, max_context_tokens=192, temperature=0.0,
-        extend_buckets=(96,),
+    answers = greedy_answers(
+        merged_model(model), tokenizer, QUESTIONS, template="agent_chatml", slots=5, tokens=40,
+        context=192, bucket=96,
     )  # fmt: skip
-    environment = Environment.of_search(None, config, template="agent_chatml")
-    engine = Engine(merged_model(model), tokenizer, None, config, environment=environment)
-    asked = [
-        {"id": str(i), "question": question, "golden_answers": ["x"]}
-        for i, question in enumerate(QUESTIONS)
-    ]
-    for t in engine.run(asked):
+    for t in answers:
         # What the environment says after the first segment is not the policy's.
         written = t.ids[t.prompt_length :][: int(np.argmin([*t.mask[t.prompt_length :], 0]))]
         start = torch.tensor([t.ids[: t.prompt_length].tolist()])
