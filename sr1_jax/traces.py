@@ -34,6 +34,7 @@ from sr1_jax.imitation.report import Report
 from sr1_jax.imitation.shown import Searches
 from sr1_jax.imitation.split import distinct, is_taken, write_lines, write_rest
 from sr1_jax.imitation.stage import Stage
+from sr1_jax.imitation.thoughts import WORDINGS
 from sr1_jax.imitation.writer import as_rows, write_traces
 from sr1_jax.paths import disk_path, local_paths, output_or_none, output_path, path_or_none
 from sr1_jax.protocol.prompts import load_template
@@ -57,6 +58,7 @@ class Choices(NamedTuple):
     chain: float = 0.5
     again: float = 0.15
     gave_up: float = 0.05
+    thoughts: str = "varied"
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -76,6 +78,8 @@ class Choices(NamedTuple):
         for name in ("chain", "again", "gave_up"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie in [0, 1], not {getattr(self, name)}.")
+        if self.thoughts not in WORDINGS:
+            raise ValueError(f"--thoughts={self.thoughts}: give {' or '.join(WORDINGS)}.")
         known = set(self.variants) & set(VARIANTS)
         if len(known) != len(self.variants) or not known & {"question", "keywords"}:
             raise ValueError(
@@ -110,6 +114,8 @@ def main(argv: Sequence[str]) -> None:
                        "that first show a bad one.", **define)  # fmt: skip
     flags.DEFINE_float("gave_up", default.gave_up, "Most traces that search in vain, of all.",
                        **define)  # fmt: skip
+    flags.DEFINE_string("thoughts", default.thoughts, "varied: of several wordings, which quote "
+                        "what was found; short: of one.", **define)  # fmt: skip
     cli.parse(values, argv, required=("config", "questions", "out"), usage=__doc__)
     with (
         output_path(values.out, "--out") as out,
@@ -174,7 +180,9 @@ def write(
             questions,
             searches,
             Stage(environment, config.rollout, tokenizer, searches),
-            Options(_budget(config), choices.variants, choices.chain, choices.again),
+            Options(
+                _budget(config), choices.variants, choices.chain, choices.again, choices.thoughts
+            ),
             seed=choices.seed,
             gave_up=choices.gave_up,
             progress=lambda stage, share: status.update(f"{stage}: {share:.0%}"),

@@ -27,7 +27,7 @@ FLOORS = (
     ("asking", "experiments", "planning", "world"),
     tuple(
         "__main__ ask compare complete_corpus evaluate export index logged plan serve sweep table "
-        "traces train train_reranker".split()
+        "traces train train_reranker withhold".split()
     ),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

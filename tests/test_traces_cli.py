@@ -108,6 +108,7 @@ def test_equal_questions_count_once(folder, capsys):
         (["--queries=question,question"], "--queries=question,question"),
         (["--queries=title"], "question or keywords among them"),
         (["--queries=all"], "--queries=all"),
+        (["--thoughts=long"], "--thoughts=long: give varied or short"),
         (["--rest=rest.jsonl"], "every question is used"),
         (["--share=0.5", "--rest=train.jsonl"], "train.jsonl is given twice"),
         (["--report=out.jsonl"], "out.jsonl is given twice"),

@@ -76,12 +76,14 @@ class Options(NamedTuple):
             still look up page by page.
         again: share of the questions with queries that find the answer and others that do not which
             first show one that does not.
+        thoughts: their wordings, a key of `thoughts.WORDINGS`.
     """
 
     budget: int
     variants: tuple[str, ...] = VARIANTS
     chain: float = 0.5
     again: float = 0.15
+    thoughts: str = "varied"
 
 
 # Yields queries; is sent what each shows.
@@ -114,7 +116,7 @@ class Planner:
     def __init__(self, question: Question, options: Options, rng: random.Random):
         self.asked = Asked(question)
         self._options, self._rng = options, rng
-        self._thoughts = Thoughts(question.question, rng)
+        self._thoughts = Thoughts(question.question, rng, options.thoughts)
 
     def plan(self) -> Planning:
         """The plan; every draw is made in a fixed order."""
