@@ -5,7 +5,8 @@ what was found is what the reward of reinforcement learning teaches (the passage
 answer is found two or three times as often as the answer is given after imitation alone).
 
     python -m sr1_jax.traces --config=configs/smollm2_agent.py --questions=train.jsonl \
-        --corpus=corpus.jsonl.gz --workdir=runs/agent_start --out=traces.jsonl
+        --corpus=corpus.jsonl.gz --workdir=runs/agent_start --thoughts=short \
+        --queries=question,keywords --out=traces.jsonl
     python -m sr1_jax.train --config=configs/smollm2_agent.py:stage=start,traces=traces.jsonl \
         --workdir=runs/agent_start --config.data.questions=train.jsonl \
         --config.data.dev=dev_nq.jsonl --config.data.corpus=corpus.jsonl.gz
@@ -48,7 +49,7 @@ def get_config(argument="stage=rl"):
     config.evaluation.sampled = False
 
     config.warm_start.optimizer = "adam"
-    config.warm_start.batch, config.warm_start.micro_batch = 8, 4
+    config.warm_start.batch, config.warm_start.micro_batch = 8, 2
     config.warm_start.length_buckets = (320, 384, 448, 512, 640, 896)
     config.warm_start.checkpoint_every = 25
     if stage == "start":
@@ -57,9 +58,9 @@ def get_config(argument="stage=rl"):
             dict(
                 name="traces",
                 examples=traces,
-                epochs=1.0,
-                learning_rate=1e-3,
-                evaluate_at=(42, 84, 168, 336),
+                epochs=0.5,
+                # Adapters of so low a rank learn at fifty times the rate of all weights.
+                learning_rate=5e-3,
             ),
         )
         config.evaluation.questions = config.evaluation.final_questions = 100
