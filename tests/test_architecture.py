@@ -24,7 +24,7 @@ FLOORS = (
     ("rollout",),
     ("rl", "evaluation"),
     ("imitation", "reranking", "training"),
-    ("asking", "experiments", "planning", "world"),
+    ("asking", "corpus_program", "experiments", "planning", "world"),
     tuple(
         "__main__ ask compare complete_corpus evaluate export index logged plan serve sweep table "
         "traces train train_reranker withhold".split()

@@ -13,7 +13,6 @@ What is left may still tell an answer in other words. What goes may be more than
 from __future__ import annotations
 
 import collections
-import gzip
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sr1_jax.data.questions import Question
-from sr1_jax.paths import replacing
 from sr1_jax.retrieval.corpus import no_passages, parse_passage
-from sr1_jax.retrieval.corpus_files import read_chunks
-from sr1_jax.retrieval.words import QueryWords
+from sr1_jax.retrieval.corpus_files import check_new_corpus, read_chunks, writing_corpus
+from sr1_jax.retrieval.words import english_words
 from sr1_jax.rewards.matching import normalize_answer
 from sr1_jax.rewards.retrieval import open_answers, plain_title, supporting_titles
 
@@ -78,7 +76,7 @@ class Gold:
     """
 
     def __init__(self, questions: Sequence[Question]):
-        self._split = QueryWords("english", "en").split
+        self._split = english_words().split
         self._titles = {
             plain_title(title) for question in questions for title in supporting_titles(question)
         }
@@ -123,21 +121,19 @@ def withhold(
     Args:
         corpus: see `read_corpus`; it is left as it is.
         questions: see `Gold`.
-        out: `.jsonl` or `.jsonl.gz`; it appears when it is complete.
+        out: a `.jsonl` or `.jsonl.gz` file that is not there yet; its folder is made if need be.
         progress: told the share of the corpus that is read.
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: `out` is no JSON-lines file by its name; a fault in the corpus, with its line or
-            row; supporting titles are no list; no passage would be left.
+        ValueError: `out` is there, or is no JSON-lines file by its name; a fault in the corpus,
+            with its line or row; supporting titles are no list; no passage would be left.
     """
-    if not out.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError(f"{out}: name a .jsonl or .jsonl.gz file.")
+    check_new_corpus(out)
     gold, report = Gold(questions), Report(str(corpus), len(questions))
-    opened = gzip.open if out.suffix == ".gz" else open
-    with replacing(out) as temporary, opened(temporary, "wt", encoding="utf-8") as file:
+    with writing_corpus(out) as file:
         for line in _left(corpus, gold, report, progress):
-            file.write(line)
+            file.write(line.encode("utf-8"))
         if not report.passages:
             raise no_passages(corpus)
         if not report.left:

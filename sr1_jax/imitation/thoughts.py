@@ -20,7 +20,7 @@ _TOPIC_WORDS = 6
 
 
 class Wordings(NamedTuple):
-    """Templates of thoughts, of each kind some to draw from; see `Thoughts` for when each is said."""
+    """Templates of thoughts, of each kind some to draw from; `Thoughts` says when each is said."""
 
     seek: tuple[str, ...]
     seek_name: tuple[str, ...]
@@ -100,7 +100,7 @@ class Thoughts:
         wordings: a key of `WORDINGS`.
     """
 
-    def __init__(self, question: str, rng: random.Random, wordings: str = "varied"):
+    def __init__(self, question: str, rng: random.Random, wordings: str):
         self._rng, self._wordings = rng, WORDINGS[wordings]
         self._sort = sort_asked_for(question)
 

@@ -6,7 +6,7 @@ import functools
 import re
 import string
 
-from sr1_jax.retrieval.words import QueryWords
+from sr1_jax.retrieval.words import english_words
 from sr1_jax.rewards.matching import normalize_answer
 
 # Words that say how a question is built, not what it is about.
@@ -47,12 +47,7 @@ def with_key_words(name: str, text: str, without: str = "") -> str:
 @functools.lru_cache(maxsize=1 << 16)
 def stems(text: str) -> tuple[str, ...]:
     """The stems of a text's words without stop words: what tells whether two texts share a word."""
-    return tuple(_splitter().split(text))
-
-
-@functools.cache
-def _splitter() -> QueryWords:
-    return QueryWords("english", "en")
+    return tuple(english_words().split(text))
 
 
 def bare_title(title: str) -> str:

@@ -6,6 +6,8 @@ that an index does not depend on how many processes built it.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -13,11 +15,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sr1_jax.data.jsonl import parse_line, read_blocks, read_jsonl
 from sr1_jax.data.parquet import read_batches
-from sr1_jax.paths import sha256_of
+from sr1_jax.paths import replacing, sha256_of
 from sr1_jax.remembered import remembered_sha256
 
 CHUNK_BYTES = 24 << 20
@@ -108,6 +110,28 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".parquet":
         return _numbered(read_batches(path), f"{path}, row ")
     return ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+
+
+def check_new_corpus(path: Path) -> None:
+    """Refuses a file that a corpus cannot be written to.
+
+    Raises:
+        ValueError: it is there, or is no JSON-lines file by its name.
+    """
+    if path.exists():
+        raise ValueError(f"{path} is there already; name another file, or remove it.")
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"{path}: name a .jsonl or .jsonl.gz file.")
+
+
+@contextlib.contextmanager
+def writing_corpus(path: Path) -> Iterator[BinaryIO]:
+    """A file for JSON lines, gzipped if its name says so, which appears when it is complete; its
+    folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opened = gzip.open if path.suffix == ".gz" else open
+    with replacing(path) as temporary, opened(temporary, "wb") as file:
+        yield file
 
 
 def corpus_sha256(path: str | os.PathLike, memory: Path | None = None) -> str:

@@ -17,7 +17,6 @@ or context and supporting_facts as strings of JSON.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -25,9 +24,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sr1_jax.paths import replacing
 from sr1_jax.retrieval.corpus import no_passages, parse_passage
-from sr1_jax.retrieval.corpus_files import Chunk, read_chunks, read_rows
+from sr1_jax.retrieval.corpus_files import (
+    Chunk,
+    check_new_corpus,
+    read_chunks,
+    read_rows,
+    writing_corpus,
+)
 
 
 @dataclass
@@ -96,19 +100,14 @@ def complete_corpus(
         ValueError: `out` is there, or is no JSON-lines file by its name; a fault in a file, with
             its line or row.
     """
-    if out.exists():
-        raise ValueError(f"{out} is there already; name another file, or remove it.")
-    if not out.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError(f"{out}: name a .jsonl or .jsonl.gz file.")
+    check_new_corpus(out)
     chunks = read_chunks(corpus)
     report = Report(str(corpus))
     file_of: dict[tuple[str, str], FileReport] = {}
     for path in questions:
         report.files.append(_read_questions(path, file_of))
     missing = dict(file_of)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    opened = gzip.open if out.suffix == ".gz" else open
-    with replacing(out) as temporary, opened(temporary, "wb") as file:
+    with writing_corpus(out) as file:
         for chunk in chunks:
             report.passages += _copy(chunk, file, missing)
             progress(chunk.share)

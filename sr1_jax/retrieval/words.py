@@ -12,7 +12,7 @@ import importlib.util
 import re
 import threading
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import Stemmer
@@ -93,6 +93,12 @@ class QueryWords:
         if not hasattr(self._own, "stemmer"):
             self._own.stemmer = Stemmer.Stemmer(self._stemmer)
         return self._own.stemmer.stemWords(words)
+
+
+@cache
+def english_words() -> QueryWords:
+    """Stems without stop words, of English: what tells whether two texts share a word."""
+    return QueryWords("english", "en")
 
 
 class WordIds(dict):

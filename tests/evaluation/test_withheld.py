@@ -64,9 +64,9 @@ def test_every_passage_and_question_by_themselves():
         for answer in open_answers(question):
             asked = set(split(question.question)) - set(split(answer))
             shared = asked & set(split(f"{title} {text}"))
-            if holds_any(Passage("", title, text, 0.0), [answer]):
-                if len(shared) >= min(2, len(asked)):
-                    return True
+            held = holds_any(Passage("", title, text, 0.0), [answer])
+            if held and len(shared) >= min(2, len(asked)):
+                return True
         return False
 
     found = []
@@ -96,7 +96,8 @@ def files(tmp_path):
 
 def test_the_program(files, capsys):
     arguments = [
-        "withhold", f"--corpus={files / 'corpus.jsonl'}", f"--questions={files / 'questions.jsonl'}",
+        "withhold", f"--corpus={files / 'corpus.jsonl'}",
+        f"--questions={files / 'questions.jsonl'}",
         f"--out={files / 'rest.jsonl.gz'}", f"--report={files / 'report.json'}",
     ]  # fmt: skip
     program.main(arguments)
@@ -116,7 +117,9 @@ def test_refused(files):
     with pytest.raises(ValueError, match=r"name a \.jsonl"):
         withhold(corpus, [BORDER], files / "rest.txt")
     with pytest.raises(ValueError, match="none would be left"):
-        withhold(corpus, [question("Weather?", "rains", titles=["Ada", "Aland"])], files / "o.jsonl")
+        withhold(
+            corpus, [question("Weather?", "rains", titles=["Ada", "Aland"])], files / "o.jsonl"
+        )
     assert not (files / "o.jsonl").exists()
 
 
