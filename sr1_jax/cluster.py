@@ -23,6 +23,10 @@ from absl import flags
 from sr1_jax.exit_codes import ExitCode
 from sr1_jax.hosts.channel import coordination
 
+# Of XLA's pools on CPUs. A collective, and a program that waits for the one before it, each hold a
+# thread until the other processes come: with as many threads as a small host has cores, processes
+# of several devices wait for each other for good when something else keeps the cores busy.
+_CPU_THREADS = 32
 # How often the watching thread asks; how long a failing process waits to be heard.
 _WATCH_SECONDS = 1.0
 _HEARD_SECONDS = 5.0
@@ -74,6 +78,7 @@ def join(
     _check(coordinator, processes, process, wait_seconds)
     where = f"{processes} at {coordinator}" if coordinator else "all of the cluster"
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    os.environ.setdefault("PJRT_NPROC", str(max(os.cpu_count() or 1, _CPU_THREADS)))
     # It would swallow SIGTERM, which the training loop takes care of.
     jax.config.update("jax_enable_preemption_service", False)
     # JAX itself would abort with a stack trace; it gets longer than our own message.

@@ -52,6 +52,7 @@ LEARNER = Section(
         ),
         "weight_decay": Setting(0.0, "of AdamW", at_least(0)),
         "adam_b2": Setting(0.999, "of AdamW", between(0, 1, open_above=True)),
+        "adam_eps": Setting(1e-8, "of AdamW, added to the root that is divided by", above(0)),
         "gradient_clip": Setting(1.0, "global norm of gradients", above(0), free_on_resume=True),
         "optimizer_dtype": Setting(
             "float32", "of Adam's first moment", one_of("float32", "bfloat16")

@@ -76,6 +76,7 @@ def make_optimizer(
         optax.adamw(
             schedule,
             b2=config.adam_b2,
+            eps=config.adam_eps,
             weight_decay=config.weight_decay,
             mu_dtype=config.optimizer_dtype,
         ),

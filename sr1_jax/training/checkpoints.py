@@ -121,8 +121,10 @@ class RunCheckpoints:
             **self._atomicity,
             preservation_policy=Kept(keep),
             best_fn=lambda told: told.get(_SCORE, -math.inf),  # else what is told is not written
-            # In the background it takes minutes to tell of a disk where none can be made.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=is_bucket(folder)),
+            # In the background it takes minutes to tell of a disk where none can be made; and where
+            # processes are several, one may be told too late that it has to wait, and what it has
+            # written is removed when the first makes the folder.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self._place, options=options)
         # What was told of each, by step; what is being written cannot be read yet.

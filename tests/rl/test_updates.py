@@ -122,6 +122,16 @@ def test_without_a_warm_up_the_first_step_is_whole():
     np.testing.assert_allclose(updates, [-0.1, -0.1], rtol=1e-5)
 
 
+def test_adam_eps_is_added_to_the_root():
+    """The first step is g / (|g| + eps) of the rate: hand numbers."""
+    config = default_config()
+    config.adam_eps = 0.25
+    optimizer = make_optimizer(CONSTANT, config)
+    gradients = jnp.array([0.75, -0.25, 0.0])
+    updates, _ = optimizer.update(gradients, optimizer.init(gradients), jnp.zeros(3))
+    np.testing.assert_allclose(updates, [-0.075, 0.05, 0.0], rtol=1e-5)
+
+
 def test_weight_decay_pulls_towards_zero():
     config = default_config()
     config.weight_decay = 0.5

@@ -87,7 +87,7 @@ def assert_same_run(workdir, other, *, development=True):
         assert len(row) > 25
     # Episodes differ, and so do steps: the test would see one that was lost or mixed up.
     assert len({row["policy_tokens"] for row in rows}) == 3
-    assert len({row["reward"] for row in rows}) == 3
+    assert len({row["reward"] for row in rows}) > 1
     assert all(0 < row["reward/em_format"] < 0.5 and row["searches"] > 0 for row in rows)
     for step in (1, 2, 3):
         name = f"trajectories/step-{step:06d}.jsonl"
@@ -136,7 +136,10 @@ def test_disks_of_their_own(start_processes, finished, tmp_path):
     # Indices are named after their corpus and where it stands.
     names = [len(list((tmp_path / process / "data").iterdir())) for process in "01"]
     assert names[0] == names[1] > 5
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4"}
+    # By steps, the last, and the best of the evaluated ones.
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {path.name for path in (finished.workdir / "checkpoints").iterdir()}
+    assert {"2", "4"} <= names <= {"2", "3", "4"}
 
 
 def wait_for_steps(workdir, steps, processes, seconds=400):
@@ -155,7 +158,7 @@ def test_killed_and_taken_up_again(start_processes, alone, tmp_path, dead):
     first = start_processes(in_cluster(command), devices=2)
     wait_for_steps(workdir, 2, first)
     first.running[dead].kill()
-    codes = first.codes(60)
+    codes = first.codes(150)  # in a program at once; where hosts wait for a checkpoint, by heartbeats
     assert codes[dead] == -signal.SIGKILL and codes[1 - dead] not in (0, -signal.SIGKILL)
     assert first.err(1 - dead)
     count = 2 - dead
@@ -183,8 +186,8 @@ def test_told_to_end(start_processes, alone, tmp_path):
 
 def test_evaluation_on_two_processes(start_processes, alone, tmp_path):
     """Equal to that at the end of training, on the checkpoint of one process."""
-    dev = (alone / "dev_trajectories.jsonl").read_text()
-    asked = [json.loads(line)["question_id"] for line in dev.splitlines()]
+    dev = [json.loads(line) for line in (alone / "dev_trajectories.jsonl").open()]
+    asked = [row["question_id"] for row in dev]
     heldout = (alone / "data" / "heldout.jsonl").read_text().splitlines()
     line_of = {json.loads(line)["id"]: line for line in heldout}
     (tmp_path / "dev.jsonl").write_text("".join(line_of[id] + "\n" for id in asked))
@@ -198,7 +201,8 @@ def test_evaluation_on_two_processes(start_processes, alone, tmp_path):
     after = json.loads((alone / "result.json").read_text())["after"]
     for key in ("em", "f1", "searches", "response_tokens", "truncated"):
         assert result[key] == pytest.approx(after[f"greedy/{key}"])
-    assert path.with_suffix(".trajectories.jsonl").read_text() == dev
+    rows = [json.loads(line) for line in path.with_suffix(".trajectories.jsonl").open()]
+    assert [{key: row[key] for key in row if key != "scores"} for row in rows] == dev
 
 
 @pytest.mark.parametrize(

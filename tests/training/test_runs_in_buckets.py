@@ -77,6 +77,41 @@ def test_killed_on_one_host_and_taken_up_on_another(bucket, tmp_path, unbroken, 
         assert path.name.startswith(".") or kept in named, path
 
 
+def in_cluster(url, scratch):
+    """The command line of each of two processes, on hosts with disks of their own."""
+
+    def arguments(process, coordinator):
+        start = f"import os; os.environ['SR1_JAX_SCRATCH'] = '{scratch}-{process}'; "
+        start += "import runpy; runpy.run_module('sr1_jax.train', run_name='__main__')"
+        return (
+            "-c", start, f"--config={CONFIG}", f"--workdir={url}", *OVERRIDES,
+            "--config.checkpoint.every=1", f"--coordinator={coordinator}", "--processes=2",
+            f"--process={process}", "--join_seconds=60",
+        )  # fmt: skip
+
+    return arguments
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_two_processes_killed_and_taken_up(bucket, tmp_path, start_processes, same_run, dead):
+    """One dies, the other ends; on other hosts, on a service that fails, they go on, and what is in
+    the bucket in the end is what two processes leave on a disk."""
+    whole, url = tmp_path / "whole", f"{bucket.folder}/run"
+    start_processes(in_cluster(whole, tmp_path / "none")).check()
+    first = start_processes(in_cluster(url, tmp_path / "a"))
+    while "checkpoints/2/commit_success.txt" not in objects.listing(url):
+        assert [process.poll() for process in first.running] == [None, None], first.err(0)
+        time.sleep(0.05)
+    first.running[dead].send_signal(signal.SIGKILL)
+    assert first.codes(120)[1 - dead] != 0
+    bucket.fail_at_random(seed=dead, share=0.03)
+    second = start_processes(in_cluster(url, tmp_path / "b"))
+    second.check()
+    assert "Taken up again after step" in second.out(0) and len(bucket.faults) > 5
+    bucket.fail = lambda method, path: None
+    same_run(whole, _brought(url, tmp_path / "there"), steps=(3, 4))
+
+
 def test_a_second_run_is_refused(bucket, tmp_path):
     url = f"{bucket.folder}/run"
     first = _start(url, scratch=tmp_path / "a")
