@@ -158,7 +158,7 @@ def test_killed_and_taken_up_again(start_processes, alone, tmp_path, dead):
     first = start_processes(in_cluster(command), devices=2)
     wait_for_steps(workdir, 2, first)
     first.running[dead].kill()
-    codes = first.codes(150)  # in a program at once; where hosts wait for a checkpoint, by heartbeats
+    codes = first.codes(150)  # waiting for a checkpoint, hosts are missed by heartbeats only
     assert codes[dead] == -signal.SIGKILL and codes[1 - dead] not in (0, -signal.SIGKILL)
     assert first.err(1 - dead)
     count = 2 - dead
