@@ -7,6 +7,10 @@ holds all that training waits for and whatever the writing in the background tak
 these spans follow a save, half do not. Printed are the medians of both and their ratio, the size of
 a checkpoint, and the seconds that training itself stood still (goodput/checkpoint). The first two
 spans, in which programs are compiled, count for neither.
+
+On two quiet cores, configs/smollm2_qa.py, 8 steps: 128.7 s after a save (127.5, 130.0), 122.4
+without (139.6, 122.4, 97.9: episodes differ in length), ratio 1.05; a checkpoint has 2.76 GB, and
+training itself stood still for less than a thousandth of the time.
 """
 
 from __future__ import annotations
