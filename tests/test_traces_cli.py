@@ -74,6 +74,21 @@ def test_what_is_written(folder, small_tokenizer, capsys):
     assert "12 traces of 12 questions: out.jsonl" in capsys.readouterr().out
 
 
+def test_thoughts_are_short_or_varied(folder):
+    """The same queries, passages and answers; the short ones say nothing of the topic."""
+    short, varied = run("--thoughts=short"), run("--thoughts=varied")
+    for one, other in zip(short, varied, strict=True):
+        same = ("id", "kind", "answer", "passage_ids", "searches")
+        assert {key: one.get(key) for key in same} == {key: other.get(key) for key in same}
+        thoughts = [text.partition("<think>")[2].partition("</think>")[0].strip()
+                    for mask, text in one["spans"] if mask]  # fmt: skip
+        title = "Brindle Bridge" if one["answer"] == "1874" else "Glass Hall"
+        looks = ("I should look this up.", f"I should look up {title}.")
+        assert thoughts[0] in looks and thoughts[1] == "Doc 1 has the answer."
+    assert sum(row["policy_tokens"] for row in short) < sum(row["policy_tokens"] for row in varied)
+    assert run() == varied
+
+
 def test_shares_leave_the_rest_untouched(folder):
     rows = run("--share=0.5", "--rest=rest.jsonl")
     rest = read_questions("rest.jsonl")
