@@ -57,7 +57,7 @@ agent agent-small: agent-data .venv/ready-smollm2
 	test -f $(OUT)/traces.jsonl || $(RUN) sr1_jax.traces --config=configs/smollm2_agent.py \
 		--questions=$(DATA)/train.jsonl --corpus=$(DATA)/corpus.jsonl.gz --workdir=$(OUT)/start \
 		--thoughts=short --queries=question,keywords --again=0.1 --gave_up=0.03 \
-		--share=0.5 --rest=$(OUT)/rest.jsonl $(TRACES) --out=$(OUT)/traces.jsonl
+		--share=0.5 --rest=$(OUT)/rest.jsonl --rest_found $(TRACES) --out=$(OUT)/traces.jsonl
 	$(RUN) sr1_jax.train --config=configs/smollm2_agent.py:stage=start,traces=$(OUT)/traces.jsonl \
 		--workdir=$(OUT)/start --config.data.questions=$(DATA)/train.jsonl $(AGENT_DATA)
 	$(RUN) sr1_jax.train --config=configs/smollm2_agent.py --workdir=$(OUT)/rl $(STEPS) \

@@ -5,12 +5,15 @@
 
 Prompt, passages, budgets and tokenizer are those of the config; no model is run. A phase of
 warm_start.phases with examples="traces.jsonl" imitates what is written. With --share only that
-part of the questions is used, drawn by a hash of their words, and --rest has the others. Tables of
-what was written, what was left out and how well queries find are printed; --report keeps them.
+part of the questions is used, drawn by a hash of their words, and --rest has the others, for
+reinforcement learning; with --rest_found only those whose own words find a passage that holds the
+answer. Tables of what was written, what was left out and how well queries find are printed;
+--report keeps them.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -28,7 +31,7 @@ from sr1_jax.environment import make_environment
 from sr1_jax.environment import settings as environment_settings
 from sr1_jax.environment.tool import check_tools
 from sr1_jax.evaluation import methods
-from sr1_jax.imitation.asked import VARIANTS
+from sr1_jax.imitation.asked import VARIANTS, Asked
 from sr1_jax.imitation.plans import Options
 from sr1_jax.imitation.report import Report
 from sr1_jax.imitation.shown import Searches
@@ -97,6 +100,8 @@ def main(argv: Sequence[str]) -> None:
                         "config.", **define)  # fmt: skip
     flags.DEFINE_string("out", None, "File for the traces, JSON lines.", **define)
     flags.DEFINE_string("rest", "", "File for the questions that are not used.", **define)
+    flags.DEFINE_bool("rest_found", False, "Of the others, only those whose own words, as a query, "
+                      "find a passage that holds the answer.", **define)  # fmt: skip
     flags.DEFINE_string("report", "", "File for the report, JSON.", **define)
     flags.DEFINE_string("workdir", "", "Folder that keeps an index; without it the index is built "
                         "in memory.", **define)  # fmt: skip
@@ -129,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
             Choices(**{name: values[name].value for name in Choices._fields}),
             corpus=path_or_none(values.corpus, "--corpus"),
             rest=rest,
+            rest_found=values.rest_found,
             report_path=report_path,
             workdir=disk_path(values.workdir, "--workdir") if values.workdir else None,
         )
@@ -142,6 +148,7 @@ def write(
     *,
     corpus: Path | None = None,
     rest: Path | None = None,
+    rest_found: bool = False,
     report_path: Path | None = None,
     workdir: Path | None = None,
 ) -> Report:
@@ -154,6 +161,7 @@ def write(
         choices: see `Choices`.
         corpus: passages; None stands for those of the config.
         rest: for the questions that are not used.
+        rest_found: only those of them whose own words find a passage that holds the answer.
         report_path: for the report.
         workdir: to keep an index in.
 
@@ -168,6 +176,8 @@ def write(
         raise ValueError(
             "--rest: with --share=1 every question is used; give a smaller share, or --limit."
         )
+    if rest_found and rest is None:
+        raise ValueError("--rest_found says which questions --rest has: give a file by --rest.")
     questions = _taken(paths, choices)
     tokenizer = base_files(config).tokenizer
     template = methods.prompt_template(config, "search", tokenizer)
@@ -192,7 +202,8 @@ def write(
             f"No trace could be written of {len(questions)} questions: {report.reasons()}."
         )
     if rest is not None:
-        count = write_rest(paths, questions, rest)
+        among = functools.partial(_found, searches=searches) if rest_found else list
+        count = write_rest(paths, questions, rest, among)
         print(one_line(f"{count:,} questions are left: {rest}"))
     if report_path is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
@@ -204,6 +215,16 @@ def write(
         print(one_line(told))
     print(one_line(f"{len(traces):,} traces of {len(questions):,} questions: {out}"))
     return report
+
+
+def _found(questions: Sequence[Question], searches: Searches) -> list[Question]:
+    """Those whose own words, as a query, find a passage that holds the answer."""
+    searches.ask(question.question for question in questions)
+    return [
+        question
+        for question in questions
+        if Asked(question).is_answered_in(searches[question.question])
+    ]
 
 
 def _check_config(config: ml_collections.ConfigDict, corpus: Path | None) -> None:

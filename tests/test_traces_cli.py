@@ -97,6 +97,21 @@ def test_shares_leave_the_rest_untouched(folder):
     assert not any(is_taken(q.question, 0.5) for q in rest)
 
 
+def test_the_rest_may_be_what_its_own_words_find(folder):
+    """An answer that no passage holds, and one that the question itself names, are left out."""
+    more = [("x:1", "In which year was Glass Hall closed?", "1950"),
+            ("x:2", "Glass Hall or Brindle Bridge, which is older?", "Brindle Bridge"),
+            ("x:3", "What is the Orrow?", "river")]  # fmt: skip
+    with open(folder / "train.jsonl", "a") as file:
+        for id, text, answer in more:
+            file.write(json.dumps({"id": id, "question": text, "golden_answers": [answer]}) + "\n")
+    taken = {row["id"] for row in run("--share=0.3", "--rest=all.jsonl")}
+    run("--share=0.3", "--rest=found.jsonl", "--rest_found")
+    ids = {q.id for q in read_questions("all.jsonl")}
+    assert {"x:1", "x:2", "x:3"} <= ids and not taken & ids
+    assert {q.id for q in read_questions("found.jsonl")} == ids - {"x:1", "x:2"}
+
+
 def test_runs_repeat_and_seeds_differ(folder):
     first = run()
     assert run() == first
@@ -123,6 +138,7 @@ def test_equal_questions_count_once(folder, capsys):
         (["--queries=question,question"], "--queries=question,question"),
         (["--queries=title"], "question or keywords among them"),
         (["--queries=all"], "--queries=all"),
+        (["--rest_found"], "--rest_found says which questions --rest has"),
         (["--thoughts=long"], "--thoughts=long: give varied or short"),
         (["--rest=rest.jsonl"], "every question is used"),
         (["--share=0.5", "--rest=train.jsonl"], "train.jsonl is given twice"),

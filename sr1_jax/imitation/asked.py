@@ -41,6 +41,10 @@ class Asked:
         ]
         self.finder = AnswerFinder(self.findable)
 
+    def is_answered_in(self, shown: Shown) -> bool:
+        """Whether the answer can be read anywhere in what is shown, by whatever chance."""
+        return any(self.finder.find(f"{doc.title}\n{doc.text}") for doc in shown.docs)
+
     @property
     def yes_no(self) -> bool:
         """Whether the answer is yes or no."""

@@ -128,7 +128,7 @@ class Planner:
             return (yield from self._comparison(firsts, seen))
         queries = self._shuffled(dict.fromkeys(firsts.values()))
         hits = [query for query in queries if asked.evidence(seen[query])]
-        misses = [query for query in queries if not self._holds_answer(seen[query])]
+        misses = [query for query in queries if not self.asked.is_answered_in(seen[query])]
         if not hits or wants_chain < self._options.chain:
             chain = yield from self._chain(firsts, queries, seen)
             if chain is not None:
@@ -149,10 +149,6 @@ class Planner:
         items = list(items)
         self._rng.shuffle(items)
         return items
-
-    def _holds_answer(self, shown: Shown) -> bool:
-        """Whether the answer can be read anywhere, by whatever chance."""
-        return any(self.asked.finder.find(f"{doc.title}\n{doc.text}") for doc in shown.docs)
 
     def _first_step(self, query: str, firsts: Mapping[str, str]) -> Step:
         name = query if query == firsts.get("title") else None

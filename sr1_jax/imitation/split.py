@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sr1_jax.data.jsonl import read_jsonl
@@ -35,26 +35,38 @@ def distinct(questions: Sequence[Question]) -> list[Question]:
     return list(first.values())
 
 
-def write_rest(paths: Sequence[Path], taken: Iterable[Question], out: Path) -> int:
+def write_rest(
+    paths: Sequence[Path],
+    taken: Iterable[Question],
+    out: Path,
+    among: Callable[[Sequence[Question]], Iterable[Question]] = lambda questions: questions,
+) -> int:
     """Writes the questions that are not taken to a question file, with all their keys.
 
     Args:
         paths: question files, already read without error.
         taken: those that get traces; others with the same words are not written either.
         out: the file; whole or not at all.
+        among: which of those that are left are written.
 
     Returns:
         How many they are.
     """
     used = {as_key(question.question) for question in taken}
-    rest = [
-        json.dumps(row, ensure_ascii=False)
+    rows = [
+        (as_question(row, where=f"{path}:{number}"), row)
         for path in paths
         for number, row in read_jsonl(path)
-        if as_key(as_question(row, where=f"{path}:{number}").question) not in used
     ]
-    write_lines(out, rest)
-    return len(rest)
+    rest = [(question, row) for question, row in rows if as_key(question.question) not in used]
+    kept = {as_key(question.question) for question in among([question for question, _ in rest])}
+    lines = [
+        json.dumps(row, ensure_ascii=False)
+        for question, row in rest
+        if as_key(question.question) in kept
+    ]
+    write_lines(out, lines)
+    return len(lines)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
