@@ -60,6 +60,8 @@ _TRANSIENT_STATUS = {408, 425, 429, *range(500, 600)}
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 # How errors of JAX, tensorstore and gRPC begin: the names of google.rpc.Code.
 _RPC_CODE = re.compile(r"\s*([A-Z][A-Z_]+):")
+# How JAX tells that a platform has no devices; a plain RuntimeError.
+_NO_BACKEND = re.compile(r"Unable to initialize backend '\w+': ([A-Z_]+):")
 _TRANSIENT_RPC = {"ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL",
                   "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN"}  # fmt: skip
 
@@ -82,7 +84,7 @@ def code_of(error: BaseException) -> int:
         return ExitCode.DIVERGED
     if _system_errno(error) in _STORAGE_ERRNOS:
         return ExitCode.STORAGE
-    if _is_transient(error):
+    if _is_transient(error) or _is_late_device(error):
         return ExitCode.TRANSIENT
     cause = error.__cause__
     if cause is not None and code_of(cause) in (ExitCode.TRANSIENT, ExitCode.STORAGE):
@@ -106,6 +108,13 @@ def is_of_devices(error: BaseException) -> bool:
     # Searches by words import this module, and need no JAX.
     errors = sys.modules.get("jax.errors")
     return errors is not None and isinstance(error, errors.JaxRuntimeError)
+
+
+def _is_late_device(error: BaseException) -> bool:
+    """Whether devices were not there yet when JAX looked for them, as those of a process that is
+    ending, or of a slice that is forming, are not."""
+    told = _NO_BACKEND.match(str(error)) if isinstance(error, RuntimeError) else None
+    return told is not None and told[1] in _TRANSIENT_RPC
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -47,6 +47,7 @@ class BucketServer:
         self.requests: list[tuple[str, str]] = []
         self.faults: list[tuple[str, str, str]] = []
         self.denied: set[str] = set()  # buckets that may be read and not written
+        self.hidden: set[str] = set()  # those of which only objects may be asked for
         self.writing = threading.Lock()
         self._sessions: dict[str, str] = {}  # upload id -> generation that it asks for
         self.ended: dict[str, tuple] = {}  # upload id -> answer to its last part
@@ -177,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         bucket = parts.path.split("/b/", 1)[-1].split("/")[0]
         if bucket in server.denied and self.command != "GET":
             return 403, [], b'{"error": {"code": 403, "message": "no storage.objects.create"}}'
+        if self.command == "GET" and parts.path.endswith(tuple(f"/b/{b}" for b in server.hidden)):
+            return 403, [], b'{"error": {"code": 403, "message": "no storage.buckets.get"}}'
         with server.writing if self.command != "GET" else contextlib.nullcontext():
             condition = server.wanted_generation(self.command, parts, query, body)
             changes = self.command != "GET" and condition

@@ -406,6 +406,34 @@ def check_place(url: str, name: str, *, writes: bool) -> None:
         ) from error
 
 
+def check_may_ask(url: str, name: str) -> None:
+    """Finds out whether this machine's account may ask what kind of bucket one is.
+
+    Orbax does where checkpoints are, after it has written some; the right belongs to no role of
+    objects alone.
+
+    Args:
+        url: of a file or folder that need not be there.
+        name: of the flag or key, for the message.
+
+    Raises:
+        ValueError: it may not.
+        BucketAway: as `_patiently`.
+    """
+    bucket, _ = split(url)
+    files = _files()
+    try:
+        _patiently(url, lambda: files.call("GET", "b/{}", bucket, fields="name", json_out=True))
+    except (FileNotFoundError, BucketAway) as error:
+        if getattr(error, "exit_code", ExitCode.STORAGE) == ExitCode.TRANSIENT:
+            raise
+        raise ValueError(
+            f"{name}={url}: this machine's account may not ask what bucket {bucket} is "
+            "(storage.buckets.get), as Orbax does for checkpoints. Give it the role "
+            "roles/storage.legacyBucketReader on the bucket, beside that of objects."
+        ) from error
+
+
 def forget() -> None:
     """Lets the next request ask the environment anew: for tests."""
     prepare.cache_clear()

@@ -56,6 +56,17 @@ def push_now(folder: Path) -> None:
         workdir.push()
 
 
+def check_ours(folder: Path) -> None:
+    """Returns where an open workdir is still held by this run; of others it knows nothing.
+
+    Raises:
+        BucketAway: it cannot be found out.
+        LeaseLost: another run has taken over.
+    """
+    if (workdir := _open.get(folder)) is not None:
+        workdir.check_ours()
+
+
 # Workdirs that this process keeps up to date, by their local folders.
 _open: dict[Path, BucketWorkdir] = {}
 
@@ -103,6 +114,11 @@ class BucketWorkdir:
         (self.folder / _ORIGIN).write_text(self.url)
         return found
 
+    def check_ours(self) -> None:
+        """Raises what `push` does where another run has taken over, or it cannot be found out."""
+        if self._lease is not None:
+            self._lease.check()
+
     def push(self) -> None:
         """Brings to the bucket what has changed.
 
@@ -111,8 +127,7 @@ class BucketWorkdir:
             LeaseLost: another run has taken over.
         """
         with self._pushing:
-            if self._lease is not None:
-                self._lease.check()
+            self.check_ours()
             self._synced.push(
                 lambda name: _matches(name, self._brings) and self._is_ours(name),
                 lambda name: _matches(name, _PASSING),

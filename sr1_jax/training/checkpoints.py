@@ -89,11 +89,14 @@ class RunCheckpoints:
         keep: how many of the newest to keep. The newest good one is kept besides, and the one with
             the best score.
         reading: nothing is written, and damaged ones are passed over.
+        before_save: called by the first process before anything of a checkpoint is written.
         before_commit: called in the background, by the first process, before a checkpoint is
             committed.
 
     Raises:
-        ValueError: processes see different file systems in `folder`.
+        ValueError: processes see different file systems in `folder`, or the account may not do
+            what checkpoints in a bucket need.
+        ConnectionError: processes see different checkpoints, as where a service fails for one.
     """
 
     def __init__(
@@ -102,13 +105,16 @@ class RunCheckpoints:
         keep: int,
         *,
         reading: bool = False,
+        before_save: Callable[[], None] = lambda: None,
         before_commit: Callable[[], None] = lambda: None,
     ):
         if is_bucket(folder):
             objects.prepare()
+            objects.check_may_ask(str(folder), "checkpoint.folder")
         else:
             check_shared(folder)
-        self.folder, self._reading, self._before_commit = folder, reading, before_commit
+        self.folder, self._reading = folder, reading
+        self._before_save, self._before_commit = before_save, before_commit
         self._sound: set[int] = set()  # compared with their checksums, as a whole
         self._left_out: set[int] = set()
         self._place = absolute(folder)
@@ -128,6 +134,12 @@ class RunCheckpoints:
         )
         self._manager = ocp.CheckpointManager(self._place, options=options)
         # What was told of each, by step; what is being written cannot be read yet.
+        seen = gather(self.steps)
+        if any(steps != seen[0] for steps in seen):
+            raise ConnectionError(
+                f"Processes see different checkpoints in {folder}: {', '.join(map(str, seen))}. "
+                "Start again when the storage shows all of them the same."
+            )
         self._told = {step: told_of(self._place / str(step), "metrics") for step in self.steps}
 
     @property
@@ -182,6 +194,8 @@ class RunCheckpoints:
             facts=ocp.args.JsonSave(facts),
             **{ITEM: SaveChecksums(self._before_commit)},
         )
+        if jax.process_index() == 0:
+            self._before_save()
         with self._failing(f"The checkpoint after step {step}, or the one before it,"):
             saved = self._manager.save(step, args=args, metrics=told)
         if saved:

@@ -86,12 +86,14 @@ def damages(
     """
     there = _sizes(folder)
     try:
-        json.loads((folder / _METADATA).read_text())
+        told = _text_of(folder / _METADATA)
+        json.loads(told)
         if f"{ITEM}/{_FILE}" not in there:
-            named = f'"{ITEM}"' in (folder / _METADATA).read_text()
-            return [f"{ITEM}/{_FILE} is missing"] if named else []
-        wanted = json.loads((folder / ITEM / _FILE).read_text())["files"]
+            return [f"{ITEM}/{_FILE} is missing"] if f'"{ITEM}"' in told else []
+        wanted = json.loads(_text_of(folder / ITEM / _FILE))["files"]
         wanted = {name: (int(size), str(sum_)) for name, (size, sum_) in wanted.items()}
+    except objects.BucketAway:
+        raise  # which says nothing of the checkpoint
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{_METADATA} or {ITEM}/{_FILE} cannot be read ({type(error).__name__})"]
     found = []
@@ -155,9 +157,16 @@ def _is_summed(name: str, own: str) -> bool:
     return name != _METADATA and not name.startswith(f"{own}/")
 
 
+def _text_of(path: Path | epath.Path) -> str:
+    """What a file says; in a bucket with patience."""
+    if is_bucket(path):
+        return objects.read(str(path)).decode()
+    return path.read_text()
+
+
 def told_of(folder: Path | epath.Path, item: str) -> dict[str, Any]:
     """An item of plain values, from the file that Orbax writes of it; {} where there is none."""
     try:
-        return json.loads((folder / item / item).read_text())
+        return json.loads(_text_of(folder / item / item))
     except FileNotFoundError:
         return {}

@@ -15,7 +15,7 @@ from sr1_jax.evaluation.trajectory_log import sampled_rows
 from sr1_jax.rl.batch import make_batch
 from sr1_jax.rl.learner import Learner
 from sr1_jax.rl.settings import masks_observations
-from sr1_jax.storage.workdir import push_now
+from sr1_jax.storage.workdir import check_ours, push_now
 from sr1_jax.training.base import Policy
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.development import Development
@@ -76,12 +76,12 @@ def reinforce(
         memory=prompt_memory(config, contents, tokenizer, workdir),
     )  # fmt: skip
     folder, keep = checkpoint_folder(config, workdir), config.checkpoint.keep
-    push = functools.partial(push_now, workdir)
+    ours, push = functools.partial(check_ours, workdir), functools.partial(push_now, workdir)
     watchdog = Watchdog(config.watchdog.seconds, workdir)
     utilisation = Utilisation(config, policy.shape.config, mesh)
     profiler = Profiler(workdir / "profile", profile)
     with (
-        RunCheckpoints(folder, keep, before_commit=push) as checkpoints,
+        RunCheckpoints(folder, keep, before_save=ours, before_commit=push) as checkpoints,
         watchdog,
         Goodput(watchdog.finished) as goodput,
     ):

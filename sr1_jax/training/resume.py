@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from sr1_jax.agreement import check_same
+from sr1_jax.agreement import check_same, from_first
 from sr1_jax.models.pretrained import read_model_files
 from sr1_jax.paths import local_path
 from sr1_jax.rl.learner import Learner, LearnerState
-from sr1_jax.storage import is_bucket
+from sr1_jax.storage import is_bucket, objects
 from sr1_jax.training.checkpoints import RunCheckpoints, checkpoint_folder
 from sr1_jax.training.fingerprints import objects_fingerprint, weights_fingerprint
 from sr1_jax.training.same_settings import as_json_values, check_same_settings
@@ -110,8 +110,13 @@ def check_resumable(
         ValueError: naming the first setting, or what it was that the run read, that differs.
     """
     folder = checkpoint_folder(config, workdir)
-    there = folder.is_dir()
-    check_same(f"Folder {folder}", {"is there": there})
+    if is_bucket(folder):
+        objects.check_may_ask(str(folder), "checkpoint.folder")
+        # The service may fail for one process alone.
+        there = from_first(bool(objects.listing(str(folder))))
+    else:
+        there = folder.is_dir()
+        check_same(f"Folder {folder}", {"is there": there})
     if not there:
         return
     with RunCheckpoints(folder, keep=config.checkpoint.keep, reading=True) as checkpoints:

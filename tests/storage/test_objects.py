@@ -132,3 +132,17 @@ def test_bad_places_are_told_at_the_start(bucket):
         objects.check_place(bucket.folder, "--workdir", writes=True)
     with pytest.raises(ValueError, match="no address of the form"):
         objects.split("gs:///a")
+
+
+def test_what_orbax_asks_of_a_bucket_is_asked_at_the_start(bucket, monkeypatch, no_pauses):
+    objects.check_may_ask(bucket.folder, "checkpoint.folder")
+    bucket.hidden.add("test-bucket")
+    objects.check_place(bucket.folder, "--workdir", writes=True)  # objects are another right
+    wanted = r"checkpoint.folder=gs://test-bucket/folder: .*roles/storage.legacyBucketReader"
+    with pytest.raises(ValueError, match=wanted):
+        objects.check_may_ask(bucket.folder, "checkpoint.folder")
+    monkeypatch.setenv("SR1_JAX_BUCKET_PATIENCE_SECONDS", "0")
+    objects.forget()
+    bucket.away = True
+    with pytest.raises(BucketAway):
+        objects.check_may_ask(bucket.folder, "checkpoint.folder")

@@ -11,6 +11,8 @@ from etils import epath
 
 from sr1_jax.exit_codes import ExitCode, code_of
 from sr1_jax.storage import objects
+from sr1_jax.storage.lease import LeaseLost
+from sr1_jax.storage.objects import BucketAway
 from sr1_jax.training import checkpoints as checkpoints_module
 from sr1_jax.training.checkpoints import CheckpointFailed, RunCheckpoints
 from sr1_jax.training.checksums import damages
@@ -194,6 +196,15 @@ def test_what_fails_before_the_commit_keeps_it_from_being_made(tmp_path):
     assert not (tmp_path / "1").exists()
 
 
+def test_another_run_is_noticed_before_anything_is_written(tmp_path):
+    def lost():
+        raise LeaseLost("another run has taken over")
+
+    with pytest.raises(LeaseLost, match="taken over"):
+        _write(tmp_path, before_save=lost)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_a_folder_that_takes_no_more(tmp_path, small_disk, kind):
     folder = small_disk(kind, holds=_one_checkpoint)
@@ -216,6 +227,30 @@ def _one_checkpoint(folder):
 
 def _large():
     return {"a": jnp.asarray(np.random.default_rng(0).normal(size=(1 << 21,)))}
+
+
+def test_a_service_that_does_not_answer_damages_nothing(bucket, monkeypatch):
+    """What cannot be read now may be as it was written."""
+    folder = epath.Path(bucket.folder)
+    _write(folder)
+
+    def away(url, *_):
+        raise BucketAway(f"{url}: the storage service does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "read", away)
+        with pytest.raises(BucketAway):
+            damages(folder / "3")
+    assert _taken_up(folder) == 3
+
+
+def test_processes_that_see_different_checkpoints_do_not_go_on(written, monkeypatch):
+    def gather(mine):
+        return [mine, mine[:-1] if mine == [1, 2, 3] else mine]
+
+    monkeypatch.setattr(checkpoints_module, "gather", gather)
+    with pytest.raises(ConnectionError, match=r"different .*: \[1, 2, 3\], \[1, 2\]"):
+        RunCheckpoints(written, keep=9, reading=True)
 
 
 def test_a_bucket_that_goes_away(bucket, monkeypatch, no_pauses):
