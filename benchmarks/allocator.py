@@ -5,86 +5,53 @@ of the next.
 
     python benchmarks/allocator.py --preload=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2
 
-The gradient of adapters of SmolLM2-135M's shape, fewer layers, in processes of their own: with the
-allocator of the system and with the library, in turns. Printed are the medians of seconds and of
-page faults a gradient, the most memory, and the ratio. jemalloc keeps freed pages for a minute, if
+The gradient of adapters of SmolLM2-135M's shape, fewer layers, in two processes, by turns: with the
+allocator of the system and with the library. Printed are the medians of seconds and of page faults
+a gradient, the most memory, and the ratio. jemalloc never gives pages back, large ones included, if
 MALLOC_CONF does not say otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-_CONF = "dirty_decay_ms:60000,muzzy_decay_ms:0"
+from timing import Worker
 
-
-def measure(layers: int, batch: int, length: int, runs: int) -> list[dict[str, float]]:
-    """Seconds, page faults and the peak so far in MiB, of each of so many gradients."""
-    import jax
-    from matmul import SHAPE, gradient_of
-
-    from sr1_jax.models.lora import LoraConfig
-
-    config = dataclasses.replace(SHAPE, layers=layers, lora=LoraConfig(4), matmul_dtype="bfloat16")
-    gradient = gradient_of(config, batch, length)
-    rows = []
-    for _ in range(runs + 1):
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        began = time.perf_counter()
-        jax.block_until_ready(gradient())
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        rows.append({
-            "seconds": time.perf_counter() - began,
-            "faults": used.ru_minflt - faults,
-            "MiB": used.ru_maxrss / 1024,
-        })  # fmt: skip
-    return rows[1:]  # the first is compiled
+_CONF = "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--preload", required=True, type=Path)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--length", type=int, default=448)
-    parser.add_argument("--runs", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    for name, default in dict(layers=8, batch=2, length=448, runs=8).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
-    sizes = arguments.layers, arguments.batch, arguments.length, arguments.runs
-    if arguments.measure:
-        print(json.dumps(measure(*sizes)))
-        return
-    if not arguments.preload.is_file():
-        parser.error(f"--preload={arguments.preload}: there is no such file")
+    library = arguments.preload
+    if not library.is_file():
+        parser.error(f"--preload={library}: there is no such file")
     conf = os.environ.get("MALLOC_CONF", _CONF)
-    library = {"LD_PRELOAD": str(arguments.preload), "MALLOC_CONF": conf}
-    sides = {"system": {}, arguments.preload.name: library}
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for _ in range(arguments.rounds):
-        for side, more in sides.items():
-            output = subprocess.run(
-                [sys.executable, *sys.argv, "--measure"], env=os.environ | more, check=True,
-                stdout=subprocess.PIPE, text=True,
-            ).stdout  # fmt: skip
-            found[side] += json.loads(output.splitlines()[-1])
-    medians = {}
-    for side, rows in found.items():
-        medians[side] = statistics.median(row["seconds"] for row in rows)
-        faults = statistics.median(row["faults"] for row in rows)
-        peak = max(row["MiB"] for row in rows)
-        print(f"{side}: {medians[side]:.2f} s, {faults:,.0f} page faults, {peak:,.0f} MiB at most")
-    system, other = medians.values()
-    print(f"ratio {system / other:.2f}")
+    request = {name: getattr(arguments, name) for name in ("layers", "batch", "length")}
+
+    def side(**environment: str) -> Worker:
+        return Worker(sys.executable, "adapter_gradient.py", request, environment)
+
+    with side() as system, side(LD_PRELOAD=str(library), MALLOC_CONF=conf) as other:
+        sides = {"system": system, library.name: other}
+        rows = [
+            {name: side.ask() for name, side in sides.items()} for _ in range(arguments.runs + 1)
+        ]
+    medians = []
+    for name in sides:
+        mine = [row[name] for row in rows[1:]]  # the first is compiled
+        medians.append(statistics.median(row["seconds"] for row in mine))
+        faults = statistics.median(row["faults"] for row in mine)
+        peak = mine[-1]["MiB"]
+        print(f"{name}: {medians[-1]:.2f} s, {faults:,.0f} page faults, {peak:,.0f} MiB at most")
+    print(f"ratio {medians[0] / medians[1]:.2f}")
 
 
 if __name__ == "__main__":

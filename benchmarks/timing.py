@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,21 @@ class Worker:
 
     The script gets the path of a JSON file with the request as its argument. For each line that
     it reads it does what the line names, and prints a line "answer " with a JSON object.
+
+    Args:
+        python: interpreter.
+        script: name of the file.
+        request: what it is to do, JSON-able.
+        environment: variables that it has besides.
     """
 
-    def __init__(self, python: str, script: str, request: dict[str, Any]):
+    def __init__(
+        self,
+        python: str,
+        script: str,
+        request: dict[str, Any],
+        environment: Mapping[str, str] = types.MappingProxyType({}),
+    ):
         self._folder = tempfile.TemporaryDirectory()
         file = Path(self._folder.name) / "request.json"
         file.write_text(json.dumps(request))
@@ -77,6 +90,7 @@ class Worker:
         self._process = subprocess.Popen(
             [python, Path(__file__).with_name(script), file],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **environment},
         )  # fmt: skip
 
     def ask(self, what: str = "go") -> dict[str, Any]:

@@ -18,6 +18,8 @@ PACKAGE = Path(sr1_jax.__file__).parent
 ROOT = PACKAGE.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.txt"))
+# What a list's own comment says has to be given with it; folders.
+GIVEN = {"retrievers": ("retrieval.dense.encoder",)}
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +45,10 @@ def test_a_config_builds_abstractly(name):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_has_settings_that_can_work(path):
+def test_a_sweep_has_settings_that_can_work(path, tmp_path):
+    given = [(key, str(tmp_path)) for key in GIVEN.get(path.stem, ())]
     entries = read_list(path)
-    assert len(checked_configs(entries, ())) == len(entries) > 3
+    assert len(checked_configs(entries, given)) == len(entries) >= 3
 
 
 def test_every_setting_is_read():

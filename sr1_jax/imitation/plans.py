@@ -128,7 +128,7 @@ class Planner:
             return (yield from self._comparison(firsts, seen))
         queries = self._shuffled(dict.fromkeys(firsts.values()))
         hits = [query for query in queries if asked.evidence(seen[query])]
-        misses = [query for query in queries if not self.asked.is_answered_in(seen[query])]
+        misses = [query for query in queries if not asked.is_answered_in(seen[query])]
         if not hits or wants_chain < self._options.chain:
             chain = yield from self._chain(firsts, queries, seen)
             if chain is not None:

@@ -39,7 +39,7 @@ def write_rest(
     paths: Sequence[Path],
     taken: Iterable[Question],
     out: Path,
-    among: Callable[[Sequence[Question]], Iterable[Question]] = lambda questions: questions,
+    among: Callable[[Sequence[Question]], Iterable[Question]] = list,
 ) -> int:
     """Writes the questions that are not taken to a question file, with all their keys.
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sr1_jax.models.cross_encoder_folder import PairModel
 from sr1_jax.reranking.examples import Lists
 from sr1_jax.retrieval.embedder import passage_text
-from sr1_jax.retrieval.pair_scorer import PairTokens, lengths_up_to
+from sr1_jax.retrieval.pair_scorer import PairTokens
 from sr1_jax.sharding import MESH_AXES
 
 _WARMUP_SHARE = 0.1
@@ -65,7 +65,6 @@ class RerankerTrainer:
 
     def __init__(self, model: PairModel, mesh: Mesh, *, steps: int, learning_rate: float):
         self._model, self._tokens, self._devices = model, PairTokens(model), mesh.size
-        self._lengths = lengths_up_to(self._tokens.longest)
         warmup = min(max(1, round(_WARMUP_SHARE * steps)), max(1, steps - 1))
         schedule = optax.warmup_cosine_decay_schedule(
             0.0, learning_rate, warmup, max(steps, warmup + 1)
@@ -112,7 +111,7 @@ class RerankerTrainer:
         encoded = self._tokens.encode(pairs)
         self.cut += sum(bool(each.overflowing) for each in encoded)
         longest = max(len(each.ids) for each in encoded)
-        length = next(length for length in self._lengths if length >= longest)
+        length = next(length for length in self._tokens.lengths if length >= longest)
         batch = jax.device_put(self._tokens.padded(encoded, len(pairs), length), self._rows)
         self.params, self._state, figures = self._step(
             len(lists.questions), self.params, self._state, *batch

@@ -12,7 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sr1_jax.models.encoder_folder import TextEncoder
 from sr1_jax.sharding import MESH_AXES
 
-_LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+# Finer than powers of two where passages mostly are: the time of a batch follows its length.
+_LENGTHS = (16, 32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
+
+
+def lengths_up_to(longest: int, *, least: int = _LENGTHS[0]) -> tuple[int, ...]:
+    """Lengths that sequences are padded to, increasing, from `least` to `longest` tokens."""
+    return (*(length for length in _LENGTHS if least <= length < longest), longest)
 
 
 def passage_text(title: str, text: str) -> str:
@@ -60,8 +66,7 @@ class Embedder:
         # Truncation counts what it cuts; encoding is safe in several threads at once.
         self._tokenizer = encoder.tokenizer
         self._tokenizer.enable_truncation(self.recipe.max_tokens)
-        longest = self.recipe.max_tokens
-        self._lengths = (*(length for length in _LENGTHS if length < longest), longest)
+        self._lengths = lengths_up_to(self.recipe.max_tokens)
         self._batches = shared_evenly(batches, mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
         self._rows = NamedSharding(mesh, PartitionSpec(MESH_AXES))

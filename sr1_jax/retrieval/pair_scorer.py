@@ -12,10 +12,10 @@ import tokenizers
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sr1_jax.models.cross_encoder_folder import PairModel
+from sr1_jax.retrieval.embedder import lengths_up_to
 from sr1_jax.sharding import MESH_AXES
 
-# Finer than powers of two where pairs mostly are: the time of a batch follows its length.
-_LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
+_LEAST_LENGTH = 32  # that pairs are padded to: shorter ones are rare
 # Of a passage at least, or its score says nothing.
 _LEAST_PASSAGE_TOKENS = 16
 
@@ -39,6 +39,11 @@ class PairTokens:
 
     Args:
         model: of which tokenizer and length count.
+
+    Attributes:
+        lengths: that pairs are padded to, increasing.
+        longest: tokens of a pair, the last of `lengths`.
+        longest_query: tokens of a query that leaves room for a passage.
     """
 
     def __init__(self, model: PairModel):
@@ -47,6 +52,7 @@ class PairTokens:
         self._tokenizer = tokenizers.Tokenizer.from_str(model.tokenizer.to_str())
         special = self._tokenizer.num_special_tokens_to_add(True)
         self.longest = model.max_tokens
+        self.lengths = lengths_up_to(self.longest, least=_LEAST_LENGTH)
         self.longest_query = self.longest - special - _LEAST_PASSAGE_TOKENS
         if self.longest_query < 1:
             raise ValueError(
@@ -80,11 +86,6 @@ class PairTokens:
         return ids_BT, length_B, type_BT
 
 
-def lengths_up_to(longest: int) -> tuple[int, ...]:
-    """Lengths that sequences are padded to."""
-    return (*(length for length in _LENGTHS if length < longest), longest)
-
-
 class PairScorer:
     """A cross-encoder on the devices of a mesh.
 
@@ -110,7 +111,7 @@ class PairScorer:
         score = jax.jit(model.score, out_shardings=self._rows)
         self._programs = {
             length: score.lower(self._params, *self._shapes(length)).compile()
-            for length in lengths_up_to(self.tokens.longest)
+            for length in self.tokens.lengths
         }
 
     def _shapes(self, length: int) -> list[jax.ShapeDtypeStruct]:

@@ -398,12 +398,16 @@ def check_place(url: str, name: str, *, writes: bool) -> None:
             write(mark, b"")
             delete(mark)
     except FileNotFoundError as error:
-        raise ValueError(f"{name}={url}: there is no bucket {bucket}.") from error
+        raise _no_bucket(url, name) from error
     except BucketAway as error:
         raise ValueError(
             f"{name}={url} cannot be {'written' if writes else 'read'}: {error} Is the name right, "
             "and may this machine's account do so? (docs/clusters.md)"
         ) from error
+
+
+def _no_bucket(url: str, name: str) -> ValueError:
+    return ValueError(f"{name}={url}: there is no bucket {split(url)[0]}.")
 
 
 def check_may_ask(url: str, name: str) -> None:
@@ -417,15 +421,17 @@ def check_may_ask(url: str, name: str) -> None:
         name: of the flag or key, for the message.
 
     Raises:
-        ValueError: it may not.
-        BucketAway: as `_patiently`.
+        ValueError: it may not, or there is no such bucket.
+        BucketAway: the service does not answer.
     """
     bucket, _ = split(url)
     files = _files()
     try:
         _patiently(url, lambda: files.call("GET", "b/{}", bucket, fields="name", json_out=True))
-    except (FileNotFoundError, BucketAway) as error:
-        if getattr(error, "exit_code", ExitCode.STORAGE) == ExitCode.TRANSIENT:
+    except FileNotFoundError as error:
+        raise _no_bucket(url, name) from error
+    except BucketAway as error:
+        if error.exit_code == ExitCode.TRANSIENT:
             raise
         raise ValueError(
             f"{name}={url}: this machine's account may not ask what bucket {bucket} is "

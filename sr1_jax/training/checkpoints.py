@@ -133,13 +133,13 @@ class RunCheckpoints:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self._place, options=options)
-        # What was told of each, by step; what is being written cannot be read yet.
         seen = gather(self.steps)
         if any(steps != seen[0] for steps in seen):
             raise ConnectionError(
                 f"Processes see different checkpoints in {folder}: {', '.join(map(str, seen))}. "
                 "Start again when the storage shows all of them the same."
             )
+        # What was told of each, by step; what is being written cannot be read yet.
         self._told = {step: told_of(self._place / str(step), "metrics") for step in self.steps}
 
     @property

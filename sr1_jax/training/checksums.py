@@ -87,7 +87,7 @@ def damages(
     there = _sizes(folder)
     try:
         told = _text_of(folder / _METADATA)
-        json.loads(told)
+        json.loads(told)  # whether it can be read
         if f"{ITEM}/{_FILE}" not in there:
             return [f"{ITEM}/{_FILE} is missing"] if f'"{ITEM}"' in told else []
         wanted = json.loads(_text_of(folder / ITEM / _FILE))["files"]

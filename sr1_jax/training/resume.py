@@ -110,10 +110,10 @@ def check_resumable(
         ValueError: naming the first setting, or what it was that the run read, that differs.
     """
     folder = checkpoint_folder(config, workdir)
-    if is_bucket(folder):
-        objects.check_may_ask(str(folder), "checkpoint.folder")
-        # The service may fail for one process alone.
+    if is_bucket(folder):  # where the service may fail for one process alone
         there = from_first(bool(objects.listing(str(folder))))
+        if not there:  # else `RunCheckpoints` asks
+            objects.check_may_ask(str(folder), "checkpoint.folder")
     else:
         there = folder.is_dir()
         check_same(f"Folder {folder}", {"is there": there})

@@ -141,6 +141,8 @@ def test_what_orbax_asks_of_a_bucket_is_asked_at_the_start(bucket, monkeypatch, 
     wanted = r"checkpoint.folder=gs://test-bucket/folder: .*roles/storage.legacyBucketReader"
     with pytest.raises(ValueError, match=wanted):
         objects.check_may_ask(bucket.folder, "checkpoint.folder")
+    with pytest.raises(ValueError, match=r"folder=gs://other/a: there is no bucket other"):
+        objects.check_may_ask("gs://other/a", "checkpoint.folder")
     monkeypatch.setenv("SR1_JAX_BUCKET_PATIENCE_SECONDS", "0")
     objects.forget()
     bucket.away = True
