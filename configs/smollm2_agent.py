@@ -73,6 +73,7 @@ def get_config(argument="stage=rl"):
     config.learner.algorithm = "grpo"
     config.learner.learning_rate = 5e-4
     config.learner.kl_in, config.learner.entropy_coefficient = "none", 0.0
+    config.learner.skip_zero_advantages = True
     config.learner.minibatch_size, config.learner.micro_batch = 24, 2
     config.learner.length_buckets = (320, 384, 448, 512, 640, 896)
     config.learner.chunk_tokens = 1024

@@ -14,7 +14,16 @@ from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.listing import Embed, Search
 from sr1_jax.rl.micro_batches import smallest_bucket, trained_bound
-from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Prepare, Score, Totals, Zeros
+from sr1_jax.rl.program_keys import (
+    Accumulate,
+    Apply,
+    Merge,
+    Moving,
+    Prepare,
+    Score,
+    Totals,
+    Zeros,
+)
 from sr1_jax.rl.settings import minibatches, row_lengths
 from sr1_jax.rollout.program_keys import (
     Decode,
@@ -134,6 +143,8 @@ def _calls_of_updates(run: Run, assumed: Assumptions) -> dict[Any, float]:
     usual = usual_micro_batch(run, assumed)
     updates = learner.epochs * minibatches(learner, episodes)
     calls: dict[Any, float] = {Prepare(): 1, Totals(): updates}
+    if learner.skip_zero_advantages:  # of how many they are nothing is assumed
+        calls[Moving()] = 1
     if learner.kl_in != "none" or run.critic is not None or learner.old_logp == "trainer":
         # All mini-batches are scored together.
         tokens = episodes * (assumed.length if learner.packing else usual.length)

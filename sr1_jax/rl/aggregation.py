@@ -22,19 +22,35 @@ class Totals(NamedTuple):
         tokens: of mask 1.
         sequences: rows with at least one of them.
         favoured: tokens of mask 1 whose advantage is not negative.
+        passed: tokens of mask 1 that pass the model; the others have no part in the gradient.
     """
 
     tokens: Float[Array, ""]
     sequences: Float[Array, ""]
     favoured: Float[Array, ""]
+    passed: Float[Array, ""]
 
 
 def count_totals(
-    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"], advantages_BT: Float[Array, "B T"]
+    mask_BT: Num[Array, "B T"] | Bool[Array, "B T"],
+    advantages_BT: Float[Array, "B T"],
+    passes_BT: Num[Array, "B T"] | None = None,
 ) -> Totals:
-    """Counts of a mini-batch."""
+    """Counts of a mini-batch.
+
+    Args:
+        mask_BT: nonzero on tokens that train.
+        advantages_BT: of each token.
+        passes_BT: nonzero on those of them that pass the model; None: all do.
+    """
     valid_BT = jnp.asarray(mask_BT) != 0
-    counts = (valid_BT.sum(), valid_BT.any(axis=1).sum(), (valid_BT & (advantages_BT >= 0)).sum())
+    passed_BT = valid_BT if passes_BT is None else passes_BT != 0
+    counts = (
+        valid_BT.sum(),
+        valid_BT.any(axis=1).sum(),
+        (valid_BT & (advantages_BT >= 0)).sum(),
+        passed_BT.sum(),
+    )
     return Totals(*(count.astype(jnp.float32) for count in counts))
 
 

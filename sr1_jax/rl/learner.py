@@ -73,6 +73,20 @@ class StepResult(NamedTuple):
     prepared: Prepared
 
 
+class _Given(NamedTuple):
+    """What the updates of a step are given.
+
+    Attributes:
+        policy: the batch of the policy's loss; what passes the model is what trains in it.
+        counted_BT: nonzero on the tokens that its loss is a mean over.
+        critic: the batch of the critic's loss.
+    """
+
+    policy: Prepared
+    counted_BT: jax.Array
+    critic: Prepared
+
+
 class Learner:
     """PPO, or an algorithm without a critic, on a mesh.
 
@@ -169,6 +183,7 @@ class Learner:
         self._prepare = jax.jit(
             functools.partial(prepare, config=self._config), out_shardings=(by_row, None)
         )
+        self._moving = jax.jit(_moving, out_shardings=(by_row, whole))
         self._totals = jax.jit(_totals_of_rows)
         self._gather = jax.jit(
             lambda arrays, trains_BT, rows: {
@@ -236,18 +251,25 @@ class Learner:
             state, on_mesh, plan_micro_batches(batch.trains_BT, everything, self._config)
         )
         prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
-        for_policy = prepared
+        given = _Given(prepared, prepared.trains_BT, prepared)
         if not self._config.mask_advantages:
-            for_policy = prepared._replace(trains_BT=on_mesh.sampled_BT)
+            given = _Given(
+                prepared._replace(trains_BT=on_mesh.sampled_BT), on_mesh.sampled_BT, prepared
+            )
+        trains_BT = batch.trains_BT
+        if self._config.skip_zero_advantages:
+            passes_BT, moves_B = self._moving(prepared.trains_BT, prepared.advantages_BT)
+            given = given._replace(policy=prepared._replace(trains_BT=passes_BT))
+            trains_BT = trains_BT * jax.device_get(moves_B)[:, None]
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
         plans: list[MicroBatch] = []
         for _ in range(self._config.epochs):
             order = rng.permutation(everything)
             for rows in np.split(order, minibatches(self._config, self._trajectories)):
-                plan = plan_micro_batches(batch.trains_BT, rows, self._config)
+                plan = plan_micro_batches(trains_BT, rows, self._config)
                 plans += plan
-                state, logged = self._update(state, for_policy, prepared, plan, rows, rate_scale)
+                state, logged = self._update(state, given, plan, rows, rate_scale)
                 history.append(logged)
         history, metrics, coefficient = jax.device_get((history, metrics, state.kl_coefficient))
         means = over_updates(history)
@@ -255,7 +277,7 @@ class Learner:
         # the difference is numerics: the sampler/trainer mismatch.
         means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
         means |= {key: float(value) for key, value in metrics.items()}
-        means["padding_share"] = padding_share(batch.trains_BT, plans)
+        means["padding_share"] = padding_share(trains_BT, plans)
         means["kl_coefficient"] = float(coefficient)
         state = state._replace(kl_coefficient=self._next_kl_coefficient(state, means))
         return StepResult(state, means, prepared)
@@ -263,17 +285,16 @@ class Learner:
     def _update(
         self,
         state: LearnerState,
-        for_policy: Prepared,
-        for_critic: Prepared,
+        given: _Given,
         plan: Sequence[MicroBatch],
         rows: np.ndarray,
         rate_scale: float,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """An optimizer step of each model over a mini-batch."""
-        totals = self._totals(for_policy, rows)
+        totals = self._totals(given.policy, given.counted_BT, rows)
         policy, logged = self._update_policy(
             state.policy,
-            for_policy,
+            given.policy,
             plan,
             totals,
             state.kl_coefficient,
@@ -283,10 +304,10 @@ class Learner:
         metrics = {f"policy/{key}": value for key, value in logged.items()}
         critic = state.critic
         if critic is not None:
-            if for_critic is not for_policy:
-                totals = self._totals(for_critic, rows)
+            if given.critic is not given.policy:
+                totals = self._totals(given.critic, given.critic.trains_BT, rows)
             critic, logged = self._update_critic(
-                critic, for_critic, plan, totals, self._critic.frozen, rate_scale=rate_scale
+                critic, given.critic, plan, totals, self._critic.frozen, rate_scale=rate_scale
             )
             metrics |= {f"critic/{key}": value for key, value in logged.items()}
         return LearnerState(policy, critic, state.kl_coefficient), metrics
@@ -360,11 +381,14 @@ class Learner:
         ]
         found += [
             Program(program_keys.Prepare(), self._prepare, (batch, scores, state.kl_coefficient)),
-            Program(program_keys.Totals(), self._totals, (prepared, rows_R)),
+            Program(program_keys.Totals(), self._totals, (prepared, prepared.trains_BT, rows_R)),
             *self._update_policy.programs(
                 state.policy, prepared, shapes, state.kl_coefficient, frozen
             ),
         ]
+        if self._config.skip_zero_advantages:
+            arguments = (prepared.trains_BT, prepared.advantages_BT)
+            found.append(Program(program_keys.Moving(), self._moving, arguments))
         if state.critic is not None:
             found += self._update_critic.programs(
                 state.critic, prepared, shapes, shapes_of(self._critic.frozen)
@@ -417,5 +441,13 @@ def _check_models(critic: ValueModel | None, config: ml_collections.ConfigDict, 
         )
 
 
-def _totals_of_rows(prepared: Prepared, rows_R: jax.Array) -> Totals:
-    return count_totals(prepared.trains_BT[rows_R], prepared.advantages_BT[rows_R])
+def _moving(trains_BT: jax.Array, advantages_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`trains_BT` of the trajectories that have an advantage, 0 in the others; bool [B], which."""
+    moves_B = jnp.any((trains_BT != 0) & (advantages_BT != 0), axis=1)
+    return trains_BT * moves_B[:, None], moves_B
+
+
+def _totals_of_rows(passing: Prepared, counted_BT: jax.Array, rows_R: jax.Array) -> Totals:
+    return count_totals(
+        counted_BT[rows_R], passing.advantages_BT[rows_R], passing.trains_BT[rows_R]
+    )

@@ -33,6 +33,14 @@ class Prepare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Moving:
+    """Which trajectories have an advantage, where the others are left out of updates."""
+
+    def __str__(self) -> str:
+        return "moving"
+
+
+@dataclasses.dataclass(frozen=True)
 class Totals:
     """Counts over a mini-batch, by which its loss is normalised."""
 

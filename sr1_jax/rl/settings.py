@@ -117,6 +117,12 @@ LEARNER = Section(
             "old log-probabilities: as stored at sampling, or recomputed by the trainer",
             one_of("rollout", "trainer"),
         ),
+        "skip_zero_advantages": Setting(
+            False,
+            "whether trajectories whose advantages are all 0 are left out of updates, which they "
+            "cannot change; metrics of the loss are then of the others",
+            free_on_resume=True,
+        ),
         "mask_observations": Setting(
             True, "False: the ablation that trains on retrieved tokens too"
         ),
@@ -247,6 +253,11 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
             "'constant' divides, and nothing else does: set both or neither, not "
             f"{config.loss_constant} and {config.loss_aggregation!r}."
         )
+    if config.skip_zero_advantages and (reasons := _trains_without_advantages(config)):
+        raise ValueError(
+            "learner.skip_zero_advantages leaves out trajectories that train all the same with "
+            f"{reasons[0]}; set one of the two otherwise."
+        )
     if config.importance_cap is not None:
         if config.old_logp != "trainer":
             raise ValueError(
@@ -258,6 +269,21 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
                 "learner.importance_cap excludes learner.mask_observations=False: retrieved tokens "
                 "were not sampled, so they have no importance weight."
             )
+
+
+def _trains_without_advantages(config: ml_collections.ConfigDict) -> list[str]:
+    """The settings by which a token moves a model whatever its advantage is."""
+    found = {
+        f"learner.algorithm={config.algorithm!r}, whose critic learns from all": needs_critic(
+            config
+        ),
+        "learner.kl_in='loss'": config.kl_in == "loss",
+        f"learner.entropy_coefficient={config.entropy_coefficient}": config.entropy_coefficient,
+        f"learner.displacement_coefficient={config.displacement_coefficient}": (
+            config.displacement_coefficient
+        ),
+    }
+    return [setting for setting, trains in found.items() if trains]
 
 
 def _check_updates(config: ml_collections.ConfigDict, trajectories: int) -> None:

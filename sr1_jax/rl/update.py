@@ -221,7 +221,7 @@ def add_gradients(
         (gradients, the micro-batch's shares of "loss", the sum of the terms, of each term, and of
         the token means of all micro-batches; of `EXTREMES` its own).
     """
-    weight = micro_batch.trains_BT.sum() / jnp.maximum(totals.tokens, 1)
+    weight = micro_batch.trains_BT.sum() / jnp.maximum(totals.passed, 1)
 
     def share(params):
         terms, means = loss_fn(params, micro_batch, totals)

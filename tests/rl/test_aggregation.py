@@ -79,7 +79,9 @@ def test_totals():
     mask = jnp.array([[1.0, 0, 1], [0, 2, 0], [0, 0, 0]])
     advantages = jnp.array([[0.0, 5, -1], [5, 3, 5], [5, 5, 5]])
     totals = jax.jit(count_totals)(mask, advantages)
-    assert [float(x) for x in totals] == [3, 2, 2]
+    assert [float(x) for x in totals] == [3, 2, 2, 3]
+    passes = jnp.array([[1.0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    assert [float(x) for x in count_totals(mask, advantages, passes)] == [3, 2, 2, 2]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -53,6 +53,15 @@ def test_minibatches_are_of_a_size_or_all_of_a_step(size, trajectories, epochs, 
         ),
         (dict(algorithm="a2c"), r"learner.algorithm must be one of ppo, grpo, .*, not 'a2c'"),
         (dict(kl_in="loss"), r"learner.kl_in='loss' with learner.kl_kind='k1' regularises nothing"),
+        (
+            dict(skip_zero_advantages=True),
+            r"learner.skip_zero_advantages leaves out .* train all the same with "
+            r"learner.algorithm='ppo', whose critic learns from all",
+        ),
+        (
+            dict(skip_zero_advantages=True, algorithm="grpo"),
+            r"train all the same with learner.entropy_coefficient=0.001; set one",
+        ),
         (dict(importance_cap=2.0), r"learner.importance_cap needs learner.old_logp='trainer'"),
     ],
 )

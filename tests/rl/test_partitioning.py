@@ -51,7 +51,7 @@ def test_no_device_collects_activations_or_all_weights():
     )
     update = Update("policy", loss_fn, optimizer, state, mesh)
     program = update.accumulate.lower(
-        update.zeros(state.params), state.params, batch, np.arange(ROWS), Totals(1.0, 1.0, 1.0), (),
+        update.zeros(state.params), state.params, batch, np.arange(ROWS), Totals(*[1.0] * 4), (),
         length=LENGTH, trained=TRAINED,
     ).compile()  # fmt: skip
     sizes = {}

@@ -51,7 +51,7 @@ def update_and_state():
     def step(state, x, **more):
         rows = Rows(x_BT=np.full((1, 2), x, np.float32), trains_BT=np.ones((1, 2), np.float32))
         plan = [MicroBatch(np.arange(1), 2, 2)]
-        return update(state, rows, plan, Totals(2.0, 1.0, 1.0), **more)
+        return update(state, rows, plan, Totals(2.0, 1.0, 1.0, 2.0), **more)
 
     return step, state
 

@@ -73,7 +73,7 @@ def test_a_batch_without_a_trained_token_has_no_gradient():
     def loss_fn(params, rows, totals):
         return {"sum": jnp.sum((rows.x_BTD @ params) * rows.trains_BT)}, {"mean": jnp.ones(())}
 
-    totals = Totals(*jnp.zeros(3))
+    totals = Totals(*jnp.zeros(len(Totals._fields)))
     grads, metrics = add_gradients(loss_fn, jnp.ones(5), jnp.zeros(5), rows, totals)
     np.testing.assert_array_equal(grads, np.zeros(5))
     assert metrics["loss"] == metrics["mean"] == 0
