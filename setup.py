@@ -16,6 +16,8 @@ SERVE = [
 MCP = ["mcp>=2.0,<3", "jsonschema>=4.20"]
 # gs:// where a path is asked for; it brings google-cloud-storage and google-crc32c.
 GCS = ["gcsfs>=2024.6"]
+# Approximate indexes on hosts' processors (retrieval.dense.search.faiss).
+FAISS = ["faiss-cpu>=1.8"]
 
 README = Path(__file__).parent / "README.md"
 
@@ -60,11 +62,13 @@ setup(
         "mcp": MCP,
         "gcs": GCS,
         "wandb": ["wandb>=0.17"],  # log.wandb
+        "faiss": FAISS,
         "parquet": ["pyarrow>=17"],  # corpora and questions in parquet files
         "test": [
             *SERVE,
             *MCP,
             *GCS,
+            *FAISS,
             "gcp-storage-emulator>=2024.8",  # buckets on this machine
             "pytest>=8",
             "pytest-xdist>=3.5",  # `make test` on several cores

@@ -1,7 +1,7 @@
 """Exact dense search: ours beside FAISS's flat index, and what fewer bits cost in recall.
 
     python benchmarks/dense.py [--vectors=1000000] [--width=384] [--k=10] [--batches=1,64,256]
-        [--dtypes=float32,bfloat16,int8] [--rounds=5] [--others]
+        [--dtypes=float32,bfloat16,int8] [--rounds=5] [--others] [--approximate=HNSW32:efSearch=64]
     python benchmarks/dense.py --encoder=FOLDER [--passages=2000]
 
 The vectors are drawn around 10,000 centres, as those of texts lie, and have length 1; queries are
@@ -11,6 +11,10 @@ installed, over the same vectors and on as many threads as there are cores; it a
 in turns, so that a load on the machine is a load on both, the ratio of their times is printed, and
 what both find is compared. The approximate search is exact on CPUs; its recall is worth printing on
 TPUs alone.
+
+With --approximate, indexes that FAISS makes of them (retrieval.dense.search.faiss and, behind a
+colon, its faiss_parameters; several with semicolons): how long each takes to make, its searches
+beside the exact ones of float32 in turns, and its recall.
 
 With --encoder, how many passages of 100 words it embeds in a second.
 """
@@ -79,9 +83,29 @@ def measure(arguments: argparse.Namespace) -> None:
             if "faiss" in engines:
                 same = recall(engines["faiss"](query_BD), found_Bk)
                 print(f"float32   both find the same: {same:.2%} of the {arguments.k} best")
+            for asked in filter(None, arguments.approximate.split(";")):
+                approximate(asked, vectors, engines["ours"], query_BD, exact_Bk, arguments)
         elif exact_Bk is not None:
             print(f"{dtype:9} recall@{arguments.k} {recall(found_Bk, exact_Bk):.4f}")
         del search, engines
+
+
+def approximate(asked, vectors, ours, query_BD, exact_Bk, arguments) -> None:
+    """An index of FAISS beside our exact search."""
+    from sr1_jax.retrieval.bm25_build import no_progress
+    from sr1_jax.retrieval.faiss_search import FaissSearch, make_faiss
+
+    factory, _, parameters = asked.partition(":")
+    began = time.perf_counter()
+    index = make_faiss(vectors, factory, no_progress)
+    search = FaissSearch(index, parameters)
+    print(f"{asked}: made in {time.perf_counter() - began:.0f} s")
+    for batch in sorted(arguments.batches):
+        some = query_BD[:batch]
+        sides = {asked: lambda: search(some, arguments.k), "ours": lambda: ours(some)}  # noqa: B023
+        compare(sides, arguments.rounds, f"{asked} batch {batch:4} ")
+    found_Bk = search(query_BD, arguments.k).number_Bk
+    print(f"{asked} recall@{arguments.k} {recall(found_Bk, exact_Bk):.4f}")
 
 
 def open_faiss(vector_ND: np.ndarray, k: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -124,6 +148,7 @@ def main() -> None:
         "--dtypes", type=lambda text: text.split(","), default=["float32", "bfloat16", "int8"]
     )
     parser.add_argument("--others", action="store_true")
+    parser.add_argument("--approximate", default="")
     parser.add_argument("--encoder", default="")
     parser.add_argument("--passages", type=int, default=2000)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
 """How often an answer stands in the first passages: kinds of retrievers side by side.
 
     python benchmarks/recall.py --corpus=FILE --questions=FILE[,FILE...] [--kinds=bm25,dense,hybrid]
-        [--encoder=FOLDER] [--rerank=FOLDER --depth=20] [--limit=100] [--indexes=FOLDER]
+        [--encoder=FOLDER --dtype=float32] [--rerank=FOLDER --depth=20] [--limit=100]
+        [--indexes=FOLDER]
 
 Each kind is asked --limit questions of each file, drawn by a hash of their ids; with --rerank what
 it finds is besides ranked by that cross-encoder. Questions answered yes or no are left out, as they
@@ -26,7 +27,7 @@ TOPS = (1, 2, 3, 10)
 def settings(kind: str, arguments: argparse.Namespace):
     config = RETRIEVAL.defaults()
     config.kind = kind
-    config.dense.encoder = arguments.encoder
+    config.dense.encoder, config.dense.dtype = arguments.encoder, arguments.dtype
     check_retrieval(config)
     return config
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--questions", type=names, required=True)
     parser.add_argument("--kinds", type=names, default=("bm25",))
     parser.add_argument("--encoder", default="")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rerank", default="")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--max_tokens", type=int)

@@ -5,8 +5,9 @@
                                                           same model and kernels; and against a
                                                           loop of transformers' generate
     python benchmarks/rollout.py latency [--processes=2]  how long nothing decodes while searches
-                                                          take 200 ms, on one process or on
-                                                          several in lockstep
+                                [--index=DIR]             take 200 ms, or a dense index on the same
+                                                          devices is searched, on one process or
+                                                          on several in lockstep
     python benchmarks/rollout.py deterministic            what it costs to take what searches find
                                                           by logical time
     python benchmarks/rollout.py tunix --python=FILE      single-turn generation against Tunix's
@@ -24,24 +25,23 @@ import argparse
 import functools
 import os
 import random
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+import processes
 from byte_tokenizer import EOS_ID, byte_backend
 from flax import nnx
 from timing import Worker, alternate
 
-from sr1_jax import cluster
 from sr1_jax.environment.episode import Episode, Next
 from sr1_jax.models import Decoder, DecoderConfig, Tokenizer
 from sr1_jax.retrieval.base import Passage
+from sr1_jax.retrieval.dense import open_as_built
 from sr1_jax.rollout import Engine, default_config
 from sr1_jax.rollout.stats import as_metrics
 from sr1_jax.sharding import make_mesh
@@ -280,25 +280,24 @@ def turns(args) -> None:
 
 
 def latency(args) -> None:
-    if args.processes > 1 and args.process < 0:
-        in_processes(args.processes)
+    if not processes.joined(args):
         return
-    mesh = None
-    if args.processes > 1:
-        cluster.join(f"127.0.0.1:{args.port}", args.processes, args.process)
-        mesh = make_mesh(-1, 1, 1)
+    retriever, searches = SlowRetriever(args.seconds), f"searches of {args.seconds * 1e3:.0f} ms"
+    if args.index:
+        retriever = open_as_built(args.index)
+        searches = f"dense searches of {len(retriever):,} passages, three each"
     engine = scripted_engine(
         args,
         _shape(SMOLLM2, args),
         slots=args.slots * args.processes,
         buckets=_ours(args),
-        retriever=SlowRetriever(args.seconds),
-        mesh=mesh,
+        retriever=retriever,
+        mesh=make_mesh(-1, 1, 1) if args.processes > 1 else None,
     )
     engine.warm_up()
     print(
         f"{args.processes} processes with {args.episodes} episodes and {args.slots} slots each, "
-        f"searches of {args.seconds * 1e3:.0f} ms"
+        f"{searches}"
     )
     for _ in range(args.runs):
         run_ours(engine)
@@ -338,18 +337,6 @@ def deterministic(args) -> None:
             f"{name}: nothing decoded for want of a search "
             f"{stats['tool_wait_seconds'] / stats['seconds']:.2%} of the last run"
         )
-
-
-def in_processes(count: int) -> None:
-    """Runs this very command in several processes that are one cluster; the first prints."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    running = [
-        subprocess.Popen([sys.executable, *sys.argv, f"--port={port}", f"--process={process}"])
-        for process in range(count)
-    ]
-    if any([process.wait() for process in running]):
-        sys.exit("a process failed")
 
 
 def tunix(args) -> None:
@@ -401,12 +388,14 @@ def main() -> None:
         help="median of the tokens a segment has, and standard deviation of their logarithm",
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=0.2, help="a search takes, for latency")
+    parser.add_argument("--index", type=Path, help="for latency: a dense index, searched instead")
     parser.add_argument("--layers", type=int, default=0, help="instead of those of the shape")
     for name, default in dict(
         episodes=64, slots=32, system=160, question=24, observation=160, decode_steps=16,
-        batch=32, prompt=128, new=128, runs=3, seed=0, processes=1, process=-1, port=0,
+        batch=32, prompt=128, new=128, runs=3, seed=0,
     ).items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    processes.define(parser)
     args = parser.parse_args()
     if args.what == "tunix" and not args.python:
         parser.error("tunix needs --python, an interpreter of an environment with google-tunix.")

@@ -17,6 +17,8 @@ file that makes it complete last. Runs take it by data.index, and none builds it
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import sys
 import tempfile
 import time
@@ -71,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("encoder", None, "Of a dense index: folder of the model.", **define)
     flags.DEFINE_enum("dtype", None, DTYPES, "Of a dense index: bfloat16 by default.", **define)
     flags.DEFINE_string("vectors", None, "Made elsewhere: .npy, a flat index of FAISS.", **define)
+    flags.DEFINE_string("faiss", None, "Of a dense index: one that FAISS makes of the vectors and "
+                        "that is searched instead, e.g. HNSW32.", **define)  # fmt: skip
     flags.DEFINE_string("export", None, "Writes vectors: .npy, .faiss.", **define)
     cli.config_flag(values, RUN, unknown_setting)
     cli.parse(values, argv, required=("corpus",), usage=__doc__)
@@ -123,12 +127,13 @@ def _build(
 # Flags that say something of one kind alone.
 _OF_KIND = {
     "bm25": ("k1", "b", "stemmer", "stopwords", "workers"),
-    "dense": ("encoder", "dtype", "vectors", "export"),
+    "dense": ("encoder", "dtype", "vectors", "faiss", "export"),
 }
 # Flag -> key of the section retrieval.
 _KEYS = {
     **{name: name for name in ("kind", "k1", "b", "stemmer", "stopwords")},
     **{name: f"dense.{name}" for name in ("encoder", "dtype", "vectors")},
+    "faiss": "dense.search.faiss",
 }
 
 
@@ -142,8 +147,8 @@ def _settings(values: flags.FlagValues) -> ml_collections.ConfigDict:
     retrieval = (default_config() if values.config is None else values.config).retrieval
     for flag, key in _KEYS.items():
         if values[flag].present:
-            *section, name = key.split(".")
-            (retrieval[section[0]] if section else retrieval)[name] = values[flag].value
+            *sections, name = key.split(".")
+            functools.reduce(operator.getitem, sections, retrieval)[name] = values[flag].value
     if retrieval.kind not in _OF_KIND:
         raise ValueError(
             f"retrieval.kind={retrieval.kind!r}: indexes are built of bm25 and dense; give "
@@ -203,6 +208,8 @@ def _shown(kind: str) -> Iterator[building.Progress]:
         }
 
         def show(stage: str, share: float) -> None:
+            if stage not in tasks:  # of an index that is asked for besides
+                tasks[stage] = bars.add_task(stage, total=1.0)
             bars.start_task(tasks[stage])
             bars.update(tasks[stage], completed=share)
 

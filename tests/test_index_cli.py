@@ -179,8 +179,10 @@ def test_a_dense_index(corpus, tmp_path, capsys):
     assert (vectors.count, vectors.width) == (2, 24)
     assert len(open_as_built(index).search(["the cat"], 3)[0]) == 2
     other = tmp_path / "other"
-    main(["index", f"--corpus={corpus}", f"--index={other}", *flags[:3], f"--vectors={export}"])
+    more = [f"--vectors={export}", "--faiss=HNSW8"]
+    main(["index", f"--corpus={corpus}", f"--index={other}", *flags[:3], *more])
     assert (other / "vectors.npy").read_bytes() == (index / "vectors.npy").read_bytes()
+    assert len(list(tmp_path.glob("other.HNSW8.*.faiss"))) == 1
 
 
 def test_settings_of_a_file(corpus, tmp_path):
@@ -208,6 +210,7 @@ def test_settings_of_a_file(corpus, tmp_path):
     [
         (["--kind=dense"], "retrieval.dense.encoder is empty"),
         (["--kind=dense", "--encoder=/none"], "retrieval.dense.encoder=/none: there is no"),
+        (["--faiss=HNSW8"], "--faiss says nothing of a bm25 index"),
         (["--kind=dense", "--k1=1"], "--k1 says nothing of a dense index"),
         (["--encoder=x"], "--encoder says nothing of a bm25 index"),
         (["--kind=http"], "--kind"),

@@ -83,6 +83,12 @@ def make_run(
     resident = _resident(learner, sampling, adapted=policy.config.lora is not None)
     retrieval: list[Program] = []
     if index is not None:
+        if config.retrieval.dense.search.faiss:
+            raise ValueError(
+                f"retrieval.dense.search.faiss={config.retrieval.dense.search.faiss}: the hosts "
+                "keep and search that index, so that there is nothing of it to plan; leave --index "
+                "out, or the setting."
+            )
         listed = dense_programs(index, config.retrieval.dense, config.rollout.passages, devices)
         retrieval, resident = (
             listed.programs,

@@ -2,7 +2,8 @@
 
 Karpukhin et al. 2020 (arXiv 2004.04906): an encoder makes a vector of each passage once, and of
 each query when it is asked. The encoder and all vectors are on the devices of this process; several
-processes share the vectors (`shared_search`). The search is exact (`dense_search`).
+processes share the vectors (`shared_search`). The search is exact (`dense_search`), unless it is
+left to an index of FAISS (`faiss_search`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_fo
 from sr1_jax.retrieval.dense_search import Found, VectorSearch
 from sr1_jax.retrieval.dispatch import Dispatch, one_at_a_time, own_devices
 from sr1_jax.retrieval.embedder import Embedder
+from sr1_jax.retrieval.faiss_search import check_faiss, open_faiss
 from sr1_jax.retrieval.index_folder import memory_of, read_manifest
 from sr1_jax.retrieval.passages import PassageStore
 from sr1_jax.retrieval.settings import DENSE
@@ -63,18 +65,22 @@ class DenseRetriever:
         *,
         mmap: bool = True,
         search: Mapping[str, Any] | None = None,
+        progress: Progress = no_progress,
     ):
         self.manifest, self.embedder = manifest, embedder
         self.dispatch: Dispatch = one_at_a_time()
         self._options = _search_options(search)
         self._passages = PassageStore(folder, mmap=mmap)
         self.vectors = read_folder(folder, manifest["dtype"])
+        self._cut, self._lock = 0, threading.Lock()
+        if self._options["faiss"]:
+            self._search = open_faiss(folder, manifest, self.vectors, self._options, progress)
+            return
         # Not by its vectors: hosts that build it each for itself may round differently.
         name = hashlib.sha256(
             json.dumps([manifest[key] for key in ("corpus_sha256", "encoder", "dtype")]).encode()
         ).hexdigest()
         self._search = _vector_search(self.vectors, mesh, self._options, name)
-        self._cut, self._lock = 0, threading.Lock()
 
     @property
     def corpus_sha256(self) -> str:
@@ -91,6 +97,8 @@ class DenseRetriever:
             self._options["top_k"],
             self._options["recall"] if self._options["top_k"] == "approximate" else None,
         ]
+        if self._options["faiss"]:
+            told += [self._options["faiss"], self._options["faiss_parameters"]]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -136,11 +144,12 @@ class DenseRetriever:
             FileNotFoundError, ValueError: see `build_folder`.
         """
         mesh = mesh or own_devices()
+        check_faiss(_search_options(search), encoder.width)
         embedder = Embedder(encoder, mesh, (_PASSAGES * mesh.size,))
         options = {"dtype": dtype, "vectors": vectors, "progress": progress}
         build_folder(Path(corpus_path), Path(index_dir), embedder, **options)
         del embedder  # its weights; queries have batches of their own
-        return cls.load(index_dir, encoder, mesh=mesh, search=search)
+        return cls.load(index_dir, encoder, mesh=mesh, search=search, progress=progress)
 
     @classmethod
     def load(
@@ -151,6 +160,7 @@ class DenseRetriever:
         mesh: Mesh | None = None,
         search: Mapping[str, Any] | None = None,
         mmap: bool = True,
+        progress: Progress = no_progress,
     ) -> DenseRetriever:
         """Opens an index.
 
@@ -158,12 +168,14 @@ class DenseRetriever:
             index_dir: where `build` put it.
             encoder, mesh, search: as for `build`.
             mmap: map the passages instead of reading them into memory.
+            progress: called while an index of FAISS is made that is not there yet.
 
         Raises:
             FileNotFoundError: there is no such folder.
             ValueError: the folder is no dense index, is damaged, of another version or of another
-                encoder.
+                encoder; see `open_faiss`.
         """
+        check_faiss(_search_options(search), encoder.width)
         index_dir, mesh = Path(index_dir), mesh or own_devices()
         manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
         if manifest["encoder"] != encoder.fingerprint:
@@ -173,7 +185,8 @@ class DenseRetriever:
                 "index, or build it again."
             )
         embedder = Embedder(encoder, mesh, _search_options(search)["batches"])
-        return cls(index_dir, manifest, embedder, mesh, search=search, mmap=mmap)
+        options = {"search": search, "mmap": mmap, "progress": progress}
+        return cls(index_dir, manifest, embedder, mesh, **options)
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
         """Finds the `k` best passages for each query.
@@ -184,7 +197,7 @@ class DenseRetriever:
 
         Returns:
             One list a query, best first, equal scores in corpus order; `k` passages each, or the
-            whole corpus.
+            whole corpus. Those of an index of FAISS may be fewer.
 
         Raises:
             ValueError: `k` is less than 1, or `queries` is not a list of strings.
@@ -194,7 +207,11 @@ class DenseRetriever:
             return []
         found = self.dispatch(lambda: self._find(queries, k))
         return [
-            [Passage(*self._passages[number], score=score) for number, score in zip(*of_query)]
+            [
+                Passage(*self._passages[number], score=score)
+                for number, score in zip(*of_query)
+                if number >= 0
+            ]
             for of_query in zip(found.number_Bk.tolist(), found.score_Bk.tolist())
         ]
 

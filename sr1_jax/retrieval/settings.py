@@ -213,6 +213,15 @@ DENSE = Section(
                     "that approximate asks for",
                     between(0, 1, open_below=True, open_above=True),
                 ),
+                "faiss": Setting(
+                    "",
+                    "an index that FAISS makes of the vectors and searches on the hosts' "
+                    "processors, as its index_factory names it, such as HNSW32 or IVF4096,Flat; "
+                    "empty: the devices search",
+                ),
+                "faiss_parameters": Setting(
+                    "", "of its searches, such as efSearch=128 or nprobe=16; empty: FAISS's own"
+                ),
                 "block": Setting(
                     0,
                     "vectors that a device compares at a time; 0: as suits its kind",
