@@ -7,8 +7,8 @@ of the next.
 
 The gradient of adapters of SmolLM2-135M's shape, fewer layers, in two processes, by turns: with the
 allocator of the system and with the library. Printed are the medians of seconds and of page faults
-a gradient, the most memory, and the ratio. jemalloc never gives pages back, large ones included, if
-MALLOC_CONF does not say otherwise.
+a gradient, the most memory, and the ratio. Unless MALLOC_CONF is set, jemalloc is told never to
+give pages back, large ones included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     for name, default in dict(layers=8, batch=2, length=448, runs=8).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
-    library = arguments.preload
+    library = arguments.preload.resolve()
     if not library.is_file():
         parser.error(f"--preload={library}: there is no such file")
     conf = os.environ.get("MALLOC_CONF", _CONF)

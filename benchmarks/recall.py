@@ -19,6 +19,8 @@ from pathlib import Path
 from sr1_jax.data.questions import read_questions, stratified
 from sr1_jax.reranking.examples import answer_recall
 from sr1_jax.retrieval import check_retrieval, open_retriever
+from sr1_jax.retrieval.hybrid import HybridRetriever
+from sr1_jax.retrieval.open import wrapped
 from sr1_jax.retrieval.settings import RETRIEVAL
 
 TOPS = (1, 2, 3, 10)
@@ -50,17 +52,21 @@ def main() -> None:
         Path(path).name.partition(".")[0]: stratified(read_questions(path), arguments.limit, 0)
         for path in arguments.questions
     }
+    opened = {}
     for kind in arguments.kinds:
         config = settings(kind, arguments)
         index = arguments.indexes and arguments.indexes / kind
-        retriever = open_retriever(config, arguments.corpus, index)
+        if kind == "hybrid" and all(part in opened for part in config.hybrid.kinds):
+            parts = {part: opened[part] for part in config.hybrid.kinds}
+            retriever = HybridRetriever(parts, k=config.hybrid.k, depth=config.hybrid.depth)
+        else:
+            retriever = open_retriever(config, arguments.corpus, index)
+        opened[kind] = retriever
         sides = {kind: retriever}
         if arguments.rerank:
-            from sr1_jax.retrieval.rerank import open_reranker
-
             own = {"model": arguments.rerank, "depth": arguments.depth}
             config.rerank.update(own | {"max_tokens": arguments.max_tokens})
-            sides[f"{kind} + reranker"] = open_reranker(retriever, config.rerank)
+            sides[f"{kind} + reranker"] = wrapped(retriever, config)
         for name, questions in sets.items():
             for side, searched in sides.items():
                 began = time.perf_counter()

@@ -24,8 +24,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 import ml_collections
 import rich.console
 from absl import flags
@@ -33,12 +33,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from sr1_jax import cli
 from sr1_jax.evaluation.progress import duration
+from sr1_jax.models.encoder_recipe import Recipe
 from sr1_jax.paths import disk_path, local_path, output_or_none, path_or_none
 from sr1_jax.retrieval import BM25Retriever, check_retrieval, dense_build
 from sr1_jax.retrieval import bm25_build as building
 from sr1_jax.retrieval import index_copies as copies
 from sr1_jax.retrieval.bm25 import bm25_options
-from sr1_jax.retrieval.dense import DenseRetriever, encoder_of
+from sr1_jax.retrieval.dense import build_index, encoder_of
+from sr1_jax.retrieval.faiss_search import check_faiss, open_faiss
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.retrieval.vector_files import write_faiss, write_npy
 from sr1_jax.retrieval.vectors import DTYPES
@@ -73,8 +75,10 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("encoder", None, "Of a dense index: folder of the model.", **define)
     flags.DEFINE_enum("dtype", None, DTYPES, "Of a dense index: bfloat16 by default.", **define)
     flags.DEFINE_string("vectors", None, "Made elsewhere: .npy, a flat index of FAISS.", **define)
-    flags.DEFINE_string("faiss", None, "Of a dense index: one that FAISS makes of the vectors and "
-                        "that is searched instead, e.g. HNSW32.", **define)  # fmt: skip
+    flags.DEFINE_string(
+        "faiss", None, "Of a dense index: also makes one of FAISS, e.g. HNSW32, that runs with the "
+        "same retrieval.dense.search.faiss search.", **define
+    )  # fmt: skip
     flags.DEFINE_string("export", None, "Writes vectors: .npy, .faiss.", **define)
     cli.config_flag(values, RUN, unknown_setting)
     cli.parse(values, argv, required=("corpus",), usage=__doc__)
@@ -84,6 +88,17 @@ def main(argv: Sequence[str]) -> None:
     if values.export is not None:
         _check_export(values.export)
     check_retrieval(retrieval)
+    if values.output and retrieval.kind == "dense" and not values.index:
+        raise ValueError(
+            "--index is missing: a dense index takes hours, and is gone on with there when it was "
+            "interrupted, or when --output failed."
+        )
+    if values.output and retrieval.dense.search.faiss:
+        raise ValueError(
+            f"--faiss={retrieval.dense.search.faiss} makes a file beside the index, which --output "
+            "does not copy: leave one of them out. A run with that retrieval.dense.search.faiss "
+            "makes the file on its first use."
+        )
     output = None if values.output is None else copies.check_target(values.output, "--output")
     with contextlib.ExitStack() as stack:
         export = stack.enter_context(output_or_none(values.export or "", "--export"))
@@ -107,21 +122,20 @@ def _build(
     """Builds an index, says so, and writes its vectors where that is asked for."""
     began = time.perf_counter()
     print(one_line(f"indexing {corpus} …"), flush=True)
-    with _shown(retrieval.kind) as progress:
-        if retrieval.kind == "dense":
-            retriever = _build_dense(retrieval, corpus, index, progress)
-        else:
-            options = bm25_options(retrieval)
-            retriever = BM25Retriever.build(
-                corpus, index, **options, workers=values.workers, progress=progress
-            )
-    seconds = duration(time.perf_counter() - began)
-    print(one_line(f"{len(retriever):,} passages indexed in {seconds}: {index}"))
     if retrieval.kind == "dense":
-        _tell_cut(retriever)
-    if export is not None:
-        (write_npy if export.suffix == ".npy" else write_faiss)(export, retriever.vectors)
-        print(one_line(f"vectors written: {export}"))
+        _build_dense(retrieval, corpus, index, export)
+        return
+    with _shown(retrieval.kind) as progress:
+        options = bm25_options(retrieval)
+        retriever = BM25Retriever.build(
+            corpus, index, **options, workers=values.workers, progress=progress
+        )
+    _tell_built(len(retriever), began, index)
+
+
+def _tell_built(passages: int, began: float, index: Path) -> None:
+    seconds = duration(time.perf_counter() - began)
+    print(one_line(f"{passages:,} passages indexed in {seconds}: {index}"))
 
 
 # Flags that say something of one kind alone.
@@ -152,7 +166,8 @@ def _settings(values: flags.FlagValues) -> ml_collections.ConfigDict:
     if retrieval.kind not in _OF_KIND:
         raise ValueError(
             f"retrieval.kind={retrieval.kind!r}: indexes are built of bm25 and dense; give "
-            "--kind=bm25 or --kind=dense."
+            "--kind=bm25 or --kind=dense. A hybrid index is a folder with one of each, DIR/bm25 "
+            "and DIR/dense."
         )
     for flag in _OF_KIND["dense" if retrieval.kind == "bm25" else "bm25"]:
         if values[flag].present:
@@ -170,24 +185,41 @@ def _check_export(text: str) -> None:
 
 
 def _build_dense(
-    retrieval: ml_collections.ConfigDict, corpus: Path, index: Path, progress: building.Progress
-) -> Any:
-    options = retrieval.dense
-    return DenseRetriever.build(
-        corpus,
-        index,
-        encoder_of(options),
-        dtype=options.dtype,
-        vectors=path_or_none(options.vectors, "--vectors"),
-        search=options.search,
-        progress=progress,
-    )
-
-
-def _tell_cut(retriever: Any) -> None:
-    cut, most = retriever.manifest["cut_passages"], retriever.embedder.recipe.max_tokens
-    if cut:
+    retrieval: ml_collections.ConfigDict, corpus: Path, index: Path, export: Path | None
+) -> None:
+    """A dense index; its vectors stay on the disk, as the machine may have no room for all."""
+    began, options = time.perf_counter(), retrieval.dense
+    if jax.process_count() > 1:
+        raise ValueError(
+            "This is one host of several, each of which would embed the whole corpus: build a "
+            "dense index on a machine of its own, with --index and --output, and name it by "
+            "data.index (docs/retrieval.md)."
+        )
+    encoder = encoder_of(options)
+    check_faiss(options.search, encoder.width)
+    print(one_line(f"encoder: {_told_recipe(encoder.recipe)}"), flush=True)
+    vectors = path_or_none(options.vectors, "--vectors")
+    with _shown("dense") as progress:
+        manifest, made = build_index(
+            corpus, index, encoder, dtype=options.dtype, vectors=vectors, progress=progress
+        )
+        if options.search.faiss:
+            open_faiss(index, manifest, made, options.search, progress)
+    _tell_built(made.count, began, index)
+    if cut := manifest["cut_passages"]:
+        most = encoder.recipe.max_tokens
         print(f"{cut:,} passages are longer than {most} tokens: their vectors are of the beginning")
+    if export is not None:
+        (write_npy if export.suffix == ".npy" else write_faiss)(export, made)
+        print(one_line(f"vectors written: {export}"))
+
+
+def _told_recipe(recipe: Recipe) -> str:
+    length = ", length 1" if recipe.normalized else ""
+    return (
+        f"{recipe.pooling} of at most {recipe.max_tokens} tokens{length}; before queries "
+        f"{recipe.query_prefix!r}, before passages {recipe.passage_prefix!r}"
+    )
 
 
 @contextlib.contextmanager
@@ -208,7 +240,7 @@ def _shown(kind: str) -> Iterator[building.Progress]:
         }
 
         def show(stage: str, share: float) -> None:
-            if stage not in tasks:  # of an index that is asked for besides
+            if stage not in tasks:  # FAISS's, with --faiss alone
                 tasks[stage] = bars.add_task(stage, total=1.0)
             bars.start_task(tasks[stage])
             bars.update(tasks[stage], completed=share)

@@ -102,12 +102,13 @@ def open_served(
         ValueError, OSError: see `open_retriever`.
     """
     from sr1_jax.retrieval import check_retrieval, open_retriever
-    from sr1_jax.retrieval.open import needs_corpus, open_as_built
+    from sr1_jax.retrieval.open import leave_accelerators, needs_corpus, open_as_built
     from sr1_jax.retrieval.settings import RETRIEVAL
 
     corpus = corpus or path_or_none(config.data.corpus, "data.corpus")
     index = index or path_or_none(config.data.index, "data.index")
     if as_built and index and not corpus:
+        leave_accelerators(config.retrieval, index)
         return open_as_built(index)
     RETRIEVAL.check(config.retrieval, "retrieval.")
     check_retrieval(config.retrieval)
@@ -116,6 +117,7 @@ def open_served(
             "There is nothing to search: give --index=DIR, an index that python -m sr1_jax.index "
             "built, or --corpus=FILE."
         )
+    leave_accelerators(config.retrieval)
     return open_retriever(config.retrieval, corpus, index)
 
 
@@ -195,6 +197,4 @@ def _is_loopback(host: str) -> bool:
 
 
 if __name__ == "__main__":
-    # bm25s starts JAX; serving must not take the accelerator from a training run.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     cli.run(main)

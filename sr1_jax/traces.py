@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -289,6 +288,4 @@ def _taken(paths: Sequence[Path], choices: Choices) -> list[Question]:
 
 
 if __name__ == "__main__":
-    # Nothing is computed on an accelerator; a training run may hold it.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     cli.run(main)

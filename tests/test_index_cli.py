@@ -12,6 +12,7 @@ from small_encoders import write_bert
 from sr1_jax import cli
 from sr1_jax.index import main
 from sr1_jax.retrieval import BM25Retriever, index_copies
+from sr1_jax.retrieval.dense_search import VectorSearch
 from sr1_jax.retrieval.open import open_as_built
 from sr1_jax.retrieval.vector_files import read_vectors
 
@@ -174,7 +175,9 @@ def test_a_dense_index(corpus, tmp_path, capsys):
     index, export = tmp_path / "index", tmp_path / "vectors.faiss"
     flags = ["--kind=dense", f"--encoder={encoder}", "--dtype=float32", f"--export={export}"]
     main(["index", f"--corpus={corpus}", f"--index={index}", *flags])
-    assert capsys.readouterr().out.splitlines()[2] == f"vectors written: {export}"
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("encoder: mean of at most 32 tokens") and "'query: '" in told[1]
+    assert told[3] == f"vectors written: {export}"
     vectors = read_vectors(export)
     assert (vectors.count, vectors.width) == (2, 24)
     assert len(open_as_built(index).search(["the cat"], 3)[0]) == 2
@@ -183,6 +186,24 @@ def test_a_dense_index(corpus, tmp_path, capsys):
     main(["index", f"--corpus={corpus}", f"--index={other}", *flags[:3], *more])
     assert (other / "vectors.npy").read_bytes() == (index / "vectors.npy").read_bytes()
     assert len(list(tmp_path.glob("other.HNSW8.*.faiss"))) == 1
+
+
+def test_a_dense_index_is_not_put_on_the_devices(corpus, tmp_path, monkeypatch):
+    """A machine that builds one of millions of passages need not hold it."""
+    monkeypatch.setattr(VectorSearch, "__init__", lambda *rest, **more: pytest.fail("placed"))
+    encoder = write_bert(tmp_path / "e5")
+    flags = ["--kind=dense", f"--encoder={encoder}", f"--index={tmp_path / 'index'}"]
+    main(["index", f"--corpus={corpus}", *flags])
+    assert (tmp_path / "index" / "index.json").is_file()
+
+
+def test_a_dense_index_is_built_where_it_stays(corpus, tmp_path, failed, monkeypatch):
+    flags = ["--corpus={tmp}/corpus.jsonl", "--kind=dense", f"--encoder={tmp_path}"]
+    assert "--index is missing: a dense index takes hours" in failed(*flags, "--output={tmp}/out")
+    more = ["--index={tmp}/index", "--faiss=HNSW8", "--output={tmp}/out"]
+    assert "which --output does not copy: leave one of them out" in failed(*flags, *more)
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    assert "one host of several, each of which would embed" in failed(*flags, "--index={tmp}/index")
 
 
 def test_settings_of_a_file(corpus, tmp_path):

@@ -109,8 +109,11 @@ def read_recipe(
 
 
 def _by_name(folder: Path, config: JsonObject) -> tuple[str, str, str] | None:
-    """By the folder's name, else by that which config.json says it was made from."""
-    for name in (folder.resolve().name, config.string("_name_or_path", "")):
+    """By the folder's name, as given, as it is behind links, or of the hub's cache it lies in;
+    else by that which config.json says it was made from."""
+    resolved = folder.resolve()
+    cached = [part.rpartition("--")[2] for part in resolved.parts if part.startswith("models--")]
+    for name in (folder.name, resolved.name, *cached, config.string("_name_or_path", "")):
         for pattern, found in _BY_NAME:
             if re.search(pattern, name.lower().replace("_", "-")):
                 return found

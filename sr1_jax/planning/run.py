@@ -86,8 +86,8 @@ def make_run(
         if config.retrieval.dense.search.faiss:
             raise ValueError(
                 f"retrieval.dense.search.faiss={config.retrieval.dense.search.faiss}: the hosts "
-                "keep and search that index, so that there is nothing of it to plan; leave --index "
-                "out, or the setting."
+                "keep and search that index, so there is nothing to plan; drop --index, or clear "
+                "the setting."
             )
         listed = dense_programs(index, config.retrieval.dense, config.rollout.passages, devices)
         retrieval, resident = (

@@ -17,8 +17,8 @@ from sr1_jax.rl.micro_batches import smallest_bucket, trained_bound
 from sr1_jax.rl.program_keys import (
     Accumulate,
     Apply,
+    Kept,
     Merge,
-    Moving,
     Prepare,
     Score,
     Totals,
@@ -143,8 +143,8 @@ def _calls_of_updates(run: Run, assumed: Assumptions) -> dict[Any, float]:
     usual = usual_micro_batch(run, assumed)
     updates = learner.epochs * minibatches(learner, episodes)
     calls: dict[Any, float] = {Prepare(): 1, Totals(): updates}
-    if learner.skip_zero_advantages:  # of how many they are nothing is assumed
-        calls[Moving()] = 1
+    if learner.skip_zero_advantages:  # all are assumed to be kept
+        calls[Kept()] = 1
     if learner.kl_in != "none" or run.critic is not None or learner.old_logp == "trainer":
         # All mini-batches are scored together.
         tokens = episodes * (assumed.length if learner.packing else usual.length)

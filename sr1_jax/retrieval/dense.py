@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from sr1_jax.hosts.channel import coordination
@@ -31,7 +32,7 @@ from sr1_jax.retrieval.base import Passage, check_search
 from sr1_jax.retrieval.bm25_build import Progress, no_progress
 from sr1_jax.retrieval.corpus_files import corpus_sha256
 from sr1_jax.retrieval.dense_build import FORMAT, VERSION, build_folder, read_folder
-from sr1_jax.retrieval.dense_search import Found, VectorSearch
+from sr1_jax.retrieval.dense_search import VectorSearch
 from sr1_jax.retrieval.dispatch import Dispatch, one_at_a_time, own_devices
 from sr1_jax.retrieval.embedder import Embedder
 from sr1_jax.retrieval.faiss_search import check_faiss, open_faiss
@@ -145,10 +146,8 @@ class DenseRetriever:
         """
         mesh = mesh or own_devices()
         check_faiss(_search_options(search), encoder.width)
-        embedder = Embedder(encoder, mesh, (_PASSAGES * mesh.size,))
-        options = {"dtype": dtype, "vectors": vectors, "progress": progress}
-        build_folder(Path(corpus_path), Path(index_dir), embedder, **options)
-        del embedder  # its weights; queries have batches of their own
+        options = {"dtype": dtype, "vectors": vectors, "mesh": mesh, "progress": progress}
+        build_index(corpus_path, index_dir, encoder, **options)
         return cls.load(index_dir, encoder, mesh=mesh, search=search, progress=progress)
 
     @classmethod
@@ -197,7 +196,7 @@ class DenseRetriever:
 
         Returns:
             One list a query, best first, equal scores in corpus order; `k` passages each, or the
-            whole corpus. Those of an index of FAISS may be fewer.
+            whole corpus. An index of FAISS has equal scores in any order, and may find fewer.
 
         Raises:
             ValueError: `k` is less than 1, or `queries` is not a list of strings.
@@ -205,7 +204,10 @@ class DenseRetriever:
         check_search(queries, k)
         if not queries:
             return []
-        found = self.dispatch(lambda: self._find(queries, k))
+        if self._options["faiss"]:  # runs on the host: several searches at a time
+            found = self._search(self.dispatch(lambda: self._vectors_of(queries)), k)
+        else:
+            found = self.dispatch(lambda: self._search(self._vectors_of(queries), k))
         return [
             [
                 Passage(*self._passages[number], score=score)
@@ -215,12 +217,34 @@ class DenseRetriever:
             for of_query in zip(found.number_Bk.tolist(), found.score_Bk.tolist())
         ]
 
-    def _find(self, queries: list[str], k: int) -> Found:
-        """All device programs of a search, of fixed shapes: those of a batch, a length and a k."""
+    def _vectors_of(self, queries: list[str]) -> np.ndarray:
         vector_BD, cut = self.embedder.queries(queries)
         with self._lock:
             self._cut += cut
-        return self._search(vector_BD, k)
+        return vector_BD
+
+
+def build_index(
+    corpus_path: str | os.PathLike,
+    index_dir: str | os.PathLike,
+    encoder: TextEncoder,
+    *,
+    dtype: str = "bfloat16",
+    vectors: Path | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress = no_progress,
+) -> tuple[dict[str, Any], Vectors]:
+    """Builds an index as `DenseRetriever.build` does, but puts nothing of it on the devices.
+
+    Returns:
+        What its `index.json` records, and its vectors, mapped.
+    """
+    mesh, index_dir = mesh or own_devices(), Path(index_dir)
+    embedder = Embedder(encoder, mesh, (_PASSAGES * mesh.size,))
+    options = {"dtype": dtype, "vectors": vectors, "progress": progress}
+    build_folder(Path(corpus_path), index_dir, embedder, **options)
+    manifest = read_manifest(index_dir, kind=FORMAT, version=VERSION)
+    return manifest, read_folder(index_dir, manifest["dtype"])
 
 
 def _search_options(search: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -279,6 +303,7 @@ def open_dense(
         return _load_of(index, encoder, options["dtype"], search)
     if _is_built_of(index, corpus, encoder, build):
         return DenseRetriever.load(index, encoder, search=search)
+    _check_rebuildable(index, encoder, build)
     began = time.time()
     retriever = DenseRetriever.build(corpus, index, encoder, **build)
     note_sha256(corpus, memory_of(index), retriever.corpus_sha256, read_since=began)
@@ -327,15 +352,46 @@ def _is_built_of(index: Path, corpus: Path, encoder: TextEncoder, build: Mapping
         manifest = read_manifest(index, kind=FORMAT, version=VERSION)
     except (FileNotFoundError, ValueError):
         return False  # whether it may be replaced is for `build` to say
-    vectors = build["vectors"]
-    same = (
-        manifest["encoder"] == encoder.fingerprint
-        and manifest["dtype"] == build["dtype"]
-        and manifest["vectors"] == (vectors and vectors.name)
-    )
-    if not (same and corpus.exists()):
+    if _differences(manifest, encoder, build) or not corpus.exists():
         return False
     return manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
+
+
+def _differences(
+    manifest: Mapping[str, Any], encoder: TextEncoder, build: Mapping[str, Any]
+) -> list[str]:
+    """The settings by which an index differs from what would be built; which corpus apart."""
+    vectors = build["vectors"]
+    found = {
+        "encoder, or its pooling, length or prefix of passages": (
+            manifest["encoder"] != encoder.fingerprint
+        ),
+        f"dtype={build['dtype']} (it keeps {manifest['dtype']})": (
+            manifest["dtype"] != build["dtype"]
+        ),
+        # Vectors that are there were compared with the encoder's: none need be named again.
+        f"vectors={vectors} (it has {manifest['vectors']})": (
+            vectors is not None and manifest["vectors"] != vectors.name
+        ),
+    }
+    return [difference for difference, there in found.items() if there]
+
+
+def _check_rebuildable(index: Path, encoder: TextEncoder, build: Mapping[str, Any]) -> None:
+    """Refuses to put an index of other settings in the place of one that took hours.
+
+    Raises:
+        ValueError: naming the first setting.
+    """
+    try:
+        manifest = read_manifest(index, kind=FORMAT, version=VERSION)
+    except (FileNotFoundError, ValueError):
+        return  # whether it may be replaced is for the build to say
+    if differences := _differences(manifest, encoder, build):
+        raise ValueError(
+            f"{index} differs from the settings in retrieval.dense.{differences[0]}: set that as "
+            "the index has it, name another folder, or build it again with python -m sr1_jax.index."
+        )
 
 
 def check_dense(config: Mapping[str, Any]) -> None:

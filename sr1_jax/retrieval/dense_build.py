@@ -135,7 +135,7 @@ def _copied(file: Path, ready: Vectors, build: _Build, embedder: Embedder) -> So
         raise ValueError(
             f"retrieval.dense.vectors={file}: of {len(numbers)} passages the encoder's vectors are "
             f"like those of the file by a cosine of {own.mean():.2f}: they are of another encoder, "
-            "another prefix, or another order of the corpus."
+            "or another order of the corpus."
         )
     return lambda passages, first: (ready.float32(first, first + len(passages)), 0)
 

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sr1_jax.paths import replacing
 from sr1_jax.retrieval.bm25_build import Progress
 from sr1_jax.retrieval.dense_search import Found
 from sr1_jax.retrieval.vectors import Vectors
@@ -26,8 +26,8 @@ from sr1_jax.retrieval.vectors import Vectors
 TRAINING, ADDING = "training FAISS's index", "adding to FAISS's index"
 _FACTORY, _PARAMETERS = "retrieval.dense.search.faiss", "retrieval.dense.search.faiss_parameters"
 _CHUNK = 65_536  # vectors added at a time
-# k-means: more vectors a centre than FAISS asks for at least (39), fewer than it takes (256).
-_TRAINED_A_LIST, _TRAINED = 64, 65_536
+# k-means: more vectors a list than FAISS asks for at least (39), fewer than it takes (256).
+_TRAINING_A_LIST, _TRAINING, _MOST_TRAINING = 64, 65_536, 2**23
 
 
 class FaissSearch:
@@ -102,6 +102,7 @@ def open_faiss(
     Raises:
         ValueError: FAISS is not installed, knows no such index or parameters, cannot train it with
             so few vectors, or a file that it cannot read.
+        OSError: the file cannot be written.
     """
     import faiss
 
@@ -110,16 +111,28 @@ def open_faiss(
         try:
             index = faiss.read_index(str(file))
         except RuntimeError as error:
-            raise ValueError(f"{file} is damaged; delete it: {_told(error)}") from error
+            raise ValueError(
+                f"{_FACTORY}: {file} cannot be read: {_told(error)}. If it is damaged, delete it; "
+                "it is made again."
+            ) from error
     else:
+        _check_writable(file)
         index = make_faiss(vectors, search["faiss"], progress)
-        written = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
         try:
-            faiss.write_index(index, str(written))
-            os.replace(written, file)
-        finally:
-            written.unlink(missing_ok=True)
+            with replacing(file) as temporary:
+                faiss.write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise OSError(f"{_FACTORY}: {file} cannot be written: {_told(error)}") from error
     return FaissSearch(index, search["faiss_parameters"])
+
+
+def _check_writable(file: Path) -> None:
+    # Before the hours that it takes to make one.
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(
+            f"{_FACTORY} keeps its index in {file}, where nothing can be written: make it where "
+            "that is possible (python -m sr1_jax.index --faiss), or copy the index elsewhere."
+        )
 
 
 def _file_beside(folder: Path, manifest: Mapping[str, Any], factory: str) -> Path:
@@ -146,11 +159,8 @@ def make_faiss(vectors: Vectors, factory: str, progress: Progress) -> Any:
     index = _empty(factory, vectors.width)
     if not index.is_trained:
         progress(TRAINING, 0.0)
-        lists = faiss.try_extract_index_ivf(index)
-        wanted = max(_TRAINED, _TRAINED_A_LIST * lists.nlist if lists else 0)
-        rows = np.linspace(0, vectors.count - 1, min(wanted, vectors.count)).astype(int).tolist()
         try:
-            index.train(np.concatenate([vectors.float32(row, row + 1) for row in rows]))
+            index.train(_sample(vectors, faiss.try_extract_index_ivf(index)))
         except RuntimeError as error:
             raise ValueError(
                 f"{_FACTORY}={factory} cannot be trained with {vectors.count:,} vectors: "
@@ -164,6 +174,16 @@ def make_faiss(vectors: Vectors, factory: str, progress: Progress) -> Any:
     return index
 
 
+def _sample(vectors: Vectors, lists: Any) -> np.ndarray:
+    """Vectors from all over the corpus, as many as k-means of so many lists wants."""
+    wanted = max(_TRAINING, _TRAINING_A_LIST * lists.nlist if lists else 0)
+    count = min(wanted, _MOST_TRAINING, vectors.count)
+    sample_nD = np.empty((count, vectors.width), np.float32)
+    for place, row in enumerate(np.linspace(0, vectors.count - 1, count).astype(int).tolist()):
+        sample_nD[place] = vectors.float32(row, row + 1)[0]
+    return sample_nD
+
+
 def _empty(factory: str, width: int) -> Any:
     try:
         import faiss
@@ -172,6 +192,8 @@ def _empty(factory: str, width: int) -> Any:
             f"{_FACTORY}={factory} needs FAISS: pip install 'sr1_jax[faiss]', or leave it empty."
         ) from error
     try:
+        if factory.startswith("IDMap"):
+            raise RuntimeError("ids are the places of passages here, IDMap has its own")
         return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ValueError(
@@ -187,8 +209,8 @@ def _set_parameters(index: Any, parameters: str) -> None:
         faiss.ParameterSpace().set_index_parameters(index, parameters)
     except RuntimeError as error:
         raise ValueError(
-            f"{_PARAMETERS}={parameters}: write such as efSearch=128 or nprobe=16, what the index "
-            f"has, with commas. FAISS says: {_told(error)}"
+            f"{_PARAMETERS}={parameters}: name parameters of this index, separated by commas, such "
+            f"as efSearch=128 (HNSW) or nprobe=16 (IVF). FAISS says: {_told(error)}"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,7 @@ def open_retriever(
     """
     kind = _find(config["kind"])
     own = is_import_path(config["kind"])
+    scorer = _scorer_of(config)  # first: its faults are told before an index is built
     with blamed(f"retrieval.kind={config['kind']!r}") if own else contextlib.nullcontext():
         retriever = kind.open(config, corpus, index)
     if not isinstance(retriever, Retriever):
@@ -110,7 +112,17 @@ def open_retriever(
             f"retrieval.kind={config['kind']!r} returned a {type(retriever).__name__}, which has "
             "no method search(queries, k)."
         )
-    return wrapped(retriever, config, corpus)
+    return _wrapped(retriever, config, corpus, scorer)
+
+
+def _scorer_of(config: Mapping[str, Any]) -> Any:
+    """The reranker's cross-encoder; None without one."""
+    if "rerank" not in config or not config["rerank"]["model"]:
+        return None
+    # Here, not above: searches by words need no JAX.
+    from sr1_jax.retrieval.rerank import open_scorer
+
+    return open_scorer(config["rerank"])
 
 
 def open_as_built(index: Path) -> Retriever:
@@ -141,17 +153,22 @@ def wrapped(
         corpus: to draw noise from.
 
     Raises:
-        ValueError, OSError: see `open_reranker`, `with_cache` and `with_noise`.
+        ValueError, OSError: see `open_scorer`, `with_cache` and `with_noise`.
     """
+    return _wrapped(retriever, config, corpus, _scorer_of(config))
+
+
+def _wrapped(
+    retriever: Retriever, config: Mapping[str, Any], corpus: Path | None, scorer: Any
+) -> Retriever:
     if config.get("missing", 0.0):
         retriever = Incomplete(retriever, config["missing"], _most_passages(config))
     if config.get("delay_seconds", 0.0):
         retriever = Delayed(retriever, config["delay_seconds"])
-    if "rerank" in config and config["rerank"]["model"]:
-        # Here, not above: searches by words need no JAX.
-        from sr1_jax.retrieval.rerank import open_reranker
+    if scorer is not None:
+        from sr1_jax.retrieval.rerank import Reranked
 
-        retriever = open_reranker(retriever, config["rerank"])
+        retriever = Reranked(retriever, scorer, config["rerank"]["depth"])
     if "cache" in config:
         retriever = with_cache(retriever, config["cache"])
     if "noise" in config:
@@ -212,6 +229,26 @@ def searched_kinds(config: Mapping[str, Any]) -> set[str]:
     """
     fused = config["hybrid"]["kinds"] if config["kind"] == "hybrid" else ()
     return {config["kind"], *fused}
+
+
+def leave_accelerators(config: Mapping[str, Any], index: Path | None = None) -> None:
+    """Keeps this process off accelerators, which a run may hold, where no search needs one.
+
+    JAX_PLATFORMS says otherwise. Devices that have been used stay in use.
+
+    Args:
+        config: the section `retrieval` of the settings.
+        index: one that is searched as it was built, whatever the settings say.
+    """
+    if index is not None:
+        devices = format_of(index) == DENSE_FORMAT
+    else:
+        kinds = searched_kinds(config)
+        devices = "dense" in kinds or any(map(is_import_path, kinds)) or config["rerank"]["model"]
+    if not devices and "JAX_PLATFORMS" not in os.environ:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
 
 
 def index_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,11 +88,10 @@ def _ranked(passages: Sequence[Passage], scores: np.ndarray) -> list[Passage] | 
     return [dataclasses.replace(passages[i], score=float(scores[i])) for i in order]
 
 
-def open_reranker(retriever: Retriever, rerank: Mapping[str, Any]) -> Reranked:
-    """A retriever with the cross-encoder of the settings around it.
+def open_scorer(rerank: Mapping[str, Any]) -> PairScorer:
+    """The cross-encoder of the settings, on the devices of this process.
 
     Args:
-        retriever: of any kind.
         rerank: the section `retrieval.rerank` of the settings, with a model.
 
     Raises:
@@ -107,5 +106,4 @@ def open_reranker(retriever: Retriever, rerank: Mapping[str, Any]) -> Reranked:
         )
     folder = local_path(rerank["model"], "retrieval.rerank.model")
     model = load_cross_encoder(folder, dtype=rerank["dtype"], max_tokens=rerank["max_tokens"])
-    scorer = PairScorer(model, own_devices(), rerank["batch"])
-    return Reranked(retriever, scorer, rerank["depth"])
+    return PairScorer(model, own_devices(), rerank["batch"])

@@ -177,7 +177,10 @@ CACHE = Section(
 # Of retrieval.kind="dense". What stands in `search` decides nothing of the index.
 DENSE = Section(
     {
-        "encoder": Setting("", "folder of the model that makes vectors of texts"),
+        # An index is held to what the encoder is; where it lies may change.
+        "encoder": Setting(
+            "", "folder of the model that makes vectors of texts", free_on_resume=True
+        ),
         "encoder_dtype": Setting(
             "float32", "what it computes in: float32, bfloat16", one_of("float32", "bfloat16")
         ),
@@ -199,7 +202,9 @@ DENSE = Section(
             one_of("float32", "bfloat16", "int8"),
         ),
         "vectors": Setting(
-            "", "vectors of the corpus made elsewhere: .npy, or a flat index of FAISS"
+            "",
+            "vectors of the corpus made elsewhere: .npy, or a flat index of FAISS",
+            free_on_resume=True,
         ),
         "search": Section(
             {
@@ -250,7 +255,11 @@ HYBRID = Section(
 # A cross-encoder that orders anew what a retriever of any kind found.
 RERANK = Section(
     {
-        "model": Setting("", "folder of a cross-encoder that ranks what is found; empty: as found"),
+        "model": Setting(
+            "",
+            "folder of a cross-encoder that ranks what is found; empty: as found",
+            free_on_resume=True,  # the retriever's fingerprint tells models apart
+        ),
         "dtype": Setting(
             "float32", "what it computes in: float32, bfloat16", one_of("float32", "bfloat16")
         ),

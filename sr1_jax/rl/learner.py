@@ -183,7 +183,7 @@ class Learner:
         self._prepare = jax.jit(
             functools.partial(prepare, config=self._config), out_shardings=(by_row, None)
         )
-        self._moving = jax.jit(_moving, out_shardings=(by_row, whole))
+        self._kept = jax.jit(_kept, out_shardings=(by_row, whole))
         self._totals = jax.jit(_totals_of_rows)
         self._gather = jax.jit(
             lambda arrays, trains_BT, rows: {
@@ -258,9 +258,9 @@ class Learner:
             )
         trains_BT = batch.trains_BT
         if self._config.skip_zero_advantages:
-            passes_BT, moves_B = self._moving(prepared.trains_BT, prepared.advantages_BT)
+            passes_BT, kept_B = self._kept(prepared.trains_BT, prepared.advantages_BT)
             given = given._replace(policy=prepared._replace(trains_BT=passes_BT))
-            trains_BT = trains_BT * jax.device_get(moves_B)[:, None]
+            trains_BT = trains_BT * jax.device_get(kept_B)[:, None]
         rng = np.random.default_rng((seed, step))
         history: list[dict[str, jax.Array]] = []
         plans: list[MicroBatch] = []
@@ -275,7 +275,8 @@ class Learner:
         means = over_updates(history)
         # Before the first update the trainer has the sampler's own weights, so what is left of
         # the difference is numerics: the sampler/trainer mismatch.
-        means["rollout_gap"] = float(history[0]["policy/old_logp_gap"])
+        gaps = [float(logged["policy/old_logp_gap"]) for logged in history]
+        means["rollout_gap"] = next((gap for gap in gaps if not np.isnan(gap)), np.nan)
         means |= {key: float(value) for key, value in metrics.items()}
         means["padding_share"] = padding_share(trains_BT, plans)
         means["kl_coefficient"] = float(coefficient)
@@ -388,7 +389,7 @@ class Learner:
         ]
         if self._config.skip_zero_advantages:
             arguments = (prepared.trains_BT, prepared.advantages_BT)
-            found.append(Program(program_keys.Moving(), self._moving, arguments))
+            found.append(Program(program_keys.Kept(), self._kept, arguments))
         if state.critic is not None:
             found += self._update_critic.programs(
                 state.critic, prepared, shapes, shapes_of(self._critic.frozen)
@@ -441,10 +442,10 @@ def _check_models(critic: ValueModel | None, config: ml_collections.ConfigDict, 
         )
 
 
-def _moving(trains_BT: jax.Array, advantages_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _kept(trains_BT: jax.Array, advantages_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`trains_BT` of the trajectories that have an advantage, 0 in the others; bool [B], which."""
-    moves_B = jnp.any((trains_BT != 0) & (advantages_BT != 0), axis=1)
-    return trains_BT * moves_B[:, None], moves_B
+    kept_B = jnp.any((trains_BT != 0) & (advantages_BT != 0), axis=1)
+    return trains_BT * kept_B[:, None], kept_B
 
 
 def _totals_of_rows(passing: Prepared, counted_BT: jax.Array, rows_R: jax.Array) -> Totals:

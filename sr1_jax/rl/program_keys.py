@@ -33,11 +33,11 @@ class Prepare:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moving:
+class Kept:
     """Which trajectories have an advantage, where the others are left out of updates."""
 
     def __str__(self) -> str:
-        return "moving"
+        return "kept"
 
 
 @dataclasses.dataclass(frozen=True)

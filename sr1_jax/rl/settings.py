@@ -120,7 +120,7 @@ LEARNER = Section(
         "skip_zero_advantages": Setting(
             False,
             "whether trajectories whose advantages are all 0 are left out of updates, which they "
-            "cannot change; metrics of the loss are then of the others",
+            "cannot change; entropy, clip fractions and gaps are then of the others",
             free_on_resume=True,
         ),
         "mask_observations": Setting(
@@ -256,7 +256,7 @@ def _check_loss(config: ml_collections.ConfigDict) -> None:
     if config.skip_zero_advantages and (reasons := _trains_without_advantages(config)):
         raise ValueError(
             "learner.skip_zero_advantages leaves out trajectories that train all the same with "
-            f"{reasons[0]}; set one of the two otherwise."
+            f"{reasons[0]}; change one of the two."
         )
     if config.importance_cap is not None:
         if config.old_logp != "trainer":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import SupportsFloat
 
@@ -20,8 +21,9 @@ def over_updates(history: Sequence[Mapping[str, SupportsFloat]]) -> dict[str, fl
 
     Returns:
         By key the mean over the updates of that model that were done, or over all of them where
-        none was: it is then not finite. <model>/skipped is a count, and of `EXTREMES` it is the
-        extreme value.
+        none was: it is then not finite. NaN, of an update all of whose trajectories were left out,
+        counts only where there is nothing else. <model>/skipped is a count, and of `EXTREMES` it is
+        the extreme value.
     """
     found = {}
     for key in history[0]:
@@ -32,5 +34,6 @@ def over_updates(history: Sequence[Mapping[str, SupportsFloat]]) -> dict[str, fl
         if key == skipped:
             found[key] = sum(values)
         else:
-            found[key] = float(EXTREMES.get(name, np.mean)(done or values))
+            known = [value for value in done if not math.isnan(value)]
+            found[key] = float(EXTREMES.get(name, np.mean)(known or done or values))
     return found

@@ -222,11 +222,13 @@ def add_gradients(
         the token means of all micro-batches; of `EXTREMES` its own).
     """
     weight = micro_batch.trains_BT.sum() / jnp.maximum(totals.passed, 1)
+    # There is no mean over tokens where all of a mini-batch are left out.
+    known = jnp.where((totals.passed == 0) & (totals.tokens > 0), jnp.nan, 1.0)
 
     def share(params):
         terms, means = loss_fn(params, micro_batch, totals)
         loss = sum(terms.values())
-        shares = {k: v if k in EXTREMES else v * weight for k, v in means.items()}
+        shares = {k: known * (v if k in EXTREMES else v * weight) for k, v in means.items()}
         return loss, shares | terms | {"loss": loss}
 
     more, metrics = jax.grad(share, has_aux=True)(params)

@@ -86,6 +86,18 @@ def test_recipe_by_name(tmp_path, name, expected):
     assert recipe.normalized and recipe.max_tokens == 32
 
 
+def test_a_name_behind_links_and_in_the_cache_of_the_hub(tmp_path):
+    """With a recipe of files that says nothing of prefixes, as E5's do."""
+    snapshot = tmp_path / "models--intfloat--e5-base-v2" / "snapshots" / "f52b"
+    snapshot.mkdir(parents=True)
+    write_bert(snapshot)
+    assert load_encoder(snapshot).recipe.query_prefix == "query: "
+    write_bert(tmp_path / "0123")
+    assert load_encoder(tmp_path / "0123").recipe.query_prefix == ""
+    (tmp_path / "e5-base").symlink_to(tmp_path / "0123")
+    assert load_encoder(tmp_path / "e5-base").recipe.passage_prefix == "passage: "
+
+
 def test_recipe_by_files_and_settings(tmp_path):
     folder = write_bert(tmp_path / "e5-like", pooling="cls_token")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')

@@ -197,7 +197,7 @@ def test_vectors_made_elsewhere(tmp_path, corpus, encoder, own_vectors, write, n
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda x: x[::-1], "another encoder, another prefix, or another order"),
+        (lambda x: x[::-1], "another encoder, or another order"),
         (lambda x: x[:-1], "holds 151 vectors, the corpus 152 passages"),
         (lambda x: x[:, :-1], "vectors have 23 numbers, those of the encoder 24"),
     ],
@@ -235,11 +235,13 @@ def test_device_programs_may_be_sent_elsewhere(tmp_path, corpus, encoder):
     retriever = DenseRetriever.build(corpus, tmp_path / "index", encoder, mesh=mesh_of(1))
     expected, threads = retriever.search(QUERIES, 2), []
     with ThreadPoolExecutor(1) as main:
-        find = retriever._find
-        retriever._find = lambda *args: threads.append(threading.get_ident()) or find(*args)
+        for name in ("_vectors_of", "_search"):
+            find = getattr(retriever, name)
+            noted = lambda *args, find=find: threads.append(threading.get_ident()) or find(*args)  # noqa: E731
+            setattr(retriever, name, noted)
         retriever.dispatch = lambda function: main.submit(function).result()
         assert retriever.search(QUERIES, 2) == expected
-        assert threads == [main.submit(threading.get_ident).result()]
+        assert threads == [main.submit(threading.get_ident).result()] * 2
 
 
 @pytest.mark.parametrize(
@@ -288,16 +290,28 @@ def test_opens_builds_and_builds_again(tmp_path, corpus, config, monkeypatch):
     config.dense.passage_prefix = "text "
     with pytest.raises(ValueError, match=r"another encoder than .* or with another pooling"):
         open_retriever(config, index=index)
-    open_retriever(config, copy, index)
-    assert len(built) == 2
-    config.dense.dtype = "int8"
+    # With the corpus at hand it could be built again, over what took hours: that is refused too.
+    with pytest.raises(ValueError, match=r"index differs .* in retrieval.dense.encoder, or its"):
+        open_retriever(config, copy, index)
+    config.dense.passage_prefix, config.dense.dtype = None, "int8"
     with pytest.raises(ValueError, match=r"keeps its vectors as bfloat16, .*dtype is int8"):
         open_retriever(config, index=index)
-    open_retriever(config, copy, index)
-    assert len(built) == 3
+    with pytest.raises(ValueError, match=r"dense.dtype=int8 \(it keeps bfloat16\)"):
+        open_retriever(config, copy, index)
+    config.dense.dtype = "bfloat16"
+    assert len(built) == 1
     copy.write_text(copy.read_text().replace("title 1", "title 2"))
     open_retriever(config, copy, index)
-    assert len(built) == 4
+    assert len(built) == 2
+    # One made of vectors from elsewhere is the same without their name.
+    export = tmp_path / "vectors.npy"
+    write_npy(export, first.vectors)
+    config.dense.vectors = str(export)
+    of_vectors = tmp_path / "of_vectors"
+    open_retriever(config, corpus, of_vectors)
+    config.dense.vectors = ""
+    open_retriever(config, corpus, of_vectors)
+    assert len(built) == 3
 
 
 def test_without_a_folder_it_is_kept_in_memory(corpus, config):

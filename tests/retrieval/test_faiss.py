@@ -87,19 +87,28 @@ def test_it_is_made_once_and_kept_beside_the_folder(tmp_path):
     )
     assert len(list(tmp_path.iterdir())) == 2
     file.write_bytes(b"cut")
-    with pytest.raises(ValueError, match=rf"{file.name} is damaged; delete it: .*read error"):
+    with pytest.raises(
+        ValueError, match=rf"{file.name} cannot be read: .*If it is damaged, delete"
+    ):
         opened(tmp_path, vectors, settings("IVF4,Flat"))
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(index, path):
         open(path, "wb").close()
-        raise RuntimeError("no space left on device")
+        raise RuntimeError("Error in f() at io.cpp:1: no space left on device")
 
     monkeypatch.setattr(faiss, "write_index", full)
-    with pytest.raises(RuntimeError, match="no space"):
+    with pytest.raises(OSError, match=r"search.faiss: .*\.faiss cannot be written: no space"):
         opened(tmp_path, Vectors.of(draw_vectors()), settings())
     assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_written_none_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(faiss_search, "make_faiss", lambda *rest: pytest.fail("made"))
+    with pytest.raises(PermissionError, match="where nothing can be written"):
+        opened(tmp_path, Vectors.of(draw_vectors()), settings())
 
 
 def test_edges(tmp_path):
@@ -114,6 +123,7 @@ def test_edges(tmp_path):
     ("search", "message"),
     [
         (settings("trees"), r"search.faiss=trees: FAISS makes no such index .*could not parse"),
+        (settings("IDMap,Flat"), r"faiss=IDMap,Flat: .* It says: ids are the places of passages"),
         (settings("PQ5"), r"faiss=PQ5: .* vectors of 16 numbers; .* multiple of the number"),
         (settings("HNSW8", "nprobe=3"), r"faiss_parameters=nprobe=3: .*could not set parameter"),
         (settings("", "nprobe=3"), r"faiss_parameters=nprobe=3 says nothing without retrieval"),

@@ -2,10 +2,13 @@
 
 import json
 
+import jax
 import pytest
 
 from sr1_jax.retrieval import BM25Retriever, Passage, check_retrieval, fingerprint_of
 from sr1_jax.retrieval import open_retriever as open_
+from sr1_jax.retrieval.open import leave_accelerators
+from sr1_jax.retrieval.settings import RETRIEVAL
 
 BM25 = {"kind": "bm25", "k1": 0.9, "b": 0.4, "stemmer": "english", "stopwords": "en", "options": {}}
 
@@ -141,3 +144,27 @@ def test_bad_options_are_found_before_anything_is_opened(change, message):
 
 def test_a_retriever_that_does_not_say_what_it_is():
     assert fingerprint_of(object()) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept_off"),
+    [
+        ({}, True),
+        ({"kind": "http"}, True),
+        ({"kind": "dense"}, False),
+        ({"kind": "hybrid"}, False),
+        ({"kind": "own.module:factory"}, False),
+        ({"rerank.model": "/models/bge-reranker"}, False),
+    ],
+)
+def test_who_needs_an_accelerator(changes, kept_off, monkeypatch):
+    config = RETRIEVAL.defaults()
+    config.update_from_flattened_dict(changes)
+    asked = []
+    monkeypatch.setattr(jax.config, "update", lambda *what: asked.append(what))
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    leave_accelerators(config)
+    assert asked == []  # the user has said which
+    monkeypatch.delenv("JAX_PLATFORMS")
+    leave_accelerators(config)
+    assert asked[-1:] == ([("jax_platforms", "cpu")] if kept_off else [])

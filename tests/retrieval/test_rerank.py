@@ -10,8 +10,9 @@ from small_encoders import draw_texts, write_corpus, write_cross_encoder
 from sr1_jax.models.cross_encoder_folder import load_cross_encoder
 from sr1_jax.retrieval import Passage, Retriever, check_retrieval, index_settings, open_retriever
 from sr1_jax.retrieval.hooks import counts_of
+from sr1_jax.retrieval.open import wrapped
 from sr1_jax.retrieval.pair_scorer import PairScorer, PairTokens
-from sr1_jax.retrieval.rerank import Reranked, open_reranker
+from sr1_jax.retrieval.rerank import Reranked
 from sr1_jax.retrieval.settings import RETRIEVAL
 from sr1_jax.sharding import make_mesh
 
@@ -195,7 +196,7 @@ def test_by_settings(tmp_path, folder):
     # The index is that of the retriever, and nothing else is in it.
     assert index_settings(config) == index_settings(RETRIEVAL.defaults())
     prints = {r.fingerprint for r in (retriever, plain)}
-    prints |= {open_reranker(plain, settings(folder, **o).rerank).fingerprint for o in OTHERS}
+    prints |= {wrapped(plain, settings(folder, **o)).fingerprint for o in OTHERS}
     assert len(prints) == 4
     assert retriever.corpus_sha256 == plain.corpus_sha256
 
@@ -212,7 +213,7 @@ def test_what_cannot_be_is_refused(tmp_path, folder, monkeypatch):
         RETRIEVAL.check(settings(folder, depth=0), "retrieval.")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="ranks in one process so far; serve"):
-        open_reranker(Fixed(), settings(folder).rerank)
+        wrapped(Fixed(), settings(folder))
 
 
 def test_a_retriever_without_a_fingerprint_has_none_reranked(scorer):

@@ -60,7 +60,7 @@ def test_minibatches_are_of_a_size_or_all_of_a_step(size, trajectories, epochs, 
         ),
         (
             dict(skip_zero_advantages=True, algorithm="grpo"),
-            r"train all the same with learner.entropy_coefficient=0.001; set one",
+            r"train all the same with learner.entropy_coefficient=0.001; change one",
         ),
         (dict(importance_cap=2.0), r"learner.importance_cap needs learner.old_logp='trainer'"),
     ],

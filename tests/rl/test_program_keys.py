@@ -10,7 +10,7 @@ from sr1_jax.rl import program_keys as keys
     [
         (keys.Score(2048, 512), "score 2048/512"),
         (keys.Prepare(), "prepare"),
-        (keys.Moving(), "moving"),
+        (keys.Kept(), "kept"),
         (keys.Totals(), "totals"),
         (keys.Zeros("policy"), "policy zeros"),
         (keys.Accumulate("critic", 2048, 512), "critic accumulate 2048/512"),

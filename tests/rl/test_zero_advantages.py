@@ -88,8 +88,23 @@ def test_where_none_has_one_nothing_moves(learner_run, stale):
     run = learner_run(**GRPO, **SKIP)
     after, metrics = run.step(batch_of([with_reward(t, 0.5) for t in stale]), run.moved)
     assert metrics["policy/gradient_norm"] == 0 and metrics["policy/skipped"] == 0
-    assert metrics["policy/entropy"] == 0
+    assert np.isnan(metrics["policy/entropy"]) and np.isnan(metrics["rollout_gap"])
     jax.tree.map(np.testing.assert_array_equal, after.policy.params, run.moved.policy.params)
+
+
+def test_a_minibatch_of_which_all_are_left_out_has_no_part_in_the_means(learner_run, rewarded):
+    """One group of four alone has advantages: in passes of two mini-batches, often only one."""
+    rewards = [0.0, 0.5, 0.5, 0.75] + [1.0] * 12
+    batch = batch_of([with_reward(t, reward) for t, reward in zip(rewarded, rewards)])
+    run = learner_run(**GRPO | dict(minibatch_size=4), **SKIP)
+    whole = learner_run(**GRPO | dict(minibatch_size=4))
+    seen = set()
+    for seed in range(4):
+        metrics, all_metrics = (each.step(batch, each.moved, seed=seed)[1] for each in (run, whole))
+        assert metrics["policy/entropy"] > 2 and metrics["rollout_gap"] > 0.1
+        assert metrics["policy/loss"] == pytest.approx(all_metrics["policy/loss"], abs=1e-6)
+        seen.add(round(metrics["policy/entropy"], 4))
+    assert len(seen) > 1
 
 
 def test_on_eight_devices(learner_run, rewarded):
