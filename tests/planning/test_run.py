@@ -19,7 +19,16 @@ from sr1_jax.planning.step import Assumptions, calls_of
 from sr1_jax.planning.timing import needed_flops, time_of
 from sr1_jax.rl.batch import Batch
 from sr1_jax.rl.learner import Learner
-from sr1_jax.rl.program_keys import Accumulate, Apply, Merge, Prepare, Score, Totals, Zeros
+from sr1_jax.rl.program_keys import (
+    Accumulate,
+    Apply,
+    Kept,
+    Merge,
+    Prepare,
+    Score,
+    Totals,
+    Zeros,
+)
 from sr1_jax.rollout.program_keys import Decode, Extend, Fork, Reshard
 from sr1_jax.sharding import make_mesh
 
@@ -295,6 +304,17 @@ def test_calls_of_a_step(run):
     for model in ("policy", "critic"):
         assert calls[Accumulate(model, 128, 32)] == calls[Apply(model)] == calls[Zeros(model)] == 2
     assert (calls[Reshard("ends")], calls[Reshard("layer")]) == (1, run.policy.layers)
+
+
+def test_leaving_trajectories_out_is_a_program_more():
+    config = tiny_config()
+    config.samples = 2
+    config.learner.update(algorithm="grpo", kl_in="none", entropy_coefficient=0.0)
+    plain, skipping = (
+        calls_of(make_run(config, jax.devices()[:1]), Assumptions(40, 1, 12, 24, occupancy=0.5))
+        for config.learner.skip_zero_advantages in (False, True)
+    )
+    assert skipping == plain | {Kept(): 1}
 
 
 @pytest.mark.parametrize("context", [100, 128, 136])

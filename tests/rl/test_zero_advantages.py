@@ -8,6 +8,8 @@ import pytest
 from learner_runs import batch_of, with_reward
 from trees import adam, assert_trees_close
 
+from sr1_jax.rl.program_keys import Kept
+
 GRPO = dict(algorithm="grpo", kl_in="none", entropy_coefficient=0.0, micro_batch=2)
 SKIP = dict(skip_zero_advantages=True)
 # Of four samples a question.
@@ -116,3 +118,17 @@ def test_on_eight_devices(learner_run, rewarded):
     )
     assert_trees_close(after_8.policy.params, after.policy.params, atol=1e-5)
     assert metrics_8 == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+
+
+def test_its_program_is_listed_as_it_is_called(learner_run, rewarded, monkeypatch):
+    run = learner_run(**GRPO, **SKIP)
+    (program,) = [program for program in run.learner.programs() if program.key == Kept()]
+    jitted, called = run.learner._kept, []
+    monkeypatch.setattr(
+        run.learner, "_kept", lambda *arguments: called.append(arguments) or jitted(*arguments)
+    )
+    run.step(batch_of(rewarded))
+    described = [(x.shape, x.dtype, x.sharding) for x in program.arguments]
+    # A batch is as long as its bucket, of which there is one here.
+    assert [[(x.shape, x.dtype, x.sharding) for x in given] for given in called] == [described]
+    assert Kept() not in {p.key for p in learner_run(**GRPO).learner.programs()}
