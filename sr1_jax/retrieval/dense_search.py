@@ -291,9 +291,13 @@ def _scores(values_bD, scale_b, query_BD, platform):
             operands = query_BD.astype(jnp.float32), _as_float32(values_bD)
         else:
             operands = query_BD, values_bD.astype(jnp.bfloat16)
-    score_bB = jnp.einsum(
-        "bd,nd->nb", *operands, precision=precision, preferred_element_type=jnp.float32
-    )
+    if platform == "cpu" and len(query_BD) == 1:
+        # XLA's product of a matrix and a vector uses one core, and copies the matrix first.
+        score_bB = jnp.sum(operands[1] * operands[0], axis=1, keepdims=True)
+    else:
+        score_bB = jnp.einsum(
+            "bd,nd->nb", *operands, precision=precision, preferred_element_type=jnp.float32
+        )
     if scale_b is not None:
         score_bB = score_bB * scale_b[:, None]
     # top_k orders -0.0 below 0.0.
