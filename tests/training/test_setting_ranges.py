@@ -46,6 +46,8 @@ GOOD = {
     ("retrieval.b", 0.0): ZERO_IS_A_RATE,
     ("retrieval.dense.encoder", "nonsense"): CHECKED_AGAINST_FILES,
     ("retrieval.dense.vectors", "nonsense"): CHECKED_AGAINST_FILES,
+    ("retrieval.dense.search.faiss", "nonsense"): "FAISS knows, of vectors of a width",
+    ("retrieval.dense.search.faiss_parameters", "nonsense"): "FAISS knows, of an index",
     ("retrieval.dense.query_prefix", "nonsense"): "any text may stand before another",
     ("retrieval.dense.passage_prefix", "nonsense"): "any text may stand before another",
     ("retrieval.dense.search.block", 0): "as suits the devices",
