@@ -123,7 +123,7 @@ def _build(
     began = time.perf_counter()
     print(one_line(f"indexing {corpus} …"), flush=True)
     if retrieval.kind == "dense":
-        _build_dense(retrieval, corpus, index, export)
+        _build_dense(retrieval, corpus, index, export, began)
         return
     with _shown(retrieval.kind) as progress:
         options = bm25_options(retrieval)
@@ -185,10 +185,14 @@ def _check_export(text: str) -> None:
 
 
 def _build_dense(
-    retrieval: ml_collections.ConfigDict, corpus: Path, index: Path, export: Path | None
+    retrieval: ml_collections.ConfigDict,
+    corpus: Path,
+    index: Path,
+    export: Path | None,
+    began: float,
 ) -> None:
     """A dense index; its vectors stay on the disk, as the machine may have no room for all."""
-    began, options = time.perf_counter(), retrieval.dense
+    options = retrieval.dense
     if jax.process_count() > 1:
         raise ValueError(
             "This is one host of several, each of which would embed the whole corpus: build a "

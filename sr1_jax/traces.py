@@ -42,7 +42,7 @@ from sr1_jax.paths import disk_path, local_paths, output_or_none, output_path, p
 from sr1_jax.protocol.prompts import load_template
 from sr1_jax.protocol.tags import SEARCH
 from sr1_jax.retrieval.hooks import told_at_end
-from sr1_jax.retrieval.open import check_retrieval, needs_corpus
+from sr1_jax.retrieval.open import check_retrieval, leave_accelerators, needs_corpus
 from sr1_jax.terminal import one_line
 from sr1_jax.training import task
 from sr1_jax.training.checks import check_paths
@@ -182,6 +182,7 @@ def write(
     template = methods.prompt_template(config, "search", tokenizer)
     console = rich.console.Console(stderr=True)
     with console.status("opening the index") as status:
+        leave_accelerators(config.retrieval)
         retriever = task.corpus_retriever(config, corpus, workdir and workdir / "data")
         environment = make_environment(config, retriever, template, rewarded=False)
         searches = Searches(environment, tokenizer, config.rollout)

@@ -271,7 +271,7 @@ def _vector_search(
 def open_dense(
     config: Mapping[str, Any], corpus: Path | None = None, index: Path | None = None
 ) -> DenseRetriever:
-    """The dense index in a folder; built there if it is not, or is of another corpus or encoder.
+    """The dense index in a folder; built there if it is not, or is of another corpus.
 
     Args:
         config: has the section `dense`.
@@ -281,7 +281,7 @@ def open_dense(
     Raises:
         FileNotFoundError: there is no such corpus, or no index and no corpus to build it of.
         ValueError: neither corpus nor index is given; an option out of range; an index of another
-            encoder or dtype without a corpus; a fault in the encoder, the corpus or the index.
+            encoder or dtype; a fault in the encoder, the corpus or the index.
     """
     check_dense(config)
     options = config["dense"]
@@ -297,13 +297,13 @@ def open_dense(
     if index is None:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / "index"
-            DenseRetriever.build(corpus, built, encoder, **build)
+            check_faiss(search, encoder.width)
+            build_index(corpus, built, encoder, dtype=build["dtype"], vectors=build["vectors"])
             return DenseRetriever.load(built, encoder, search=search, mmap=False)
     if corpus is None:
         return _load_of(index, encoder, options["dtype"], search)
     if _is_built_of(index, corpus, encoder, build):
         return DenseRetriever.load(index, encoder, search=search)
-    _check_rebuildable(index, encoder, build)
     began = time.time()
     retriever = DenseRetriever.build(corpus, index, encoder, **build)
     note_sha256(corpus, memory_of(index), retriever.corpus_sha256, read_since=began)
@@ -347,12 +347,21 @@ def _load_of(
 
 
 def _is_built_of(index: Path, corpus: Path, encoder: TextEncoder, build: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a whole index of all that, in today's form."""
+    """Whether a folder holds a whole index of all that, in today's form.
+
+    Raises:
+        ValueError: it holds one of other settings, which took hours and is not replaced.
+    """
     try:
         manifest = read_manifest(index, kind=FORMAT, version=VERSION)
     except (FileNotFoundError, ValueError):
         return False  # whether it may be replaced is for `build` to say
-    if _differences(manifest, encoder, build) or not corpus.exists():
+    if differences := _differences(manifest, encoder, build):
+        raise ValueError(
+            f"{index} differs from the settings in retrieval.dense.{differences[0]}: set that as "
+            "the index has it, name another folder, or build it again with python -m sr1_jax.index."
+        )
+    if not corpus.exists():
         return False
     return manifest["corpus_sha256"] == corpus_sha256(corpus, memory_of(index))
 
@@ -375,23 +384,6 @@ def _differences(
         ),
     }
     return [difference for difference, there in found.items() if there]
-
-
-def _check_rebuildable(index: Path, encoder: TextEncoder, build: Mapping[str, Any]) -> None:
-    """Refuses to put an index of other settings in the place of one that took hours.
-
-    Raises:
-        ValueError: naming the first setting.
-    """
-    try:
-        manifest = read_manifest(index, kind=FORMAT, version=VERSION)
-    except (FileNotFoundError, ValueError):
-        return  # whether it may be replaced is for the build to say
-    if differences := _differences(manifest, encoder, build):
-        raise ValueError(
-            f"{index} differs from the settings in retrieval.dense.{differences[0]}: set that as "
-            "the index has it, name another folder, or build it again with python -m sr1_jax.index."
-        )
 
 
 def check_dense(config: Mapping[str, Any]) -> None:

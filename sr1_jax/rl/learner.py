@@ -36,7 +36,14 @@ from sr1_jax.rl.micro_batches import (
     plan_micro_batches,
 )
 from sr1_jax.rl.passes import Passes
-from sr1_jax.rl.prepare import Prepared, Scores, prepare, step_shapes
+from sr1_jax.rl.prepare import (
+    Given,
+    Prepared,
+    Scores,
+    kept_trajectories,
+    prepare,
+    step_shapes,
+)
 from sr1_jax.rl.settings import check_config, minibatches, needs_critic, optimizer_steps
 from sr1_jax.rl.step_metrics import over_updates
 from sr1_jax.rl.trained_model import TrainedModel, shapes_of
@@ -71,20 +78,6 @@ class StepResult(NamedTuple):
     state: LearnerState
     metrics: dict[str, float]
     prepared: Prepared
-
-
-class _Given(NamedTuple):
-    """What the updates of a step are given.
-
-    Attributes:
-        policy: the batch of the policy's loss; what passes the model is what trains in it.
-        counted_BT: nonzero on the tokens that its loss is a mean over.
-        critic: the batch of the critic's loss.
-    """
-
-    policy: Prepared
-    counted_BT: jax.Array
-    critic: Prepared
 
 
 class Learner:
@@ -183,7 +176,7 @@ class Learner:
         self._prepare = jax.jit(
             functools.partial(prepare, config=self._config), out_shardings=(by_row, None)
         )
-        self._kept = jax.jit(_kept, out_shardings=(by_row, whole))
+        self._kept = jax.jit(kept_trajectories, out_shardings=(by_row, whole))
         self._totals = jax.jit(_totals_of_rows)
         self._gather = jax.jit(
             lambda arrays, trains_BT, rows: {
@@ -251,11 +244,10 @@ class Learner:
             state, on_mesh, plan_micro_batches(batch.trains_BT, everything, self._config)
         )
         prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
-        given = _Given(prepared, prepared.trains_BT, prepared)
+        given = Given(prepared, prepared.trains_BT, prepared)
         if not self._config.mask_advantages:
-            given = _Given(
-                prepared._replace(trains_BT=on_mesh.sampled_BT), on_mesh.sampled_BT, prepared
-            )
+            sampled = prepared._replace(trains_BT=on_mesh.sampled_BT)
+            given = Given(sampled, sampled.trains_BT, prepared)
         trains_BT = batch.trains_BT
         if self._config.skip_zero_advantages:
             passes_BT, kept_B = self._kept(prepared.trains_BT, prepared.advantages_BT)
@@ -286,7 +278,7 @@ class Learner:
     def _update(
         self,
         state: LearnerState,
-        given: _Given,
+        given: Given,
         plan: Sequence[MicroBatch],
         rows: np.ndarray,
         rate_scale: float,
@@ -440,12 +432,6 @@ def _check_models(critic: ValueModel | None, config: ml_collections.ConfigDict, 
             f"learner.micro_batch={config.micro_batch} does not divide over the {parts} devices of "
             "mesh axes data and fsdp."
         )
-
-
-def _kept(trains_BT: jax.Array, advantages_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`trains_BT` of the trajectories that have an advantage, 0 in the others; bool [B], which."""
-    kept_B = jnp.any((trains_BT != 0) & (advantages_BT != 0), axis=1)
-    return trains_BT * kept_B[:, None], kept_B
 
 
 def _totals_of_rows(passing: Prepared, counted_BT: jax.Array, rows_R: jax.Array) -> Totals:

@@ -42,6 +42,20 @@ class Prepared(NamedTuple):
     returns_BT: jax.Array
 
 
+class Given(NamedTuple):
+    """What the updates of a step are given.
+
+    Attributes:
+        policy: the batch of the policy's loss; what passes the model is what trains in it.
+        counted_BT: nonzero on the tokens that its loss is a mean over.
+        critic: the batch of the critic's loss.
+    """
+
+    policy: Prepared
+    counted_BT: jax.Array
+    critic: Prepared
+
+
 def prepare(
     batch: Batch, scores: Scores, kl_coefficient: jax.Array, *, config: ml_collections.ConfigDict
 ) -> tuple[Prepared, dict[str, jax.Array]]:
@@ -131,3 +145,11 @@ def _critic_metrics(values_BT, returns_BT, trains_BT) -> dict[str, jax.Array]:
         "critic/explained_variance": explained,
         "critic/value_mean": masked_mean(values_BT, trains_BT),
     }
+
+
+def kept_trajectories(
+    trains_BT: jax.Array, advantages_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`trains_BT` of the trajectories that have an advantage, 0 in the others; bool [B], which."""
+    kept_B = jnp.any((trains_BT != 0) & (advantages_BT != 0), axis=1)
+    return trains_BT * kept_B[:, None], kept_B
