@@ -16,6 +16,7 @@ kernel paged attention (`decode_kernel`), which reads what is filled; else by pl
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ def attention(
     k_BXKE: Float[Array, "B X K E"],
     v_BXKE: Float[Array, "B X K E"],
     sequence_BT: Int[Array, "B T"] | None = None,
+    end_BT: Int[Array, "B T"] | None = None,
     *,
     matmul_dtype: str = "same",
 ) -> Float[Array, "B T H E"]:
@@ -42,13 +44,15 @@ def attention(
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
         sequence_BT: of packed rows, the sequence of each token (`packed`): none sees another's.
+        end_BT: of rows of token trees instead (`packed`): a token sees those that end after it.
+            The kernel of TPUs cannot: there they attend as elsewhere but on CPUs.
         matmul_dtype: what CPUs multiply in (`models.matmul`); kernels of other platforms choose.
 
     Returns:
         Weighted values in the dtype of the queries; the softmax itself runs in float32.
     """
     mesh = current_mesh()
-    packed = () if sequence_BT is None else (sequence_BT,)
+    packed = tuple(x_BT for x_BT in (sequence_BT, end_BT) if x_BT is not None)
     if mesh is None:
         plain = jax.default_backend() == "cpu"
         attend = causal_by_matmul if plain else _library_attention
@@ -56,6 +60,9 @@ def attention(
         attend = _BY_PLATFORM.get(mesh.devices.flat[0].platform, _library_attention)
     if attend is causal_by_matmul and matmul_dtype != "same":
         attend = functools.partial(attend, matmul_dtype=matmul_dtype)
+    if end_BT is not None:
+        attend = _library_attention if attend is splash_attention else attend
+        attend = functools.partial(attend, may_see=_before_its_end)
     if mesh is None:
         return attend(q_BTHE, k_BXKE, v_BXKE, *packed)
     queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
@@ -73,8 +80,13 @@ def _same_sequence(sequence_BT):
     return (sequence_BT[:, :, None] == sequence_BT[:, None, :])[:, None]
 
 
-def _library_attention(q_BTHE, k_BTKE, v_BTKE, sequence_BT=None):
-    mask = None if sequence_BT is None else _same_sequence(sequence_BT)
+def _before_its_end(end_BT):
+    """Which token, as the second, is before which in a token tree, if it stands before it."""
+    return (jnp.arange(end_BT.shape[1])[None, :, None] < end_BT[:, None, :])[:, None]
+
+
+def _library_attention(q_BTHE, k_BTKE, v_BTKE, packed_BT=None, *, may_see=_same_sequence):
+    mask = None if packed_BT is None else may_see(packed_BT)
     return jax.nn.dot_product_attention(q_BTHE, k_BTKE, v_BTKE, mask=mask, is_causal=True)
 
 
@@ -82,13 +94,15 @@ def causal_by_matmul(
     q_BTHE: Float[Array, "B T H E"],
     k_BTKE: Float[Array, "B T K E"],
     v_BTKE: Float[Array, "B T K E"],
-    sequence_BT: Int[Array, "B T"] | None = None,
+    packed_BT: Int[Array, "B T"] | None = None,
     *,
+    may_see: Callable[[jax.Array], jax.Array] = _same_sequence,
     matmul_dtype: str = "same",
 ) -> Float[Array, "B T H E"]:
     """Causal attention as two batched matrix products, one matrix a key/value head.
 
-    Arguments as of `attention`.
+    Arguments as of `attention`; `may_see` makes of packed_BT which of the tokens before it each may
+    see, [B, 1, T, T].
     """
     matmul = matmul_of(matmul_dtype)
     batch, length, heads, size = q_BTHE.shape
@@ -100,10 +114,10 @@ def causal_by_matmul(
     v = v_BTKE.transpose(0, 2, 1, 3).reshape(matrices, length, size)
     # In the shape of the products: of a reshaped copy the backward pass would keep both.
     visible = jnp.tril(jnp.ones((length, length), bool))
-    if sequence_BT is None:
+    if packed_BT is None:
         visible = jnp.tile(visible, (group, 1))
     else:
-        visible = visible[None] & _same_sequence(sequence_BT)[:, 0]
+        visible = visible[None] & may_see(packed_BT)[:, 0]
         visible = jnp.repeat(jnp.tile(visible, (1, group, 1)), kv_heads, axis=0)
     scores = jnp.where(visible, matmul(q, k), -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))

@@ -6,7 +6,8 @@ al. 2023). Layers are stacked along a leading axis L and scanned, so compile tim
 with depth.
 
 Sequences are padded on the right: with causal attention, padding never reaches a real token,
-so no call needs a padding mask. Rows of several sequences come with `PackedSequences`.
+so no call needs a padding mask. Rows of several sequences come with `PackedSequences` or
+`TokenTrees`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sr1_jax.models.attention import attention
 from sr1_jax.models.lora import LoraConfig, LoraLinear
 from sr1_jax.models.matmul import MATMUL_DTYPES, bfloat16_dot_general, bfloat16_rows
 from sr1_jax.models.norm import RMSNorm
-from sr1_jax.models.packed import PackedSequences
+from sr1_jax.models.packed import PackedSequences, TokenTrees
 from sr1_jax.models.remat import NARROW, REMAT_POLICIES, rematerialised
 from sr1_jax.models.rotary import RopeScaling, rope_angles, rotate
 from sr1_jax.sharding import (
@@ -283,7 +284,7 @@ class Trunk(nnx.Module):
         self.norm = _norm(config, rngs, config.width)
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | TokenTrees | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states of whole sequences; positions count from 0, padding is on the right.
 
@@ -293,7 +294,10 @@ class Trunk(nnx.Module):
         attend = functools.partial(attention, matmul_dtype=self.config.matmul_dtype)
         if packed is not None:
             positions_BT = packed.position_BT
-            attend = functools.partial(attend, sequence_BT=packed.id_BT)
+            if isinstance(packed, TokenTrees):
+                attend = functools.partial(attend, end_BT=packed.end_BT)
+            else:
+                attend = functools.partial(attend, sequence_BT=packed.id_BT)
         cos, sin = rope_angles(
             positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
         )
@@ -346,7 +350,7 @@ class Decoder(nnx.Module):
         return self.trunk.embed.attend(hidden_BTD)
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | TokenTrees | None = None
     ) -> Float[Array, "B T V"]:
         """Logits at every position of right-padded sequences, or of packed rows."""
         return self.logits(self.trunk(ids_BT, packed))
@@ -377,7 +381,7 @@ class ValueModel(nnx.Module):
         return nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == "head")
 
     def __call__(
-        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | None = None
+        self, ids_BT: Int[Array, "B T"], packed: PackedSequences | TokenTrees | None = None
     ) -> Float[Array, "B T"]:
         """Value, float32, of the state after each token; of packed rows, within its sequence."""
         return self.head(self.trunk(ids_BT, packed))[..., 0]

@@ -34,6 +34,7 @@ from sr1_jax.rl.micro_batches import (
     micro_batch_shapes,
     padding_share,
     plan_micro_batches,
+    shared_share,
 )
 from sr1_jax.rl.passes import Passes
 from sr1_jax.rl.prepare import (
@@ -45,6 +46,7 @@ from sr1_jax.rl.prepare import (
     step_shapes,
 )
 from sr1_jax.rl.settings import check_config, minibatches, needs_critic, optimizer_steps
+from sr1_jax.rl.shared_prefixes import groups_together
 from sr1_jax.rl.step_metrics import over_updates
 from sr1_jax.rl.trained_model import TrainedModel, shapes_of
 from sr1_jax.rl.update import ModelState, Update, frozen_copy, on_chip, rate_schedule
@@ -240,9 +242,7 @@ class Learner:
         self._forget_given()
         everything = np.arange(self._trajectories)
         on_mesh = place(batch, named(self._mesh, "batch"))
-        scores = self._scores(
-            state, on_mesh, plan_micro_batches(batch.trains_BT, everything, self._config)
-        )
+        scores = self._scores(state, on_mesh, self._plan_scores(batch))
         prepared, metrics = self._prepare(on_mesh, scores, state.kl_coefficient)
         given = Given(prepared, prepared.trains_BT, prepared)
         if not self._config.mask_advantages:
@@ -258,8 +258,10 @@ class Learner:
         plans: list[MicroBatch] = []
         for _ in range(self._config.epochs):
             order = rng.permutation(everything)
+            if self._config.share_prefixes:
+                order = groups_together(order, batch.group_B)
             for rows in np.split(order, minibatches(self._config, self._trajectories)):
-                plan = plan_micro_batches(trains_BT, rows, self._config)
+                plan = self._plan(batch, rows, trains_BT)
                 plans += plan
                 state, logged = self._update(state, given, plan, rows, rate_scale)
                 history.append(logged)
@@ -271,9 +273,25 @@ class Learner:
         means["rollout_gap"] = next((gap for gap in gaps if not np.isnan(gap)), np.nan)
         means |= {key: float(value) for key, value in metrics.items()}
         means["padding_share"] = padding_share(trains_BT, plans)
+        if self._config.share_prefixes:
+            means["shared_share"] = shared_share(trains_BT, plans)
         means["kl_coefficient"] = float(coefficient)
         state = state._replace(kl_coefficient=self._next_kl_coefficient(state, means))
         return StepResult(state, means, prepared)
+
+    def _plan(self, batch: Batch, rows: np.ndarray, trains_BT: np.ndarray) -> list[MicroBatch]:
+        return plan_micro_batches(
+            trains_BT, rows, self._config, ids_BT=batch.ids_BT, group_B=batch.group_B
+        )
+
+    def _plan_scores(self, batch: Batch) -> list[MicroBatch]:
+        """Micro-batches of all trajectories, each once."""
+        parts, order = 1, np.arange(self._trajectories)
+        if self._config.share_prefixes:  # a micro-batch has a place for all of a mini-batch
+            parts = minibatches(self._config, self._trajectories)
+            order = groups_together(order, batch.group_B)
+        rows = np.split(order, parts)
+        return [one for some in rows for one in self._plan(batch, some, batch.trains_BT)]
 
     def _update(
         self,
@@ -357,7 +375,7 @@ class Learner:
         state = self.abstract_state
         longest = self._config.length_buckets[-1]
         batch, scores, prepared = step_shapes(self._trajectories, longest, self._mesh)
-        shapes = micro_batch_shapes(self._config)
+        shapes = micro_batch_shapes(self._config, self._trajectories)
         frozen = shapes_of(self._policy.frozen)
         models = self._models(state, abstract=True)
         minibatch = self._trajectories // minibatches(self._config, self._trajectories)

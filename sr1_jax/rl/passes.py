@@ -30,6 +30,12 @@ from sr1_jax.rl.losses import (
 )
 from sr1_jax.rl.masked import masked_mean
 from sr1_jax.rl.prepare import Prepared, Scores
+from sr1_jax.rl.shared_prefixes import (
+    SharedPrefixes,
+    tokens_of_trajectories,
+    tokens_of_trees,
+    wanted_of_trees,
+)
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import put_rows, take_rows
 from sr1_jax.sharding import compute_on
@@ -86,7 +92,7 @@ class Passes:
         micro_batch: Prepared,
         totals: Totals,
         trained: int,
-        packed: PackedSequences | None,
+        packed: PackedSequences | SharedPrefixes | None,
         kl_coefficient: jax.Array,
         frozen: Any,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -94,7 +100,8 @@ class Passes:
         config, b = self.config, micro_batch
         model = nnx.merge(self.policy, params, frozen)
         logp_BT, entropy_BT = self._token_logp(model, b.ids_BT, b.trains_BT, trained, packed)
-        sequence_BT = None if packed is None else packed.id_BT
+        # With shared prefixes the losses have a trajectory a row.
+        sequence_BT = packed.id_BT if isinstance(packed, PackedSequences) else None
         weights_BT = token_weights(
             b.trains_BT,
             config.loss_aggregation,
@@ -138,7 +145,7 @@ class Passes:
         micro_batch: Prepared,
         totals: Totals,
         trained: int,
-        packed: PackedSequences | None,
+        packed: PackedSequences | SharedPrefixes | None,
         frozen: Any,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The critic's loss and means over tokens; see `update.add_gradients`."""
@@ -153,14 +160,36 @@ class Passes:
         )
         return {"loss": loss * b.trains_BT.sum() / jnp.maximum(totals.tokens, 1)}, means
 
-    def _values(self, params, frozen, ids_BT, packed: PackedSequences | None):
+    def _values(self, params, frozen, ids_BT, packed: PackedSequences | SharedPrefixes | None):
+        model = nnx.merge(self.critic, params, frozen)
+        if isinstance(packed, SharedPrefixes):
+            trees = packed.trees
+            with compute_on(self.mesh):
+                values_RL = model(tokens_of_trees(ids_BT, packed), trees)
+            before_RL = jnp.take_along_axis(values_RL, trees.parent_BT, axis=1)
+            return tokens_of_trajectories(before_RL * (trees.position_BT > 0), packed)
         with compute_on(self.mesh):
-            values_BT = nnx.merge(self.critic, params, frozen)(ids_BT, packed)
+            values_BT = model(ids_BT, packed)
         before_BT = jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
         # Not what the row's last sequence was worth at its end.
         return before_BT if packed is None else before_BT * (packed.position_BT > 0)
 
-    def _token_logp(self, model, ids_BT, trains_BT, trained: int, packed: PackedSequences | None):
+    def _token_logp(
+        self,
+        model,
+        ids_BT,
+        trains_BT,
+        trained: int,
+        packed: PackedSequences | SharedPrefixes | None,
+    ):
+        if isinstance(packed, SharedPrefixes):
+            ids_RL, wanted_RL = tokens_of_trees(ids_BT, packed), wanted_of_trees(trains_BT, packed)
+            found = self._token_logp_of_rows(model, ids_RL, wanted_RL, trained, packed.trees)
+            trains_BT = trains_BT != 0
+            return tuple(jnp.where(trains_BT, tokens_of_trajectories(x, packed), 0) for x in found)
+        return self._token_logp_of_rows(model, ids_BT, trains_BT, trained, packed)
+
+    def _token_logp_of_rows(self, model, ids_BT, trains_BT, trained, packed):
         with compute_on(self.mesh):
             return token_logp(
                 model,

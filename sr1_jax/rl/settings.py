@@ -71,6 +71,11 @@ LEARNER = Section(
             16, "rows that pass the model at a time", at_least(1), free_on_resume=True
         ),
         "packing": Setting(False, "whether a row holds several trajectories", free_on_resume=True),
+        "share_prefixes": Setting(
+            False,
+            "whether packed rows hold once what trajectories of a question start with; "
+            "mini-batches are then of whole questions",
+        ),
         "row_lengths": Setting(
             (),
             "tokens of packed rows; (): length_buckets, and four lengths up to 5/4 of the last",
@@ -203,6 +208,10 @@ def _check_sizes(config: ml_collections.ConfigDict, trajectories: int) -> None:
         raise ValueError(
             f"learner.minibatch_size={config.minibatch_size} does not divide the {trajectories} "
             "trajectories of a step (questions × samples)."
+        )
+    if config.share_prefixes and not config.packing:
+        raise ValueError(
+            "learner.share_prefixes=True is about packed rows: set learner.packing=True too."
         )
     if config.packing and size < config.micro_batch:
         raise ValueError(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sr1_jax.models.decoder import Decoder
 from sr1_jax.models.matmul import bfloat16_rows
-from sr1_jax.models.packed import PackedSequences
+from sr1_jax.models.packed import PackedSequences, TokenTrees
 from sr1_jax.sharding import batch_parts, constrain, current_mesh, reshard
 
 
@@ -22,7 +22,7 @@ def token_logp(
     max_wanted: int,
     temperature: float = 1.0,
     chunk_tokens: int = 4096,
-    packed: PackedSequences | None = None,
+    packed: PackedSequences | TokenTrees | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each wanted token given those before it, and the entropy it was drawn
     with.
@@ -41,7 +41,7 @@ def token_logp(
         temperature: of sampling; logits are divided by it, here as there. 0 stands for greedy
             decoding and counts as 1.
         chunk_tokens: tokens a chunk on each part of the batch (`sharding.compute_on`).
-        packed: of packed rows, the sequence and position of each token.
+        packed: of packed rows, the sequence and position of each token; or their token trees.
 
     Returns:
         logp_BT and entropy_BT (nats), float32; 0 where nothing is wanted and at the
@@ -60,6 +60,8 @@ def token_logp(
     # The hidden state before a token predicts it. Mapped over rows, so that a device finds those
     # of its rows without asking the others.
     before_BM = jnp.maximum(index_BM - 1, 0)
+    if isinstance(packed, TokenTrees):
+        before_BM = jnp.take_along_axis(packed.parent_BT, index_BM, axis=1)
     hidden_BMD = jax.vmap(lambda hidden_TD, at_M: hidden_TD[at_M])(hidden_BTD, before_BM)
 
     # Every chunk holds tokens of every row: rows are split over devices, so all have a share.

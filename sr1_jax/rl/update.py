@@ -17,6 +17,7 @@ from sr1_jax.models.packed import PackedSequences
 from sr1_jax.rl import program_keys
 from sr1_jax.rl.aggregation import Totals
 from sr1_jax.rl.micro_batches import MicroBatch
+from sr1_jax.rl.shared_prefixes import SharedPrefixes
 from sr1_jax.rl.step_metrics import EXTREMES
 from sr1_jax.sharding import named, tree_shardings
 
@@ -168,8 +169,8 @@ def place_model(
 
 
 def take_rows(
-    batch: Any, rows: jax.Array | PackedSequences, length: int, mesh: Mesh
-) -> tuple[Any, PackedSequences | None]:
+    batch: Any, rows: jax.Array | PackedSequences | SharedPrefixes, length: int, mesh: Mesh
+) -> tuple[Any, PackedSequences | SharedPrefixes | None]:
     """A micro-batch of each [B, T] array, split over the devices.
 
     Args:
@@ -180,11 +181,23 @@ def take_rows(
 
     Returns:
         The first `length` tokens of the rows, and None; or packed rows, 0 where nothing is, and
-        the sequence and position of their tokens.
+        the sequence and position of their tokens; or, with shared prefixes, a row for each of the
+        trajectories, on all devices, and the layout whose rows are split.
     """
 
     def split(x_RT):
         return jax.lax.with_sharding_constraint(x_RT, named(mesh, "batch"))
+
+    if isinstance(rows, SharedPrefixes):
+        whole = named(mesh)
+        taken = jax.tree.map(
+            lambda x_BT: jax.lax.with_sharding_constraint(
+                x_BT.at[rows.rows_N].get(mode="fill", fill_value=0), whole
+            ),
+            batch,
+        )
+        source_RL, trees = jax.tree.map(split, (rows.source_RL, rows.trees))
+        return taken, rows._replace(source_RL=source_RL, trees=trees)
 
     if not isinstance(rows, PackedSequences):
         return jax.tree.map(lambda x_BT: split(x_BT[rows, :length]), batch), None
@@ -195,8 +208,12 @@ def take_rows(
     return jax.tree.map(take, batch), jax.tree.map(split, rows)
 
 
-def put_rows(x_BT: jax.Array, rows: jax.Array | PackedSequences, x_RT: jax.Array) -> jax.Array:
+def put_rows(
+    x_BT: jax.Array, rows: jax.Array | PackedSequences | SharedPrefixes, x_RT: jax.Array
+) -> jax.Array:
     """`x_BT` with the values of a micro-batch where `take_rows` would take them from."""
+    if isinstance(rows, SharedPrefixes):
+        return x_BT.at[rows.rows_N].set(x_RT, mode="drop")
     if isinstance(rows, PackedSequences):
         return x_BT.at[rows.id_BT, rows.position_BT].set(x_RT, mode="drop")
     return x_BT.at[rows, : x_RT.shape[1]].set(x_RT)
@@ -297,7 +314,7 @@ class Update:
                 self.accumulate,
                 (grads, state.params, batch, rows, totals, context),
                 {"length": length, "trained": trained},
-                jax.tree.leaves(rows)[0].shape[0] * length,
+                _rows_of(rows) * length,
             )
             for rows, length, trained in shapes
         ]
@@ -380,6 +397,13 @@ class Update:
         new = ModelState(optax.apply_updates(state.params, updates), moved)
         old = ModelState(state.params, opt_state)
         return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old), metrics
+
+
+def _rows_of(rows: Any) -> int:
+    """Rows that pass the model, of a `MicroBatch`."""
+    if isinstance(rows, SharedPrefixes):
+        return rows.source_RL.shape[0]
+    return jax.tree.leaves(rows)[0].shape[0]
 
 
 def _put_together(key: str, values: Sequence[jax.Array]) -> jax.Array:
