@@ -3,6 +3,7 @@
     python benchmarks/learner.py tunix --python=FILE [--batch=search]
     python benchmarks/learner.py torch [--batch=search]
     python benchmarks/learner.py buckets --batch=search
+    python benchmarks/learner.py shared --batch=search --alike
 
     tunix   GRPO by Tunix's learner, in an environment of its own. Each step of both: log-probs of
             the reference, group-relative advantages, gradients of the clipped loss with a
@@ -12,10 +13,13 @@
             old policy and of the reference, values, advantages, gradients of policy and critic,
             clipping, AdamW.
     buckets GRPO by our learner with packed rows, and by our learner with length buckets.
+    shared  GRPO by our learner with rows that hold once what the samples of a question start with,
+            and by our learner with length buckets.
 
 Nothing is sampled. A "fixed" batch is 32 sequences of 128 + 128 tokens; a "search" batch has
 turns of log-normal lengths and observations between them, which are not trained on: ours and
-PyTorch read them in length buckets, Tunix pads all to the longest. Weights are random and the same
+PyTorch read them in length buckets, Tunix pads all to the longest. With --alike the four samples of
+a question differ in their last turn alone. Weights are random and the same
 on all sides; before anything is timed, losses (and, with PyTorch, gradient norms) are compared,
 and a difference above 1e-3 ends the run. Prints medians, ratios and the load of the machine; real
 tokens are those that are not padding.
@@ -72,22 +76,33 @@ def make_batch(args, vocab_size: int) -> tuple[Batch, np.ndarray]:
     """A batch and the length of each sequence."""
     rng = np.random.default_rng(args.seed)
     rows = []
+    starts = []  # tokens up to the last turn
     for _ in range(args.sequences):
         mask = [0] * args.prompt
+        starts.append(args.prompt)
         if args.batch == "fixed":
             mask += [1] * args.new
         else:
             median, spread = args.segment
             lengths = median * np.exp(spread * rng.normal(size=rng.integers(2, 5)))
             for turn, size in enumerate(np.clip(lengths, 8, 192).astype(int)):
-                mask += [0] * args.observation * (turn > 0) + [1] * size
+                mask += [0] * args.observation * (turn > 0)
+                starts[-1] = len(mask)
+                mask += [1] * size
         rows.append(mask)
+    if args.alike:
+        for row in range(args.sequences):
+            first = row - row % GROUP
+            rows[row] = rows[first][: starts[first]] + rows[row][starts[row] :]
     length_B = np.array([len(mask) for mask in rows])
     trains_BT = np.zeros((args.sequences, length_B.max()), np.float32)
     ids_BT = np.zeros(trains_BT.shape, np.int32)
     for row, mask in enumerate(rows):
         trains_BT[row, : len(mask)] = mask
         ids_BT[row, : len(mask)] = rng.integers(300, vocab_size, len(mask))
+        if args.alike:
+            first = row - row % GROUP
+            ids_BT[row, : starts[first]] = ids_BT[first, : starts[first]]
     reward_B = rng.uniform(0, 1, args.sequences).astype(np.float32)
     # All of it on the last token, which every sequence has sampled.
     rewards_BT = np.zeros_like(trains_BT)
@@ -265,6 +280,22 @@ def buckets(args) -> None:
     timed(args, packed, "buckets", lambda: plain.step() and plain.tokens)
 
 
+def shared(args) -> None:
+    """GRPO with and without shared prefixes, as many rows a micro-batch."""
+    common = dict(kl_in="loss", kl_kind="k3")
+    ours = Ours(args, "grpo", packing=True, share_prefixes=True, **common)
+    plain = Ours(args, "grpo", **common)
+    metrics, theirs = ours.step(), plain.step()
+    # Mini-batches of whole questions are others; with one of them the two are the same.
+    keys = ("policy/loss", "policy/gradient_norm", "kl") if args.minibatches == 1 else ("kl",)
+    check(metrics, {key: theirs[key] for key in keys})
+    print(
+        f"shared {metrics['shared_share']:.1%} of the tokens; padding "
+        f"{metrics['padding_share']:.1%}, in buckets {theirs['padding_share']:.1%}"
+    )
+    timed(args, ours, "buckets", lambda: plain.step() and plain.tokens)
+
+
 def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:
     """Alternates; both sides have done a step before, so all is compiled."""
     sides = {"ours": lambda: ours.step() and ours.tokens, name: theirs}
@@ -273,13 +304,16 @@ def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("against", choices=("tunix", "torch", "buckets"))
+    parser.add_argument("against", choices=("tunix", "torch", "buckets", "shared"))
     parser.add_argument("--batch", choices=("fixed", "search"), default="fixed")
     parser.add_argument("--python", help="interpreter of an environment with google-tunix")
     parser.add_argument(
         "--segment", type=float, nargs=2, default=(32, 0.8),
         help="median of the tokens a segment has, and standard deviation of their logarithm",
     )  # fmt: skip
+    parser.add_argument(
+        "--alike", action="store_true", help="samples of a question differ in their last turn alone"
+    )
     parser.add_argument("--kl", type=float, default=0.1, help="coefficient of GRPO's KL term")
     parser.add_argument("--layers", type=int, default=0, help="instead of those of the shape")
     for key, default in dict(
@@ -291,7 +325,7 @@ def main() -> None:
     if args.against == "tunix" and not args.python:
         parser.error("tunix needs --python, an interpreter of an environment with google-tunix.")
     print(f"jax {jax.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    {"tunix": tunix, "torch": torch, "buckets": buckets}[args.against](args)
+    {"tunix": tunix, "torch": torch, "buckets": buckets, "shared": shared}[args.against](args)
 
 
 if __name__ == "__main__":

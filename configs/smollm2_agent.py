@@ -74,7 +74,10 @@ def get_config(argument="stage=rl"):
     config.learner.learning_rate = 5e-4
     config.learner.kl_in, config.learner.entropy_coefficient = "none", 0.0
     config.learner.skip_zero_advantages = True
-    config.learner.minibatch_size, config.learner.micro_batch = 24, 2
+    # Most of a trajectory are passages, which samples of a question have in common.
+    config.learner.packing = config.learner.share_prefixes = True
+    config.learner.row_lengths = (640, 768, 896, 1024, 1280)
+    config.learner.minibatch_size, config.learner.micro_batch = 48, 1
     config.learner.length_buckets = (320, 384, 448, 512, 640, 896)
     config.learner.chunk_tokens = 1024
     config.evaluation.every, config.evaluation.questions = 20, 100

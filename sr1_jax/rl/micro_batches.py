@@ -57,8 +57,8 @@ def plan_micro_batches(
     rows: np.ndarray,
     config: ml_collections.ConfigDict,
     *,
-    ids_BT: np.ndarray,
-    group_B: np.ndarray,
+    ids_BT: np.ndarray | None = None,
+    group_B: np.ndarray | None = None,
 ) -> list[MicroBatch]:
     """Micro-batches of some rows of a batch, laid out as the settings say.
 
@@ -66,7 +66,7 @@ def plan_micro_batches(
         trains_BT: nonzero on the tokens that train.
         rows: int [R], those wanted.
         config: of the learner.
-        ids_BT, group_B: of the batch: prefixes are shared within a group.
+        ids_BT, group_B: of the batch; only `share_prefixes`, within a group, looks at them.
 
     Returns:
         Micro-batches that together hold every token of the rows that trains, once.

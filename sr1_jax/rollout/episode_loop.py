@@ -27,8 +27,9 @@ from sr1_jax.rollout.prefixes import Share, plan_shares
 from sr1_jax.rollout.readers import Readers, Reading
 
 # Tools may keep the next decode call waiting for this share of the last one's time: then their
-# slots take part in it.
-_PATIENCE = 0.1
+# slots take part in it. With a tenth, searches that share their processors with the decoding took
+# longer from all slots than they gave to some (`benchmarks/rollout.py latency --index`).
+_PATIENCE = 0.01
 # With nothing to decode, other processes are asked again after this many seconds.
 _LONGEST_WAIT = 0.2
 
@@ -82,7 +83,7 @@ class EpisodeLoop:
 
     def play(self) -> None:
         """Runs until every episode, here and in the other processes, is over."""
-        host_since = time.perf_counter()
+        host_since, waited = time.perf_counter(), self._stats["tool_wait_seconds"]
         while True:
             self._collect(_PATIENCE * self._decode_seconds)
             self._prefill()
@@ -97,11 +98,12 @@ class EpisodeLoop:
             quota = max(1, math.ceil(self._config.turnover * running))
             decoded = self._slots.decode(left_S, running - quota)
             self._decoded += 1
-            self._stats["host_seconds"] += time.perf_counter() - host_since
+            waited = self._stats["tool_wait_seconds"] - waited
+            self._stats["host_seconds"] += time.perf_counter() - host_since - waited
             began = time.perf_counter()
             self._finish_all()
             decoded = self._slots.read(decoded)
-            host_since = time.perf_counter()
+            host_since, waited = time.perf_counter(), self._stats["tool_wait_seconds"]
             self._decode_seconds = host_since - began
             self._stats["decode_seconds"] += self._decode_seconds
             self._advance(decoded)
@@ -120,17 +122,23 @@ class EpisodeLoop:
 
     def _wait(self) -> None:
         """Nothing can decode before a tool has answered, here or in another process."""
-        began = time.perf_counter()
         self._finish_all()
         if self._config.deterministic:
             self._take_asked_before(self._decoded + 1)
         else:
             self._take_answers(_LONGEST_WAIT)
-        self._stats["tool_wait_seconds"] += time.perf_counter() - began
+
+    def _poll(self, wait: float) -> list[Answer]:
+        """Answers that have come in, after up to `wait` seconds in which nothing decodes."""
+        began = time.perf_counter()
+        answers = self._pool.poll(wait)
+        if wait:
+            self._stats["tool_wait_seconds"] += time.perf_counter() - began
+        return answers
 
     def _take_answers(self, wait: float) -> bool:
         """Shows what has come in, waiting up to `wait` seconds for the first; says if any has."""
-        answers = self._pool.poll(wait)
+        answers = self._poll(wait)
         for answer in answers:
             self._take(answer)
         return bool(answers)
@@ -141,7 +149,7 @@ class EpisodeLoop:
         self._early += self._pool.poll()
         due = {slot for slot, asked in self._asked_after.items() if asked < call}
         while not due <= {answer.key for answer in self._early}:
-            self._early += self._pool.poll(_LONGEST_WAIT)
+            self._early += self._poll(_LONGEST_WAIT)
         for answer in sorted(self._early, key=lambda answer: answer.key):
             if answer.key in due:
                 self._take(answer)

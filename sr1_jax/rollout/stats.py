@@ -24,9 +24,9 @@ def as_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     kept from the last episode), extend_positions (prefilled and padding). slot_steps are decode
     steps times slots, occupancy the share of them that sampled a token; busy_* count only while
     questions were waiting for a slot. Seconds: decode (waiting for what was sampled, and for all
-    that was dispatched before), host (between two calls), tool_wait (nothing to decode until a tool
-    has answered), <tag> (inside the calls of a tool, over all threads), reshard (making the layout
-    of rollouts), extend and fork (dispatch alone, unless rollout.profile).
+    that was dispatched before), host (work between two calls), tool_wait (between two calls, for a
+    tool to answer), <tag> (inside the calls of a tool, over all threads), reshard (making the
+    layout of rollouts), extend and fork (dispatch alone, unless rollout.profile).
 
     Where the policy reads passages in prompts of their own: reader_episodes, reader_tokens (of
     those decoded), reader_no_answer, reader_skipped (no room for a word after the prompt),

@@ -123,7 +123,7 @@ def test_every_micro_batch_has_a_listed_shape(packing):
     config.update(packing=packing, micro_batch=4, length_buckets=(8, 16, 24))
     shapes = {
         (part.length, part.trained): jax.tree.map(lambda x: (x.shape, x.dtype), part.rows)
-        for part in micro_batch_shapes(config)
+        for part in micro_batch_shapes(config, 16)
     }
     rng = np.random.default_rng(0)
     met = set()
