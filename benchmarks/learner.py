@@ -13,8 +13,8 @@
             old policy and of the reference, values, advantages, gradients of policy and critic,
             clipping, AdamW.
     buckets GRPO by our learner with packed rows, and by our learner with length buckets.
-    shared  GRPO by our learner with rows that hold once what the samples of a question start with,
-            and by our learner with length buckets.
+    shared  GRPO by our learner with packed rows that hold once what the samples of a question start
+            with, and with plain packed rows.
 
 Nothing is sampled. A "fixed" batch is 32 sequences of 128 + 128 tokens; a "search" batch has
 turns of log-normal lengths and observations between them, which are not trained on: ours and
@@ -284,16 +284,16 @@ def shared(args) -> None:
     """GRPO with and without shared prefixes, as many rows a micro-batch."""
     common = dict(kl_in="loss", kl_kind="k3")
     ours = Ours(args, "grpo", packing=True, share_prefixes=True, **common)
-    plain = Ours(args, "grpo", **common)
+    plain = Ours(args, "grpo", packing=True, **common)
     metrics, theirs = ours.step(), plain.step()
     # Mini-batches of whole questions are others; with one of them the two are the same.
     keys = ("policy/loss", "policy/gradient_norm", "kl") if args.minibatches == 1 else ("kl",)
     check(metrics, {key: theirs[key] for key in keys})
     print(
         f"shared {metrics['shared_share']:.1%} of the tokens; padding "
-        f"{metrics['padding_share']:.1%}, in buckets {theirs['padding_share']:.1%}"
+        f"{metrics['padding_share']:.1%}, in plain packed rows {theirs['padding_share']:.1%}"
     )
-    timed(args, ours, "buckets", lambda: plain.step() and plain.tokens)
+    timed(args, ours, "packed", lambda: plain.step() and plain.tokens)
 
 
 def timed(args, ours: Ours, name: str, theirs: Callable[[], int]) -> None:

@@ -77,6 +77,7 @@ def get_config(argument="stage=rl"):
     # Most of a trajectory are passages, which samples of a question have in common.
     config.learner.packing = config.learner.share_prefixes = True
     config.learner.row_lengths = (640, 768, 896, 1024, 1280)
+    # One update of all that was sampled has less noise than two, each of half of it.
     config.learner.minibatch_size, config.learner.micro_batch = 48, 1
     config.learner.length_buckets = (320, 384, 448, 512, 640, 896)
     config.learner.chunk_tokens = 1024

@@ -3,7 +3,7 @@
 Whole sequences attend through `attention`, which looks at the mesh the model is traced for
 (`sharding.compute_on`). Each device attends for its own rows and heads, by
 
-    TPUs          the Pallas kernel splash attention (`splash`)
+    TPUs          the Pallas kernel splash attention (`splash`); not for token trees
     CPUs          plain batched matrices: XLA runs them in half the time of
                   `jax.nn.dot_product_attention` (`benchmarks/attention.py` measures both)
     else          `jax.nn.dot_product_attention`; also on a TPU where no mesh is named, since XLA
@@ -44,8 +44,8 @@ def attention(
         k_BXKE: keys; H must be a multiple of K (grouped-query attention, Ainslie et al. 2023).
         v_BXKE: values.
         sequence_BT: of packed rows, the sequence of each token (`packed`): none sees another's.
-        end_BT: of rows of token trees instead (`packed`): a token sees those that end after it.
-            The kernel of TPUs cannot: there they attend as elsewhere but on CPUs.
+        end_BT: of rows of token trees instead (`packed`): a token sees itself and those before it
+            whose end lies behind it. TPUs compute it without their kernel, which has no such mask.
         matmul_dtype: what CPUs multiply in (`models.matmul`); kernels of other platforms choose.
 
     Returns:
@@ -81,7 +81,8 @@ def _same_sequence(sequence_BT):
 
 
 def _before_its_end(end_BT):
-    """Which token, as the second, is before which in a token tree, if it stands before it."""
+    """Whether the second token's subtree reaches beyond the first: of those before it, whether they
+    are its ancestors."""
     return (jnp.arange(end_BT.shape[1])[None, :, None] < end_BT[:, None, :])[:, None]
 
 

@@ -278,6 +278,8 @@ def advice(plan: Plan, row: Row) -> list[str]:
     own = REFERENCE in held and plan.run.policy.lora is None
     if own and REFERENCE not in config.learner.offload:
         found.append('--config.learner.offload=\'("optimizer","reference")\'')
+    if not rollout and config.learner.share_prefixes:
+        found.append("--config.learner.share_prefixes=False")
     if not rollout and plan.run.policy.remat != "full":
         found.append("--config.base.remat=full")
     parts = plan.run.mesh.shape["data"] * plan.run.mesh.shape["fsdp"]

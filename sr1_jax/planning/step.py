@@ -146,9 +146,11 @@ def _calls_of_updates(run: Run, assumed: Assumptions) -> dict[Any, float]:
     if learner.skip_zero_advantages:  # all are assumed to be kept
         calls[Kept()] = 1
     if learner.kl_in != "none" or run.critic is not None or learner.old_logp == "trainer":
-        # All mini-batches are scored together.
+        # All mini-batches are scored together, but for shared prefixes.
         tokens = episodes * (assumed.length if learner.packing else usual.length)
         times = math.ceil(tokens / (learner.micro_batch * usual.length))
+        if learner.share_prefixes:
+            times = usual.in_an_epoch
         calls[Score(usual.length, usual.trained)] = times
     for model in (POLICY,) if run.critic is None else (POLICY, CRITIC):
         calls[Zeros(model)] = calls[Apply(model)] = updates
@@ -175,7 +177,7 @@ def usual_micro_batch(run: Run, assumed: Assumptions) -> UsualMicroBatch:
     """The micro-batch of an average episode.
 
     Packed rows hold the longest episode there can be, since each mini-batch will have a long one,
-    and are as full as their number allows.
+    and are as full as their number allows. Of shared prefixes only the prompt is counted on.
 
     Raises:
         ValueError: no row holds the assumed episode.
@@ -187,7 +189,10 @@ def usual_micro_batch(run: Run, assumed: Assumptions) -> UsualMicroBatch:
         trained = trained_bound(assumed.sampled, length)
         return UsualMicroBatch(length, trained, episodes / learner.micro_batch)
     count = minibatches(learner, episodes)
-    tokens = episodes / count * assumed.length
+    own = assumed.length
+    if learner.share_prefixes:
+        own -= assumed.prompt_tokens * (1 - 1 / config.samples)
+    tokens = episodes / count * own
 
     def micro_batches(length: int) -> int:
         return math.ceil(tokens / (learner.micro_batch * length))
@@ -200,7 +205,7 @@ def usual_micro_batch(run: Run, assumed: Assumptions) -> UsualMicroBatch:
             f"{tuple(row_lengths(learner))}."
         )
     length = min(holding, key=lambda length: length * micro_batches(length))
-    trained = trained_bound(math.ceil(assumed.sampled * length / assumed.length), length)
+    trained = trained_bound(math.ceil(assumed.sampled * length / own), length)
     return UsualMicroBatch(length, trained, count * micro_batches(length))
 
 

@@ -200,7 +200,7 @@ def plan_shared(
     Raises:
         ValueError: a trajectory is longer than the last of the lengths.
     """
-    trajectories, longest = len(rows), trains_BT.shape[1]
+    trajectories = len(rows)
     rows = rows[trains_BT[rows].any(axis=1)]
     end_R = trained_ends(trains_BT[rows] != 0)
     ends = dict(zip(rows.tolist(), end_R.tolist()))
@@ -212,16 +212,11 @@ def plan_shared(
         layout = lay_out(
             packed_rows[start : start + size],
             ends,
+            trains_BT,
             shape=(size, length),
             trajectories=trajectories,
-            longest=longest,
-            padding=len(trains_BT),
         )
-        wanted_RL = np.zeros(size * length + 1, bool)  # the last is of places that there are not
-        known = layout.rows_N < len(trains_BT)
-        trains_NT = trains_BT[layout.rows_N[known]] != 0
-        wanted_RL[layout.place_NT[known][trains_NT]] = True
-        trained = wanted_RL[:-1].reshape(size, length).sum(axis=1).max()
+        trained = layout.wanted_RL.sum(axis=1).max()
         plan.append(MicroBatch(layout, length, trained_bound(int(trained), length)))
     return plan
 

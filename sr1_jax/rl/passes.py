@@ -34,7 +34,6 @@ from sr1_jax.rl.shared_prefixes import (
     SharedPrefixes,
     tokens_of_trajectories,
     tokens_of_trees,
-    wanted_of_trees,
 )
 from sr1_jax.rl.token_logp import token_logp
 from sr1_jax.rl.update import put_rows, take_rows
@@ -183,8 +182,8 @@ class Passes:
         packed: PackedSequences | SharedPrefixes | None,
     ):
         if isinstance(packed, SharedPrefixes):
-            ids_RL, wanted_RL = tokens_of_trees(ids_BT, packed), wanted_of_trees(trains_BT, packed)
-            found = self._token_logp_of_rows(model, ids_RL, wanted_RL, trained, packed.trees)
+            ids_RL = tokens_of_trees(ids_BT, packed)
+            found = self._token_logp_of_rows(model, ids_RL, packed.wanted_RL, trained, packed.trees)
             trains_BT = trains_BT != 0
             return tuple(jnp.where(trains_BT, tokens_of_trajectories(x, packed), 0) for x in found)
         return self._token_logp_of_rows(model, ids_BT, trains_BT, trained, packed)

@@ -29,12 +29,14 @@ class SharedPrefixes(NamedTuple):
         place_NT: int32, where each of its tokens stands in the flattened [R · L] rows; R · L
             where it is not needed.
         source_RL: int32, the trajectory of rows_N that each token is taken from; N is padding.
+        wanted_RL: float32, 1 where a token trains in any of its trajectories.
         trees: [R, L] each; its positions are also where in that trajectory the token stands.
     """
 
     rows_N: jax.Array | np.ndarray
     place_NT: jax.Array | np.ndarray
     source_RL: jax.Array | np.ndarray
+    wanted_RL: jax.Array | np.ndarray
     trees: TokenTrees
 
 
@@ -55,7 +57,7 @@ class Family(NamedTuple):
 def families_of(
     ids_BT: np.ndarray, ends: dict[int, int], group_B: np.ndarray, *, capacity: int
 ) -> list[Family]:
-    """Trajectories of each group, in as few trees of at most `capacity` tokens as come in order.
+    """Trajectories of each group, in trees of at most `capacity` tokens, filled one by one.
 
     Args:
         ids_BT: tokens.
@@ -110,39 +112,45 @@ def pack_families(
     Returns:
         The families of each row, and the rows' length.
     """
+    longest = max(ends.values(), default=1)
+    alone = [Family([row], [0], end) for row, end in ends.items()]
     best = None
     for length in lengths:
-        families = families_of(ids_BT, ends, group_B, capacity=length)
-        bins = best_fit_decreasing([family.tokens for family in families], length)
-        computed = -(-len(bins) // size) * length
-        # Of lengths with as many tokens the shortest: attention costs the square of it.
-        if best is None or computed < best[0]:
-            best = computed, [[families[index] for index in members] for members in bins], length
+        # Large trees leave room that nothing fills: where little is shared, small ones, or none,
+        # need fewer rows.
+        capacities = [capacity for capacity in (length, length // 2) if capacity >= longest]
+        trees = [families_of(ids_BT, ends, group_B, capacity=capacity) for capacity in capacities]
+        for families in (*trees, alone):
+            bins = best_fit_decreasing([family.tokens for family in families], length)
+            computed = -(-len(bins) // size) * length
+            # Of lengths with as many tokens the shortest: attention costs the square of it.
+            if best is None or computed < best[0]:
+                rows = [[families[index] for index in members] for members in bins]
+                best = computed, rows, length
     return best[1], best[2]
 
 
 def lay_out(
     rows: Sequence[Sequence[Family]],
     ends: dict[int, int],
+    trains_BT: np.ndarray,
     *,
     shape: tuple[int, int],
     trajectories: int,
-    longest: int,
-    padding: int,
 ) -> SharedPrefixes:
     """Where the tokens of a micro-batch come from and stand.
 
     Args:
         rows: the families of each, fewer than the shape has or as many.
         ends: of each row of the batch, the tokens needed.
+        trains_BT: nonzero on the tokens that train.
         shape: R and L.
         trajectories: N, at least as many as there are.
-        longest: T, tokens of a row of the batch.
-        padding: the number that stands for no row of the batch.
     """
     width = shape[1]
-    rows_N = np.full(trajectories, padding, np.int32)
-    place_NT = np.full((trajectories, longest), np.prod(shape), np.int32)
+    rows_N = np.full(trajectories, len(trains_BT), np.int32)
+    place_NT = np.full((trajectories, trains_BT.shape[1]), np.prod(shape), np.int32)
+    wanted_RL = np.zeros(shape, np.float32)
     source_RL, position_RL = np.full(shape, trajectories, np.int32), np.zeros(shape, np.int32)
     own = np.broadcast_to(np.arange(width, dtype=np.int32), shape)
     parent_RL, end_RL = own.copy(), own + 1
@@ -159,10 +167,12 @@ def lay_out(
                 position_RL[row, new] = np.arange(shared, ends[member])
                 parent_RL[row, place_T[1:]] = place_T[:-1]
                 end_RL[row, place_T] = stop
+                wanted_RL[row, place_T[trains_BT[member, : ends[member]] != 0]] = 1
                 rows_N[number] = member
                 place_NT[number, : len(place_T)] = row * width + place_T
                 number, before_T = number + 1, place_T
-    return SharedPrefixes(rows_N, place_NT, source_RL, TokenTrees(position_RL, parent_RL, end_RL))
+    trees = TokenTrees(position_RL, parent_RL, end_RL)
+    return SharedPrefixes(rows_N, place_NT, source_RL, wanted_RL, trees)
 
 
 def groups_together(order: np.ndarray, group_B: np.ndarray) -> np.ndarray:
@@ -179,9 +189,13 @@ def shared_prefixes_shapes(
     def whole(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    of_trees = whole(rows, length)
+    of_rows = whole(rows, length)
     return SharedPrefixes(
-        whole(trajectories), whole(trajectories, longest), of_trees, TokenTrees(*[of_trees] * 3)
+        rows_N=whole(trajectories),
+        place_NT=whole(trajectories, longest),
+        source_RL=of_rows,
+        wanted_RL=jax.ShapeDtypeStruct((rows, length), jnp.float32),
+        trees=TokenTrees(*[of_rows] * 3),
     )
 
 
@@ -189,13 +203,6 @@ def tokens_of_trees(x_NT: jax.Array, layout: SharedPrefixes) -> jax.Array:
     """What stands at each token of the trajectories, for each of the rows: [R, L], 0 on padding."""
     at = layout.source_RL, layout.trees.position_BT
     return x_NT.at[at].get(mode="fill", fill_value=0)
-
-
-def wanted_of_trees(trains_NT: jax.Array, layout: SharedPrefixes) -> jax.Array:
-    """1 where a token of the rows trains in any trajectory, else 0: float32 [R, L]."""
-    zeros = jnp.zeros(layout.source_RL.size)
-    wanted = (trains_NT != 0).astype(zeros.dtype)
-    return zeros.at[layout.place_NT].max(wanted, mode="drop").reshape(layout.source_RL.shape)
 
 
 def tokens_of_trajectories(x_RL: jax.Array, layout: SharedPrefixes) -> jax.Array:

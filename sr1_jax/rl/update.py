@@ -196,8 +196,8 @@ def take_rows(
             ),
             batch,
         )
-        source_RL, trees = jax.tree.map(split, (rows.source_RL, rows.trees))
-        return taken, rows._replace(source_RL=source_RL, trees=trees)
+        of_rows = jax.tree.map(split, (rows.source_RL, rows.wanted_RL, rows.trees))
+        return taken, SharedPrefixes(rows.rows_N, rows.place_NT, *of_rows)
 
     if not isinstance(rows, PackedSequences):
         return jax.tree.map(lambda x_BT: split(x_BT[rows, :length]), batch), None

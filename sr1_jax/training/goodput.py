@@ -2,7 +2,7 @@
 
     useful      rollouts and updates, less what follows
     compile     tracing and compiling programs, wherever it happens
-    tool_wait   rollouts in which no slot had anything to decode until a tool answered
+    tool_wait   rollouts that waited for a tool between two calls that decode
     evaluation  development questions
     checkpoint  saving, as far as training waits for it, and going back
     restore     reading a checkpoint when the run is taken up again

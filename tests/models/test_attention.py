@@ -116,3 +116,9 @@ def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(monkeypatch):
     assert chosen[:2] == [splash_attention, causal_by_matmul]
     np.testing.assert_allclose(chosen[2](*inputs), attention(*inputs), atol=1e-6)
     assert len(chosen) == 3
+    # The kernel knows no trees.
+    device = types.SimpleNamespace(platform="tpu")
+    ends = np.full((1, 5), 5, np.int32)
+    with compute_on(types.SimpleNamespace(devices=np.array([device]))):
+        jax.eval_shape(lambda *x: attention(*x, end_BT=ends), *inputs)
+    np.testing.assert_allclose(chosen[3](*inputs, ends), attention(*inputs), atol=1e-6)

@@ -380,6 +380,26 @@ def test_packed_rows_are_listed_and_called():
     assert saved == pytest.approx(3 * pairs, rel=1e-6)
 
 
+def test_of_shared_prefixes_the_prompt_is_counted_on():
+    """Mini-batches of 4 episodes of 88 tokens, of which two samples share the 40 of the prompt: 272
+    in two rows of 176, 24 · 176 / 68 of them trained; each mini-batch is scored alone."""
+    config = tiny_config()
+    config.samples = 2
+    config.learner.update(packing=True, share_prefixes=True, micro_batch=2, row_lengths=(176,))
+    run = make_run(config, jax.devices()[:1])
+    calls = calls_of(run, Assumptions(40, 1, 12, 24))
+    key = Accumulate("policy", 176, 88)
+    count = config.questions * 2 // 4
+    assert calls[Score(176, 88)] == calls[key] == count
+    [program] = [program for program in run.programs if program.key == key]
+    assert program.tokens == 2 * 176
+    layout = program.arguments[3]
+    assert (layout.rows_N.shape, layout.place_NT.shape) == ((4,), (4, 128))
+    assert layout.source_RL.shape == layout.trees.end_BT.shape == (2, 176)
+    text = program.lower().as_text()
+    assert "tensor<2x176xi32>" in text and "tensor<4x128xi32>" in text
+
+
 def test_a_cache_is_as_full_as_when_tokens_are_sampled():
     """Positions of all sampled tokens of an episode, one after the other."""
     assumed = Assumptions(40, 2, 12, 24)

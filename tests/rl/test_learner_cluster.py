@@ -54,8 +54,8 @@ def run_together(start_processes, tmp_path, rl_policy, rl_critic, learner_run, s
             for name, wanted in want_rows.items():
                 np.testing.assert_allclose(rows[name], wanted, atol=1e-4)
             for got, wanted in zip(metrics, want, strict=True):
-                del got["padding_share"]
-                wanted.pop("padding_share", None)
+                for name in ("padding_share", "shared_share"):
+                    got.pop(name, None), wanted.pop(name, None)
                 assert got == pytest.approx(wanted, rel=1e-5, abs=2e-6)
             for a, b in zip(leaves, jax.tree.leaves(state), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
@@ -73,11 +73,13 @@ def test_two_processes_with_a_device_each(run_together):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", [False, True], ids=["buckets", "packed"])
+@pytest.mark.parametrize("layout", ["buckets", "packed", "shared"])
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=str)
-def test_two_processes_with_four_devices_each(run_together, mesh, packing):
+def test_two_processes_with_four_devices_each(run_together, mesh, layout):
     """Two batches of two optimizer steps each; on one device in twice as many micro-batches, none
     of them packed."""
     steps = dict(minibatch_size=8, length_buckets=(11, 17, LENGTH))
-    together = dict(micro_batch=8, packing=packing)
+    if layout == "shared":  # on one device too, where mini-batches are then of whole questions
+        steps |= dict(packing=True, share_prefixes=True)
+    together = dict(micro_batch=8, packing=layout != "buckets")
     run_together(mesh, 4, steps | together, steps | dict(micro_batch=4), count=2)

@@ -19,6 +19,7 @@ from sr1_jax.rl.micro_batches import (
     micro_batch_shapes,
     padding_share,
     plan_micro_batches,
+    plan_packed,
     plan_shared,
     shared_share,
 )
@@ -99,11 +100,14 @@ def test_each_token_sees_what_stands_before_it_in_its_trajectory(made, size, dat
                 np.testing.assert_array_equal(sees, at[1][: position + 1])
             trained_RL[at] |= trains_BT[row, :end] != 0
         assert trained_RL.sum(axis=1).max() <= trained <= length
+        np.testing.assert_array_equal(layout.wanted_RL != 0, trained_RL)
         tokens += (layout.source_RL < len(rows)).sum()
     assert sorted(found) == sorted(wanted)
     assert padding_share(trains_BT, plan) == pytest.approx(
         1 - tokens / (len(plan) * size * plan[0].length)
     )
+    packed = plan_packed(trains_BT, rows, size=size, lengths=(10, 15, 24))
+    assert sum(part.length for part in plan) <= sum(part.length for part in packed)
     if wanted:
         total = sum(wanted.values())
         assert shared_share(trains_BT, plan) == pytest.approx(1 - tokens / total)
@@ -182,6 +186,29 @@ def test_a_step_is_the_same(learner_run, batch, mesh, changes):
         if want is not None:
             assert_trees_close(adam(got.opt_state).mu, adam(want.opt_state).mu, atol=1e-6)
             assert_trees_close(got.params, want.params, atol=1e-5)
+
+
+@slow
+def test_two_mini_batches_scored_by_the_trainer(learner_run, batch, monkeypatch):
+    """As without sharing, once both shuffle whole questions."""
+    changes = dict(minibatch_size=8, epochs=2, old_logp="trainer")
+    plain, run = learner_run(**changes), learner_run(**changes | SHARED)
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: _WholeQuestions(batch))
+    (after, metrics), (got, got_metrics) = (each.step(batch, each.moved) for each in (plain, run))
+    for key in ("policy/loss", "policy/gradient_norm", "critic/loss", "kl"):
+        assert got_metrics[key] == pytest.approx(metrics[key], rel=1e-4), key
+    for name in ("policy", "critic"):
+        assert_trees_close(getattr(got, name).params, getattr(after, name).params, atol=1e-5)
+
+
+class _WholeQuestions:
+    """Permutes as a run with shared prefixes does."""
+
+    def __init__(self, batch):
+        self._batch, self._rng = batch, np.random.Generator(np.random.PCG64(7))
+
+    def permutation(self, rows):
+        return groups_together(self._rng.permutation(rows), self._batch.group_B)
 
 
 def test_mini_batches_are_of_whole_questions(learner_run, batch, monkeypatch):
