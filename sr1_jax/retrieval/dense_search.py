@@ -66,7 +66,7 @@ class VectorSearch:
         block: int = 0,
         approximate: bool = False,
         recall: float = 0.95,
-        batches: tuple[int, ...] = (1, 8, 64, 256),
+        batches: tuple[int, ...] = (1, 8, 16, 32, 64, 256),
     ):
         self.count, self.width, self.dtype = vectors.count, vectors.width, vectors.dtype
         self._batches = batches

@@ -234,7 +234,7 @@ DENSE = Section(
                     free_on_resume=True,
                 ),
                 "batches": Setting(
-                    (1, 8, 64, 256),
+                    (1, 8, 16, 32, 64, 256),
                     "sizes of batches of queries; each is compiled once",
                     increasing_lengths(),
                     free_on_resume=True,

@@ -27,9 +27,8 @@ from sr1_jax.rollout.prefixes import Share, plan_shares
 from sr1_jax.rollout.readers import Readers, Reading
 
 # Tools may keep the next decode call waiting for this share of the last one's time: then their
-# slots take part in it. With a tenth, searches that share their processors with the decoding took
-# longer from all slots than they gave to some (`benchmarks/rollout.py latency --index`).
-_PATIENCE = 0.01
+# slots take part in it. More of it fills more slots, and keeps all of them waiting for longer.
+_PATIENCE = 0.015
 # With nothing to decode, other processes are asked again after this many seconds.
 _LONGEST_WAIT = 0.2
 
