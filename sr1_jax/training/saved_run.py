@@ -134,10 +134,11 @@ def _check_trained(workdir: Path, folder: Path, there: Mapping[str, bool]) -> No
 
 def _check_adapters(config: ml_collections.ConfigDict, facts: Mapping[str, Any]) -> None:
     saved = facts.get("config", {}).get("lora", {})
-    if bool(saved.get("path")) != bool(config.lora.path):
+    if config.lora.path:
         raise ValueError(
-            f"The run was trained with lora.path={saved.get('path', '')!r}, now it is "
-            f"{config.lora.path!r}: give the config of the run."
+            f"The policy of a run with a checkpoint is that of the checkpoint, also where training "
+            f"started from adapters: leave lora.path={config.lora.path!r} out, or give another "
+            "--workdir."
         )
     for key in ("rank", "alpha", "targets"):
         old, now = saved.get(key), config.lora[key]
