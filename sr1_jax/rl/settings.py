@@ -74,7 +74,7 @@ LEARNER = Section(
         "share_prefixes": Setting(
             False,
             "whether packed rows hold once what trajectories of a question start with; "
-            "mini-batches are then of whole questions, as far as their size allows",
+            "updates are then of whole questions, as far as their size allows",
         ),
         "row_lengths": Setting(
             (),
