@@ -76,8 +76,8 @@ def test_two_processes_with_a_device_each(run_together):
 @pytest.mark.parametrize("layout", ["buckets", "packed", "shared"])
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=str)
 def test_two_processes_with_four_devices_each(run_together, mesh, layout):
-    """Two batches of two optimizer steps each; on one device in twice as many micro-batches, none
-    of them packed."""
+    """Two batches of two optimizer steps each; on one device in twice as many micro-batches,
+    packed only where prefixes are shared."""
     steps = dict(minibatch_size=8, length_buckets=(11, 17, LENGTH))
     if layout == "shared":  # on one device too, where mini-batches are then of whole questions
         steps |= dict(packing=True, share_prefixes=True)

@@ -28,3 +28,12 @@ def changed(got, want) -> bool:
         not np.allclose(a, b, atol=1e-6)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want))
     )
+
+
+def assert_learned_alike(after, want):
+    """Two states of a learner: parameters and first moments of each model."""
+    for name in ("policy", "critic"):
+        got, model = getattr(after, name), getattr(want, name)
+        if model is not None:
+            assert_trees_close(adam(got.opt_state).mu, adam(model.opt_state).mu, atol=1e-6)
+            assert_trees_close(got.params, model.params, atol=1e-5)
